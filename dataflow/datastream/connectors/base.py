@@ -1,0 +1,284 @@
+"""Sources and sinks as a user writes them: Flink's FLIP-27 Source and Sink V2, in Python.
+
+A **source** is split in two. The ``SplitEnumerator`` runs once per source and finds the work
+(files, partitions, ranges) as *splits*; a ``SourceReader`` runs in every subtask and reads the
+splits assigned to it. A split carries its own position, so that a snapshot of a reader is the
+list of its unfinished splits and restoring is adding them back.
+
+A **sink** is a ``SinkWriter`` per subtask. If it is to be exactly-once, the writer is a
+``CommittingSinkWriter`` whose ``prepare_commit`` turns everything written since the last
+checkpoint into *committables*, and the sink has a ``Committer`` that makes them visible once the
+checkpoint is complete. A committer may be asked to commit the same committable again after a
+failure and must then answer as if it were the first time.
+
+Nothing here may block a task: readers that do I/O use ``FetchingReader`` (a thread behind a
+bounded queue), enumerators ``SplitEnumeratorContext.call_async``.
+Snapshots, splits and committables are pickled.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import Any, Generic, Protocol, TypeVar
+
+from dataflow.common.batch import Batch, RowBatch
+
+T = TypeVar("T")
+SplitT = TypeVar("SplitT")
+CommT = TypeVar("CommT")
+
+
+class Boundedness(Enum):
+    """Whether a source ends by itself."""
+
+    BOUNDED = "bounded"
+    CONTINUOUS_UNBOUNDED = "continuous_unbounded"
+
+
+class InputStatus(Enum):
+    """What a reader's ``poll_next`` answers."""
+
+    MORE_AVAILABLE = "more_available"
+    NOTHING_AVAILABLE = "nothing_available"
+    END_OF_INPUT = "end_of_input"
+
+
+# ---------------------------------------------------------------------------------------- source
+
+
+class SplitEnumeratorContext(Protocol[SplitT]):
+    """What the engine gives an enumerator. Not thread-safe: handlers run on the task."""
+
+    @property
+    def current_parallelism(self) -> int:
+        """Number of reader subtasks, 0 .. current_parallelism - 1."""
+
+    def assign_split(self, split: SplitT, subtask_id: int) -> None:
+        """Send a split to a reader; ordered with the checkpoints by the engine."""
+
+    def signal_no_more_splits(self, subtask_id: int) -> None:
+        """Tell a reader that what it has is all it will ever get."""
+
+    def call_async(
+        self,
+        work: Callable[[], T],
+        handler: Callable[[T | None, BaseException | None], None],
+        period_ms: int | None = None,
+    ) -> None:
+        """Run blocking ``work`` on another thread, then ``handler(result, error)`` on the task.
+
+        With ``period_ms`` it is repeated that long after each completion, until close.
+        """
+
+
+class SplitEnumerator(ABC, Generic[SplitT]):
+    """Finds splits and hands them to the readers that ask."""
+
+    def start(self) -> None:  # noqa: B027
+        """Called once before any request."""
+
+    @abstractmethod
+    def handle_split_request(self, subtask_id: int) -> None:
+        """A reader has nothing left to read: assign a split, remember it, or say no more."""
+
+    @abstractmethod
+    def snapshot_state(self, checkpoint_id: int) -> Any:
+        """What ``Source.create_enumerator`` needs to go on: everything not yet assigned."""
+
+    def add_splits_back(self, splits: Sequence[SplitT], subtask_id: int) -> None:  # noqa: B027
+        """Splits of a restored job that no reader holds any more."""
+
+    def close(self) -> None:  # noqa: B027
+        """Called once at the end, also after a failure."""
+
+
+class ReaderOutput(Protocol[T]):
+    """Where a reader puts what it has read."""
+
+    def collect(self, record: T, timestamp: int | None = None, split_id: str = "") -> None:
+        """One record. Prefer ``collect_batch``: the cost per call is then paid per batch."""
+
+    def collect_batch(self, batch: Batch, split_id: str = "") -> None:
+        """Many records of one split; watermarks are tracked per ``split_id``."""
+
+    def mark_split_finished(self, split_id: str) -> None:
+        """The split no longer holds the watermark back."""
+
+
+class SourceReaderContext(Protocol):
+    """What the engine gives a reader."""
+
+    @property
+    def subtask_index(self) -> int: ...
+
+    @property
+    def parallelism(self) -> int: ...
+
+    def send_split_request(self) -> None:
+        """Ask the enumerator for a split; the answer is ``add_splits`` or ``no_more_splits``."""
+
+    def wake_up(self) -> None:
+        """Thread-safe: poll again although ``poll_next`` had answered NOTHING_AVAILABLE."""
+
+    def processing_time(self) -> int:
+        """Wall clock in milliseconds (virtual in a simulation)."""
+
+
+class SourceReader(ABC, Generic[T, SplitT]):
+    """Reads the splits of one subtask. All methods run on the task's thread and do not block."""
+
+    def start(self) -> None:  # noqa: B027
+        """Called once before the first poll, after restored splits were added."""
+
+    @abstractmethod
+    def poll_next(self, output: ReaderOutput[T]) -> InputStatus:
+        """Emit about one batch (1,000 records or 64 KiB are good sizes) and return.
+
+        END_OF_INPUT is final. After NOTHING_AVAILABLE the engine polls again on ``wake_up``, on
+        new splits, or at ``next_poll_at``.
+        """
+
+    @abstractmethod
+    def snapshot_state(self, checkpoint_id: int) -> list[SplitT]:
+        """The unfinished splits, each at the position AFTER the last emitted record."""
+
+    @abstractmethod
+    def add_splits(self, splits: Sequence[SplitT]) -> None:
+        """More work, from the enumerator or from a restored snapshot."""
+
+    def notify_no_more_splits(self) -> None:  # noqa: B027
+        """No further ``add_splits`` will come."""
+
+    def next_poll_at(self) -> int | None:
+        """Processing time (ms) at which to poll again after NOTHING_AVAILABLE."""
+        return None
+
+    def notify_checkpoint_complete(self, checkpoint_id: int) -> None:  # noqa: B027
+        """The snapshot taken for this checkpoint is durable."""
+
+    def close(self) -> None:  # noqa: B027
+        """Called once at the end, also after a failure."""
+
+
+class Source(ABC, Generic[T, SplitT]):
+    """A factory for enumerator and readers; it is pickled, so it opens nothing itself."""
+
+    @property
+    def boundedness(self) -> Boundedness:
+        return Boundedness.BOUNDED
+
+    @abstractmethod
+    def create_reader(self, context: SourceReaderContext) -> SourceReader[T, SplitT]:
+        """A reader without splits."""
+
+    def static_splits(self, parallelism: int) -> list[SplitT] | None:
+        """All splits, when they are few and known in advance; reader *i* gets ``[i::parallelism]``.
+
+        Such a source has no enumerator, so its subtasks fail and recover independently.
+        """
+        return None
+
+    def create_enumerator(
+        self, context: SplitEnumeratorContext[SplitT], checkpoint: Any = None
+    ) -> SplitEnumerator[SplitT]:
+        """A new enumerator, or with ``checkpoint`` (its ``snapshot_state``) a restored one."""
+        raise NotImplementedError(
+            f"{type(self).__name__} needs either static_splits() or create_enumerator()"
+        )
+
+
+# ------------------------------------------------------------------------------------------ sink
+
+
+class WriterInitContext(Protocol):
+    """What the engine gives a writer and a committer."""
+
+    @property
+    def subtask_index(self) -> int: ...
+
+    @property
+    def parallelism(self) -> int: ...
+
+    @property
+    def job_id(self) -> str: ...
+
+    @property
+    def attempt(self) -> str:
+        """Differs for every attempt to run this subtask, also across JobManager restarts."""
+
+    def processing_time(self) -> int:
+        """Wall clock in milliseconds (virtual in a simulation)."""
+
+
+class SinkWriter(ABC, Generic[T]):
+    """Writes the records of one subtask."""
+
+    @abstractmethod
+    def write(self, element: T, timestamp: int | None) -> None:
+        """One record with its event timestamp in ms, or None."""
+
+    def write_batch(self, batch: Batch) -> None:
+        """Many records; override it to write a batch at a time (it may be Arrow)."""
+        rows = batch if isinstance(batch, RowBatch) else batch.to_rows()
+        if rows.timestamps is None:
+            for row in rows.rows:
+                self.write(row, None)
+        else:
+            for row, timestamp in zip(rows.rows, rows.timestamps, strict=True):
+                self.write(row, timestamp)
+
+    def write_watermark(self, timestamp: int) -> None:  # noqa: B027
+        """Event time has reached ``timestamp``."""
+
+    def flush(self, end_of_input: bool) -> None:  # noqa: B027
+        """Called before each checkpoint and at the end: nothing may stay buffered in memory."""
+
+    def snapshot_state(self, checkpoint_id: int) -> list[Any]:
+        """State of the writer itself (such as an open part); restored by ``restore_writer``."""
+        return []
+
+    def close(self) -> None:  # noqa: B027
+        """Called once at the end, also after a failure; uncommitted output must stay invisible."""
+
+
+class CommittingSinkWriter(SinkWriter[T], Generic[T, CommT]):
+    """A writer whose output becomes visible by a commit."""
+
+    @abstractmethod
+    def prepare_commit(self) -> list[CommT]:
+        """Pre-commit everything written so far; called after ``flush``, before the snapshot."""
+
+
+class Committer(ABC, Generic[CommT]):
+    """Second phase. Runs on an I/O thread."""
+
+    @abstractmethod
+    def commit(self, committables: Sequence[CommT]) -> None:
+        """Make them visible. Idempotent: "already committed" is success.
+
+        An exception is retried a bounded number of times, then fails the job, which commits
+        again after its restart.
+        """
+
+    def close(self) -> None:  # noqa: B027
+        """Called once at the end, also after a failure."""
+
+
+class Sink(ABC, Generic[T]):
+    """A factory for writers; it is pickled, so it opens nothing itself."""
+
+    @abstractmethod
+    def create_writer(self, context: WriterInitContext) -> SinkWriter[T]:
+        """A writer with no state."""
+
+    def restore_writer(self, context: WriterInitContext, states: list[Any]) -> SinkWriter[T]:
+        """A writer that goes on from ``states``, what earlier writers' snapshots returned."""
+        if states:
+            raise NotImplementedError(f"{type(self).__name__} has state but no restore_writer()")
+        return self.create_writer(context)
+
+    def create_committer(self, context: WriterInitContext) -> Committer[Any] | None:
+        """The second phase, for sinks whose writers are ``CommittingSinkWriter``."""
+        return None

@@ -1,0 +1,121 @@
+"""One interface over the places bytes live in: a local folder, S3, or memory.
+
+Checkpoints, file sources and file sinks all use it. What exactly-once rests on is stated here,
+and ``tests/unit/test_filesystem.py`` runs the same conformance tests against every
+implementation:
+
+* **strong read-after-write**: once ``put`` returned, ``read`` and ``list`` show it everywhere;
+* **linearisable put-if-absent**: of any number of concurrent ``put_if_absent`` calls on one path
+  exactly one returns True, also when calls fail ambiguously and are repeated;
+* **atomic visibility**: an object is seen whole or not at all.
+
+Paths are absolute URIs: ``file:///dir/x``, ``s3://bucket/dir/x``, ``memory://name/dir/x``; a plain
+local path is accepted wherever a user gives one (see ``dataflow.filesystem.parse``).
+All methods block and are thread-safe; none may be called from a task's step.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+
+@dataclass(frozen=True, slots=True)
+class FileStatus:
+    """An object that exists: its full path and size in bytes."""
+
+    path: str
+    size: int
+
+
+class MultipartUpload(ABC):
+    """An object that is written in parts and stays invisible until it is committed.
+
+    This is the first phase of an exactly-once file sink. ``token`` is plain JSON data with which
+    another process can commit or abort.
+    """
+
+    @abstractmethod
+    def write(self, data: bytes) -> None:
+        """Append; uploads a part whenever enough has gathered."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Bytes written so far."""
+
+    @abstractmethod
+    def prepare(self) -> dict[str, object]:
+        """Make everything written durable and return the token; no ``write`` may follow."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Drop what was written; idempotent."""
+
+
+class FileSystem(ABC):
+    """See the module's text for the guarantees."""
+
+    #: Whether ``put_if_absent`` is linearisable; the start-up probe decides it for S3.
+    scheme: str
+
+    @abstractmethod
+    def put(self, path: str, data: bytes) -> None:
+        """Write an object whole, replacing any. Raises StorageError after bounded retries."""
+
+    @abstractmethod
+    def put_if_absent(self, path: str, data: bytes) -> bool:
+        """Write unless there is one. True if *this* call's data is what is stored.
+
+        An ambiguous failure is resolved by reading back: equal bytes mean True, so ``data`` must
+        name its writer where two writers could write the same.
+        """
+
+    @abstractmethod
+    def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
+        """The object's bytes, or a range of them. Raises ObjectNotFound, StorageError."""
+
+    @abstractmethod
+    def open(self, path: str) -> BinaryIO:
+        """A seekable binary reader that fetches as it goes."""
+
+    @abstractmethod
+    def status(self, path: str) -> FileStatus:
+        """Raises ObjectNotFound."""
+
+    @abstractmethod
+    def list(self, prefix: str) -> Iterator[FileStatus]:
+        """Every object below the folder ``prefix``, recursively, sorted by path."""
+
+    @abstractmethod
+    def delete(self, path: str) -> None:
+        """Remove an object; it is no error when there is none."""
+
+    @abstractmethod
+    def create_multipart(self, path: str) -> MultipartUpload:
+        """Start an upload that becomes ``path`` when committed."""
+
+    @abstractmethod
+    def commit_multipart(self, token: dict[str, object]) -> None:
+        """Make a prepared upload visible. Idempotent: already committed is success.
+
+        Raises StorageError when the upload was aborted or lost, which is data loss.
+        """
+
+    @abstractmethod
+    def abort_multipart(self, token: dict[str, object]) -> None:
+        """Drop a prepared upload; idempotent, also after it was committed (then nothing)."""
+
+    def exists(self, path: str) -> bool:
+        from dataflow.errors import ObjectNotFound
+
+        try:
+            self.status(path)
+        except ObjectNotFound:
+            return False
+        return True
+
+    def probe_conditional_put(self, prefix: str) -> None:
+        """Raise StorageError unless put-if-absent below ``prefix`` really is conditional."""

@@ -1,0 +1,113 @@
+"""What each operator of a job does: frozen descriptions holding the user's functions.
+
+The graph says *what*; ``taskmanager.operators`` says *how* (``factory.py`` maps a spec to its
+operator). Specs are cloudpickled on the client and unpickled only in TaskManagers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from dataflow.common.watermark_strategy import WatermarkStrategy
+from dataflow.datastream.connectors.base import Sink, Source
+from dataflow.datastream.functions import (
+    AggregateFunction,
+    FilterFunction,
+    FlatMapFunction,
+    KeyedProcessFunction,
+    MapFunction,
+    ProcessFunction,
+    ProcessWindowFunction,
+    ReduceFunction,
+    WindowFunction,
+)
+from dataflow.datastream.output_tag import OutputTag
+from dataflow.datastream.window import WindowAssigner
+
+KeySelector = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class OperatorSpec:
+    """Base of all specs."""
+
+
+@dataclass(frozen=True)
+class SourceSpec(OperatorSpec):
+    """Reads splits; ``watermarks`` None means that the source emits no watermarks."""
+
+    source: Source[Any, Any]
+    watermarks: WatermarkStrategy | None
+
+
+@dataclass(frozen=True)
+class EnumeratorSpec(OperatorSpec):
+    """Finds splits for the SourceSpec downstream; its records are split assignments."""
+
+    source: Source[Any, Any]
+
+
+@dataclass(frozen=True)
+class MapSpec(OperatorSpec):
+    function: MapFunction
+
+
+@dataclass(frozen=True)
+class FlatMapSpec(OperatorSpec):
+    function: FlatMapFunction
+
+
+@dataclass(frozen=True)
+class FilterSpec(OperatorSpec):
+    function: FilterFunction
+
+
+@dataclass(frozen=True)
+class MapBatchesSpec(OperatorSpec):
+    """``function`` maps a RecordBatch to a RecordBatch, Table, None or an iterable of them."""
+
+    function: Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class ProcessSpec(OperatorSpec):
+    """``key_selector`` None is a ProcessFunction on a non-keyed stream."""
+
+    function: ProcessFunction | KeyedProcessFunction
+    key_selector: KeySelector | None
+
+
+@dataclass(frozen=True)
+class TimestampsSpec(OperatorSpec):
+    strategy: WatermarkStrategy
+
+
+@dataclass(frozen=True)
+class ReduceSpec(OperatorSpec):
+    """Rolling reduce: emits the updated aggregate for every record."""
+
+    function: ReduceFunction
+    key_selector: KeySelector
+
+
+@dataclass(frozen=True)
+class WindowSpec(OperatorSpec):
+    """Exactly one of ``reduce``/``aggregate`` (incremental) or neither (full buffer).
+
+    ``function`` turns a window's contents into output; None emits the aggregate itself.
+    """
+
+    assigner: WindowAssigner[Any, Any]
+    key_selector: KeySelector
+    allowed_lateness_ms: int
+    late_tag: OutputTag | None
+    reduce: ReduceFunction | None
+    aggregate: AggregateFunction | None
+    function: ProcessWindowFunction[Any, Any, Any, Any] | WindowFunction[Any, Any, Any, Any] | None
+
+
+@dataclass(frozen=True)
+class SinkSpec(OperatorSpec):
+    sink: Sink[Any]

@@ -1,0 +1,143 @@
+"""The operator interface, and what an operator is given.
+
+An operator works a batch at a time and hands its results to ``self.output``. It runs on its
+task's thread alone, never blocks, and knows neither clocks nor Ray: everything outside comes
+through ``OperatorContext``.
+
+Order of calls: ``open`` (after which ``restore`` has been seen, if there was a snapshot), any
+number of ``process_*`` and ``prepare_barrier``/``snapshot`` pairs, ``finish`` at the end of input,
+``close`` always and last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from dataflow.common.batch import ArrowBatch, Batch, RowBatch
+from dataflow.common.keys import KeyGroupRange
+from dataflow.datastream.output_tag import OutputTag
+from state.snapshot import OperatorSnapshot
+
+
+class Output(Protocol):
+    """Where an operator's results go: chained operators and result partitions."""
+
+    def emit(self, batch: Batch) -> None:
+        """Main output."""
+
+    def emit_side(self, tag: OutputTag, batch: Batch) -> None:
+        """Side output; dropped when nobody reads the tag."""
+
+    def emit_watermark(self, timestamp: int) -> None:
+        """Event time has reached ``timestamp``: no later record will have one <= it."""
+
+    def emit_status(self, idle: bool) -> None:
+        """Whether this stream takes part in the watermark."""
+
+
+class OperatorContext(Protocol):
+    """What the task gives an operator."""
+
+    job_id: str
+    job_name: str
+    operator_name: str
+    operator_uid: str
+    subtask_index: int
+    parallelism: int
+    max_parallelism: int
+    key_group_range: KeyGroupRange
+    attempt: str  # unique per attempt to run this subtask
+    attempt_number: int
+    configuration: dict[str, str]
+
+    def processing_time(self) -> int:
+        """Wall clock in milliseconds (virtual in a simulation)."""
+
+    def wake_up(self) -> None:
+        """Thread-safe: step the task again."""
+
+    def call_async(
+        self,
+        work: Callable[[], Any],
+        done: Callable[[Any, BaseException | None], None],
+        delay_ms: int = 0,
+    ) -> None:
+        """Run blocking ``work`` on an I/O thread, then ``done(result, error)`` on the task."""
+
+    def request_split(self) -> None:
+        """Source readers only: ask the enumerator upstream for one more split."""
+
+    def send_to_client(self, channel: str, payload: bytes, done: Callable[[], None] | None) -> None:
+        """Hand a chunk to whoever waits for the job (print, collect).
+
+        ``done`` is called on the task once the client has taken it; None does not wait.
+        """
+
+    def add_metric(self, name: str, value: Callable[[], float]) -> None:
+        """Publish a number with the task's heartbeat."""
+
+
+class Operator:
+    """Base of all operators; by default stateless and passing watermarks on."""
+
+    #: Whether ``process_batch`` takes ArrowBatch; if not, the chain converts to rows first.
+    accepts_arrow = False
+
+    output: Output
+    context: OperatorContext
+
+    def setup(self, context: OperatorContext, output: Output) -> None:
+        self.context = context
+        self.output = output
+
+    def restore(self, snapshot: OperatorSnapshot) -> None:
+        """State of an earlier run, already cut to this subtask's key groups; before ``open``."""
+
+    def open(self) -> None:
+        """Start the user's function."""
+
+    def process_batch(self, batch: RowBatch | ArrowBatch) -> None:
+        """Records of the first (or only) input."""
+        raise NotImplementedError
+
+    def process_watermark(self, timestamp: int) -> None:
+        """Event time has advanced to ``timestamp``."""
+        self.output.emit_watermark(timestamp)
+
+    def process_status(self, idle: bool) -> None:
+        self.output.emit_status(idle)
+
+    def next_timer_at(self) -> int | None:
+        """The earliest processing time (ms) at which ``on_processing_time`` wants to be called."""
+        return None
+
+    def on_processing_time(self, now: int) -> None:
+        """Fire what is due at processing time ``now`` (ms)."""
+
+    def blocked(self) -> bool:
+        """True while the operator cannot take another batch (the chain then waits)."""
+        return False
+
+    def prepare_barrier(self, checkpoint_id: int) -> None:
+        """Last chance to emit before the barrier goes downstream; sinks pre-commit here."""
+
+    def snapshot(self, checkpoint_id: int) -> OperatorSnapshot:
+        """State as of the barrier; fully encoded, because processing goes on at once."""
+        return OperatorSnapshot()
+
+    def commit(self, checkpoint_id: int, done: Callable[[BaseException | None], None]) -> None:
+        """The checkpoint is complete and this attempt may commit what it covers.
+
+        ``done`` is called on the task when every commit up to it has succeeded.
+        """
+        done(None)
+
+    def abort_checkpoint(self, checkpoint_id: int) -> None:
+        """The checkpoint will never complete."""
+
+    def finish(self) -> None:
+        """End of input: emit what is still held back. The maximum watermark came before."""
+
+    def close(self) -> None:
+        """Release everything; also after a failure, also when ``open`` was never called."""

@@ -8,23 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dataflow.common.watermark_strategy import WatermarkStrategy
-from dataflow.datastream.connectors.base import Sink, Source
-from dataflow.datastream.functions import (
-    AggregateFunction,
-    FilterFunction,
-    FlatMapFunction,
-    KeyedProcessFunction,
-    MapFunction,
-    ProcessFunction,
-    ProcessWindowFunction,
-    ReduceFunction,
-    WindowFunction,
-)
-from dataflow.datastream.output_tag import OutputTag
-from dataflow.datastream.window import WindowAssigner
+if TYPE_CHECKING:  # at run time this module needs nothing, so that anything may import it
+    from dataflow.common.watermark_strategy import WatermarkStrategy
+    from dataflow.datastream.connectors.base import Sink, Source
+    from dataflow.datastream.functions import (
+        AggregateFunction,
+        FilterFunction,
+        FlatMapFunction,
+        KeyedProcessFunction,
+        MapFunction,
+        ProcessFunction,
+        ProcessWindowFunction,
+        ReduceFunction,
+        WindowFunction,
+    )
+    from dataflow.datastream.output_tag import OutputTag
+    from dataflow.datastream.window import WindowAssigner
 
 KeySelector = Callable[[Any], Any]
 

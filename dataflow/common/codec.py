@@ -1,0 +1,42 @@
+"""The only place where bytes become Python objects.
+
+Loading a pickle runs whatever its writer put into it, so every ``loads`` below is a statement of
+trust, and a test forbids unpickling anywhere else:
+
+* **code** (``dumps_code``/``loads_code``): the user's functions, cloudpickled by whoever submitted
+  the job and loaded only in TaskManagers. Submitting a job *is* running code on the cluster.
+* **data** (``dumps_data``/``loads_data``): records between tasks, state, splits and committables,
+  written by the job's own tasks and read back by them. Whoever can write to the checkpoint storage
+  can therefore run code in the job.
+
+Nothing that arrives from a connector, a REST call or any other outsider may come here.
+"""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import cloudpickle
+
+PROTOCOL = 5
+
+
+def dumps_code(value: Any) -> bytes:
+    """Pickle by value what the receiver cannot import: lambdas, closures, the script's classes."""
+    return bytes(cloudpickle.dumps(value, protocol=PROTOCOL))
+
+
+def loads_code(blob: bytes) -> Any:
+    """The inverse of ``dumps_code``; only for blobs of the job's own JobGraph."""
+    return cloudpickle.loads(blob)
+
+
+def dumps_data(value: Any) -> bytes:
+    """Pickle plain data; classes travel by reference."""
+    return pickle.dumps(value, protocol=PROTOCOL)
+
+
+def loads_data(blob: bytes) -> Any:
+    """The inverse of ``dumps_data``; only for bytes that a task of the same job has written."""
+    return pickle.loads(blob)

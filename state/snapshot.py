@@ -1,8 +1,29 @@
-"""The state of one subtask at one checkpoint."""
+"""The state of one subtask at one checkpoint, and its file format.
+
+    magic and version   8 bytes
+    blocks              encoded state, back to back
+    index               JSON: uid, kind, key group or name, offset, length and CRC-32 of each block
+    footer              length of the index (u64), CRC-32 of index and length (u32), magic
+
+Every byte is compared or covered by a checksum, and blocks may neither overlap nor leave gaps, so
+any single changed byte is found. A block per key group lets a rescaled task take only its own.
+"""
 
 from __future__ import annotations
 
+import json
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
+
+from dataflow.common.keys import MAX_MAX_PARALLELISM, KeyGroupRange
+from dataflow.errors import CorruptObject
+
+_MAGIC = b"DFSNAP\x00\x01"
+_FOOTER = struct.Struct("<QI8s")
+_LENGTH = struct.Struct("<Q")
 
 
 @dataclass(slots=True)
@@ -23,3 +44,180 @@ class TaskSnapshot:
 
     operators: dict[str, OperatorSnapshot] = field(default_factory=dict)
     drained: bool = False
+
+
+# --------------------------------------------------------------------------------------- encode
+
+
+def encode(snapshot: TaskSnapshot) -> bytes:
+    """The snapshot as one file; equal snapshots give equal bytes."""
+    out = bytearray(_MAGIC)
+
+    def add(block: bytes) -> list[int]:
+        offset = len(out)
+        out.extend(block)
+        return [offset, len(block), zlib.crc32(block)]
+
+    operators = [
+        {
+            "uid": uid,
+            "keyed": [[group, *add(block)] for group, block in sorted(state.keyed.items())],
+            "operator": [
+                [name, *add(_join(items))] for name, items in sorted(state.operator.items())
+            ],
+        }
+        for uid, state in sorted(snapshot.operators.items())
+    ]
+    index = json.dumps(
+        {"drained": snapshot.drained, "operators": operators}, separators=(",", ":")
+    ).encode()
+    out += index
+    out += _FOOTER.pack(len(index), _index_crc(index), _MAGIC)
+    return bytes(out)
+
+
+def _join(items: list[bytes]) -> bytes:
+    return b"".join(part for item in items for part in (_LENGTH.pack(len(item)), item))
+
+
+def _index_crc(index: bytes) -> int:
+    return zlib.crc32(_LENGTH.pack(len(index)), zlib.crc32(index))
+
+
+# --------------------------------------------------------------------------------------- decode
+
+
+def decode(data: bytes, key_groups: KeyGroupRange | None = None) -> TaskSnapshot:
+    """The inverse of ``encode``; with ``key_groups`` the blocks of other groups are left out.
+
+    Raises CorruptObject. Blocks left out are not verified.
+    """
+    index = _read_index(data)
+    snapshot = TaskSnapshot(drained=index["drained"])
+    for operator in index["operators"]:
+        state = OperatorSnapshot()
+        for group, *place in operator["keyed"]:
+            if key_groups is None or group in key_groups:
+                state.keyed[group] = _block(data, *place)
+        for name, *place in operator["operator"]:
+            state.operator[name] = list(_split(_block(data, *place)))
+        snapshot.operators[operator["uid"]] = state
+    return snapshot
+
+
+def _read_index(data: bytes) -> dict[str, Any]:
+    if len(data) < len(_MAGIC) + _FOOTER.size or not data.startswith(_MAGIC):
+        raise CorruptObject("the snapshot is no snapshot of a known version, or is cut short")
+    length, crc, magic = _FOOTER.unpack_from(data, len(data) - _FOOTER.size)
+    start = len(data) - _FOOTER.size - length
+    if magic != _MAGIC or start < len(_MAGIC):
+        raise CorruptObject("the snapshot's footer is damaged")
+    raw = data[start : start + length]
+    if _index_crc(raw) != crc:
+        raise CorruptObject("the snapshot's index does not match its checksum")
+    try:
+        index = json.loads(raw)
+        _check_index(index, start)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise CorruptObject("the snapshot's index is malformed") from None
+    checked: dict[str, Any] = index
+    return checked
+
+
+def _check_index(index: Any, end: int) -> None:
+    """Raises ValueError, KeyError or TypeError unless the blocks fill the file up to ``end``."""
+    if set(index) != {"drained", "operators"} or type(index["drained"]) is not bool:
+        raise ValueError
+    position = len(_MAGIC)
+    uids = set()
+    for operator in index["operators"]:
+        if set(operator) != {"uid", "keyed", "operator"} or type(operator["uid"]) is not str:
+            raise ValueError
+        uids.add(operator["uid"])
+        position = _check_blocks(operator["keyed"], int, position)
+        position = _check_blocks(operator["operator"], str, position)
+        if any(not 0 <= entry[0] < MAX_MAX_PARALLELISM for entry in operator["keyed"]):
+            raise ValueError
+    if position != end or len(uids) != len(index["operators"]):
+        raise ValueError
+
+
+def _check_blocks(entries: Iterable[Any], name_type: type, position: int) -> int:
+    names = set()
+    for name, offset, length, crc in entries:
+        if type(name) is not name_type or name in names or offset != position:
+            raise ValueError
+        if any(type(number) is not int or number < 0 for number in (offset, length, crc)):
+            raise ValueError
+        names.add(name)
+        position += length
+    return position
+
+
+def _block(data: bytes, offset: int, length: int, crc: int) -> bytes:
+    block = data[offset : offset + length]
+    if zlib.crc32(block) != crc:
+        raise CorruptObject(f"the snapshot's block at byte {offset} does not match its checksum")
+    return block
+
+
+def _split(block: bytes) -> Iterator[bytes]:
+    position = 0
+    while position < len(block):
+        if len(block) - position < _LENGTH.size:
+            raise CorruptObject("a list of state items in the snapshot is cut short")
+        (length,) = _LENGTH.unpack_from(block, position)
+        position += _LENGTH.size
+        if len(block) - position < length:
+            raise CorruptObject("a list of state items in the snapshot is cut short")
+        yield block[position : position + length]
+        position += length
+
+
+# --------------------------------------------------------------------------------- redistribute
+
+
+def redistribute(
+    old: list[TaskSnapshot],
+    old_parallelism: int,
+    new_parallelism: int,
+    subtask: int,
+    max_parallelism: int,
+) -> TaskSnapshot:
+    """What subtask ``subtask`` of ``new_parallelism`` starts from; ``old`` is in subtask order.
+
+    Keyed state goes by key group. Items of operator state stay with their subtask while the
+    parallelism is the same, else item ``i`` of all goes to subtask ``i % new_parallelism``.
+    A new subtask has drained only if every old one had. Raises CorruptObject when two old
+    subtasks claim one key group.
+    """
+    if len(old) != old_parallelism or not 0 <= subtask < new_parallelism:
+        raise ValueError(
+            f"{len(old)} snapshots of parallelism {old_parallelism}, "
+            f"subtask {subtask} of {new_parallelism}"
+        )
+    if old_parallelism == new_parallelism:
+        return old[subtask]
+    groups = KeyGroupRange.of(max_parallelism, new_parallelism, subtask)
+    merged = TaskSnapshot(drained=all(task.drained for task in old))
+    for uid in sorted({uid for task in old for uid in task.operators}):
+        states = [task.operators[uid] for task in old if uid in task.operators]
+        merged.operators[uid] = _merge(states, groups, new_parallelism, subtask)
+    return merged
+
+
+def _merge(
+    states: list[OperatorSnapshot], groups: KeyGroupRange, parallelism: int, subtask: int
+) -> OperatorSnapshot:
+    merged = OperatorSnapshot()
+    for state in states:
+        for group, block in state.keyed.items():
+            if group not in groups:
+                continue
+            if group in merged.keyed:
+                raise CorruptObject(f"two subtasks hold state of key group {group}")
+            merged.keyed[group] = block
+    for name in sorted({name for state in states for name in state.operator}):
+        items = [item for state in states for item in state.operator.get(name, ())]
+        merged.operator[name] = items[subtask::parallelism]
+    return merged

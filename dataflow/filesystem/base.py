@@ -6,20 +6,24 @@ implementation:
 
 * **strong read-after-write**: once ``put`` returned, ``read`` and ``list`` show it everywhere;
 * **linearisable put-if-absent**: of any number of concurrent ``put_if_absent`` calls on one path
-  exactly one returns True, also when calls fail ambiguously and are repeated;
+  with different data exactly one returns True, also when calls fail ambiguously and are repeated;
 * **atomic visibility**: an object is seen whole or not at all.
 
 Paths are absolute URIs: ``file:///dir/x``, ``s3://bucket/dir/x``, ``memory://name/dir/x``; a plain
-local path is accepted wherever a user gives one (see ``dataflow.filesystem.parse``).
+local path is accepted wherever a user gives one (see ``dataflow.filesystem.parse``). They are
+taken literally: nothing in them is percent-decoded.
 All methods block and are thread-safe; none may be called from a task's step.
 """
 
 from __future__ import annotations
 
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
+
+from dataflow.errors import ObjectNotFound, StorageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,7 @@ class MultipartUpload(ABC):
 class FileSystem(ABC):
     """See the module's text for the guarantees."""
 
-    #: Whether ``put_if_absent`` is linearisable; the start-up probe decides it for S3.
+    #: The first part of the URIs it serves: "file", "s3" or "memory".
     scheme: str
 
     @abstractmethod
@@ -70,16 +74,20 @@ class FileSystem(ABC):
         """Write unless there is one. True if *this* call's data is what is stored.
 
         An ambiguous failure is resolved by reading back: equal bytes mean True, so ``data`` must
-        name its writer where two writers could write the same.
+        name its writer where two writers could write the same. StorageError leaves open whether
+        the data is or will be stored; repeating the call is always safe.
         """
 
     @abstractmethod
     def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
-        """The object's bytes, or a range of them. Raises ObjectNotFound, StorageError."""
+        """The object's bytes, or a range of them, cut at its end.
+
+        Raises ObjectNotFound, StorageError.
+        """
 
     @abstractmethod
     def open(self, path: str) -> BinaryIO:
-        """A seekable binary reader that fetches as it goes."""
+        """A seekable binary reader that fetches as it goes. Raises ObjectNotFound."""
 
     @abstractmethod
     def status(self, path: str) -> FileStatus:
@@ -87,7 +95,10 @@ class FileSystem(ABC):
 
     @abstractmethod
     def list(self, prefix: str) -> Iterator[FileStatus]:
-        """Every object below the folder ``prefix``, recursively, sorted by path."""
+        """Every object below the folder ``prefix``, recursively, sorted by path.
+
+        A folder that does not exist is empty. Uploads in progress are not listed.
+        """
 
     @abstractmethod
     def delete(self, path: str) -> None:
@@ -109,13 +120,58 @@ class FileSystem(ABC):
         """Drop a prepared upload; idempotent, also after it was committed (then nothing)."""
 
     def exists(self, path: str) -> bool:
-        from dataflow.errors import ObjectNotFound
-
         try:
             self.status(path)
         except ObjectNotFound:
             return False
         return True
 
+    def location(self, path: str) -> str:
+        """Where ``path`` is, for error messages: names the server, holds no secrets."""
+        return path
+
     def probe_conditional_put(self, prefix: str) -> None:
-        """Raise StorageError unless put-if-absent below ``prefix`` really is conditional."""
+        """Raise StorageError unless put-if-absent below ``prefix`` really is conditional.
+
+        Some S3 servers accept ``If-None-Match`` and overwrite all the same; two JobManagers could
+        then both believe to own a checkpoint.
+        """
+        path = f"{prefix.rstrip('/')}/.probe-{self._unique_name(prefix)}"
+        try:
+            first = self.put_if_absent(path, b"first")
+            second = self.put_if_absent(path, b"second")
+            stored = self.read(path)
+        finally:
+            self.delete(path)
+        if not first or second or stored != b"first":
+            raise StorageError(
+                f"{self.location(prefix)} does not honour conditional writes (If-None-Match: *), "
+                "which exactly-once checkpoints need; use a store that does, such as AWS S3, "
+                "MinIO since 2024, SeaweedFS or a local folder"
+            )
+
+    def _unique_name(self, path: str) -> str:
+        """A name that no other writer near ``path`` uses."""
+        return uuid.uuid4().hex
+
+
+def token_text(token: dict[str, object], key: str) -> str:
+    """A text field of an upload token. Raises StorageError when it is not one."""
+    value = token.get(key)
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise StorageError(f"not an upload token: field {key!r} is missing or no text")
+    return value
+
+
+def token_size(token: dict[str, object]) -> int:
+    """The size in an upload token. Raises StorageError when it is not one."""
+    value = token.get("size")
+    if type(value) is not int or value < 0:
+        raise StorageError("not an upload token: field 'size' is missing or no byte count")
+    return value
+
+
+def check_range(offset: int, length: int | None) -> None:
+    """Raises ValueError for a range that no object can have."""
+    if offset < 0 or (length is not None and length < 0):
+        raise ValueError(f"offset and length of a read must not be negative: {offset}, {length}")

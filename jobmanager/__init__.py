@@ -1,0 +1,1 @@
+"""The control plane: ExecutionGraph, checkpoint coordination, failover, clients, command line."""

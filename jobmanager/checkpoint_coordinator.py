@@ -1,0 +1,400 @@
+"""Triggers checkpoints, collects their acknowledgements, and sees them through to the commit.
+
+A pure state machine: every method takes ``now`` (ms, monotonic) and appends actions; who executes
+them feeds the outcome back. The life of a checkpoint:
+
+    triggered → PENDING (acknowledgements) → PUBLISHING (manifest, epoch record) → completed
+              → COMMITTING (every subtask makes its output visible) → committed marker
+
+Invariants:
+
+* at most one checkpoint is pending or publishing;
+* a checkpoint is published only after every task of the *expected attempt* acknowledged it;
+* a commit is sent only with the permit that the store gave after publishing;
+* an outcome of the store that is not known is never taken as "not written": publishing is
+  repeated until it is known, or a new attempt resolves it by recovering from the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+
+from dataflow.graph.job_graph import JobGraph
+from state.checkpoint_store import (
+    CheckpointManifest,
+    CommitPermit,
+    PublishOutcome,
+    SubtaskState,
+    VertexState,
+)
+from taskmanager.elements import Attempt
+from taskmanager.messages import CheckpointAcknowledged, CheckpointDeclined, TaskId
+
+
+class AckResult(Enum):
+    """What became of an acknowledgement; none of them is an error."""
+
+    SUCCESS = "success"
+    DUPLICATE = "duplicate"
+    UNKNOWN = "unknown"  # a task or attempt that is not expected
+    DISCARDED = "discarded"  # of a checkpoint that is over
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    """Times in ms."""
+
+    interval: int
+    timeout: int = 600_000
+    min_pause: int = 0
+    tolerable_failures: int = 100
+    retained: int = 3
+    publish_retry: int = 1_000
+
+
+# ------------------------------------------------------------------------------------- actions
+
+
+@dataclass(frozen=True)
+class Trigger:
+    """Start the checkpoint at every task without inputs."""
+
+    checkpoint_id: int
+
+
+@dataclass(frozen=True)
+class Abort:
+    """Tell every task, and discard the files."""
+
+    checkpoint_id: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Publish:
+    """Store operation: publish, then ask for the permit."""
+
+    manifest: CheckpointManifest
+
+
+@dataclass(frozen=True)
+class Commit:
+    """Tell every task that the checkpoint is complete."""
+
+    permit: CommitPermit
+
+
+@dataclass(frozen=True)
+class MarkCommitted:
+    """Store operation: every task has committed."""
+
+    permit: CommitPermit
+    delay_ms: int = 0
+
+
+@dataclass(frozen=True)
+class FailJob:
+    """Too many checkpoints failed in a row."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Fenced:
+    """A newer generation owns the job: stop, touch nothing."""
+
+    reason: str
+
+
+CheckpointAction = Trigger | Abort | Publish | Commit | MarkCommitted | FailJob | Fenced
+
+
+@dataclass
+class PendingCheckpoint:
+    """Waiting for acknowledgements; ``acks`` has all and only the tasks that acknowledged."""
+
+    checkpoint_id: int
+    started: int
+    acks: dict[TaskId, CheckpointAcknowledged] = field(default_factory=dict)
+    publishing: CheckpointManifest | None = None
+    publish_at: int | None = None  # when to try (again); None while one try is under way
+
+    @property
+    def covers_end(self) -> bool:
+        """Every task had drained: nothing will ever follow this checkpoint."""
+        return all(ack.drained for ack in self.acks.values())
+
+
+@dataclass
+class CompletedCheckpoint:
+    """Published; ``uncommitted`` has all and only the tasks whose commit is not confirmed."""
+
+    permit: CommitPermit
+    uncommitted: set[TaskId]
+    covers_end: bool
+    marking: bool = False
+
+
+@dataclass
+class CheckpointStatistics:
+    completed: int = 0
+    failed: int = 0
+    last_id: int | None = None
+    last_duration: int | None = None
+    last_bytes: int | None = None
+    last_completed_at: int | None = None
+    last_failure: str | None = None
+
+
+class CheckpointCoordinator:
+    """Of one job under one JobManager generation."""
+
+    def __init__(
+        self,
+        job_id: str,
+        job_graph: JobGraph,
+        tasks: tuple[TaskId, ...],
+        settings: CheckpointSettings,
+        generation: int,
+        next_checkpoint_id: int,
+        wall_clock: Callable[[], int],
+    ) -> None:
+        """``wall_clock`` (ms since the epoch) only stamps manifests, for people."""
+        self._wall_clock = wall_clock
+        self._job_id = job_id
+        self._job_graph = job_graph
+        self._tasks = tasks
+        self._settings = settings
+        self._generation = generation
+        self._next_id = next_checkpoint_id
+        self._attempts: dict[TaskId, Attempt] | None = None  # None: the job is not running
+        self._pending: PendingCheckpoint | None = None
+        self._committing: list[CompletedCheckpoint] = []  # by id, oldest first
+        self._trigger_at = 0
+        self._failures_in_a_row = 0
+        self._drained = False
+        self.finished = False  # a checkpoint that covers the end is committed
+        self.statistics = CheckpointStatistics()
+
+    # ------------------------------------------------------------------------- the job
+
+    def job_running(self, attempts: dict[TaskId, Attempt], now: int) -> None:
+        """Every task runs (again): checkpoints may be triggered."""
+        assert set(attempts) == set(self._tasks)
+        self._attempts = dict(attempts)
+        self._trigger_at = now + self._settings.interval
+        self._drained = False
+
+    def job_stopped(self, reason: str) -> list[CheckpointAction]:
+        """A task failed or the job is canceled: what is pending will not complete."""
+        self._attempts = None
+        self._committing.clear()  # the restored attempt commits again
+        actions: list[CheckpointAction] = []
+        pending = self._pending
+        if pending is not None:
+            self._pending = None
+            self.statistics.failed += 1
+            self.statistics.last_failure = reason
+            if pending.publishing is None:
+                actions.append(Abort(pending.checkpoint_id, reason))
+            # else: it may have been published; recovery asks the store.
+        return actions
+
+    def all_drained(self, now: int) -> list[CheckpointAction]:
+        """The last input was processed everywhere: take the final checkpoint now."""
+        self._drained = True
+        self._trigger_at = now
+        return self.tick(now)
+
+    # --------------------------------------------------------------------------- time
+
+    def tick(self, now: int) -> list[CheckpointAction]:
+        """Trigger, time out or repeat, whatever is due."""
+        pending = self._pending
+        if pending is not None:
+            if pending.publishing is not None:
+                if pending.publish_at is not None and now >= pending.publish_at:
+                    pending.publish_at = None
+                    return [Publish(pending.publishing)]
+                return []
+            if now - pending.started >= self._settings.timeout:
+                return self._abort(f"timed out after {self._settings.timeout} ms", now)
+            return []
+        if self._attempts is None or now < self._trigger_at or self.finished:
+            return []
+        if self._drained and any(completed.covers_end for completed in self._committing):
+            return []
+        checkpoint_id = self._next_id
+        self._next_id += 1
+        self._pending = PendingCheckpoint(checkpoint_id, now)
+        return [Trigger(checkpoint_id)]
+
+    def next_tick_at(self) -> int | None:
+        """When ``tick`` has something to do next."""
+        pending = self._pending
+        if pending is not None:
+            if pending.publishing is not None:
+                return pending.publish_at
+            return pending.started + self._settings.timeout
+        return None if self._attempts is None or self.finished else self._trigger_at
+
+    # ------------------------------------------------------------------ acknowledgements
+
+    def acknowledge(
+        self, ack: CheckpointAcknowledged, now: int
+    ) -> tuple[AckResult, list[CheckpointAction]]:
+        """A subtask's snapshot is durable."""
+        if self._attempts is None or self._attempts.get(ack.task) != ack.attempt:
+            return AckResult.UNKNOWN, []
+        pending = self._pending
+        if pending is None or pending.checkpoint_id != ack.checkpoint_id:
+            return AckResult.DISCARDED, []
+        if ack.task in pending.acks:
+            return AckResult.DUPLICATE, []
+        pending.acks[ack.task] = ack
+        if len(pending.acks) < len(self._tasks):
+            return AckResult.SUCCESS, []
+        assert set(pending.acks) == set(self._tasks)
+        pending.publishing = self._manifest(pending)
+        return AckResult.SUCCESS, [Publish(pending.publishing)]
+
+    def decline(self, declined: CheckpointDeclined, now: int) -> list[CheckpointAction]:
+        """A subtask cannot take part."""
+        if self._attempts is None or self._attempts.get(declined.task) != declined.attempt:
+            return []
+        pending = self._pending
+        if (
+            pending is None
+            or pending.checkpoint_id != declined.checkpoint_id
+            or pending.publishing is not None
+        ):
+            return []
+        return self._abort(declined.reason, now)
+
+    def _abort(self, reason: str, now: int) -> list[CheckpointAction]:
+        pending = self._pending
+        assert pending is not None
+        assert pending.publishing is None, "what may have been published is not aborted"
+        self._pending = None
+        self._trigger_at = now + max(self._settings.interval, self._settings.min_pause)
+        actions: list[CheckpointAction] = [Abort(pending.checkpoint_id, reason)]
+        return actions + self._count_failure(f"checkpoint {pending.checkpoint_id}: {reason}")
+
+    def _count_failure(self, reason: str) -> list[CheckpointAction]:
+        self.statistics.failed += 1
+        self.statistics.last_failure = reason
+        self._failures_in_a_row += 1
+        if self._failures_in_a_row > self._settings.tolerable_failures:
+            failures, self._failures_in_a_row = self._failures_in_a_row, 0
+            return [FailJob(f"{failures} checkpoints failed in a row; the last: {reason}")]
+        return []
+
+    def _manifest(self, pending: PendingCheckpoint) -> CheckpointManifest:
+        """Made once per checkpoint: publishing it again must write the very same bytes."""
+        vertices = tuple(
+            VertexState(
+                vertex_id=vertex.id,
+                parallelism=vertex.parallelism,
+                max_parallelism=vertex.max_parallelism,
+                operator_uids=tuple(
+                    sorted(
+                        {
+                            uid
+                            for subtask in range(vertex.parallelism)
+                            for uid in pending.acks[TaskId(vertex.id, subtask)].stateful_uids
+                        }
+                    )
+                ),
+                subtasks=tuple(
+                    SubtaskState(subtask, ack.handle, ack.drained)
+                    for subtask in range(vertex.parallelism)
+                    for ack in (pending.acks[TaskId(vertex.id, subtask)],)
+                ),
+            )
+            for vertex in self._job_graph.vertices
+        )
+        return CheckpointManifest(
+            job_id=self._job_id,
+            checkpoint_id=pending.checkpoint_id,
+            generation=self._generation,
+            timestamp_ms=self._wall_clock(),
+            vertices=vertices,
+            needs_commit=any(ack.has_committables for ack in pending.acks.values()),
+        )
+
+    # ------------------------------------------------------------------------- the store
+
+    def published(
+        self,
+        checkpoint_id: int,
+        outcome: PublishOutcome | None,
+        permit: CommitPermit | None,
+        error: str | None,
+        now: int,
+    ) -> list[CheckpointAction]:
+        """The store's answer to Publish; ``outcome`` None if it is not known."""
+        if outcome in (PublishOutcome.STALE_GENERATION, PublishOutcome.CONFLICT):
+            return [Fenced(f"checkpoint {checkpoint_id}: {outcome.value}")]
+        pending = self._pending
+        if pending is None or pending.checkpoint_id != checkpoint_id:
+            return []  # the job was stopped meanwhile; recovery has asked the store itself
+        if outcome is None:
+            pending.publish_at = now + self._settings.publish_retry
+            return self._count_failure(f"checkpoint {checkpoint_id} not published: {error}")
+        if permit is None:
+            return [Fenced(f"checkpoint {checkpoint_id}: no permit to commit")]
+        assert outcome is PublishOutcome.PUBLISHED
+        self._pending = None
+        self._failures_in_a_row = 0
+        self._trigger_at = max(
+            pending.started + self._settings.interval, now + self._settings.min_pause
+        )
+        if self._drained:
+            self._trigger_at = now  # no pause before the final checkpoint
+        self._committing.append(
+            CompletedCheckpoint(permit, set(self._tasks), pending.covers_end)
+        )
+        statistics = self.statistics
+        statistics.completed += 1
+        statistics.last_id = checkpoint_id
+        statistics.last_duration = now - pending.started
+        statistics.last_bytes = sum(ack.handle.size for ack in pending.acks.values())
+        statistics.last_completed_at = now
+        return [Commit(permit)]
+
+    def commit_succeeded(
+        self, task: TaskId, attempt: Attempt, checkpoint_id: int
+    ) -> list[CheckpointAction]:
+        """A subtask has committed everything up to the checkpoint."""
+        if self._attempts is None or self._attempts.get(task) != attempt:
+            return []
+        actions: list[CheckpointAction] = []
+        for completed in self._committing:
+            if completed.permit.checkpoint_id > checkpoint_id:
+                break
+            completed.uncommitted.discard(task)
+            if not completed.uncommitted and not completed.marking:
+                completed.marking = True
+                actions.append(MarkCommitted(completed.permit))
+        return actions
+
+    def recommit(self, permit: CommitPermit) -> list[CheckpointAction]:
+        """The restored checkpoint may not have been committed everywhere: do it again."""
+        assert self._attempts is not None
+        self._committing.append(CompletedCheckpoint(permit, set(self._tasks), covers_end=False))
+        return [Commit(permit)]
+
+    def marked(self, checkpoint_id: int, error: str | None, now: int) -> list[CheckpointAction]:
+        """The store's answer to MarkCommitted; a failed marker is written again later."""
+        for completed in list(self._committing):
+            if completed.permit.checkpoint_id != checkpoint_id:
+                continue
+            if error is not None:
+                # Without the marker a recovery commits again, which is harmless: no hurry.
+                return [MarkCommitted(completed.permit, self._settings.publish_retry)]
+            self._committing.remove(completed)
+            if completed.covers_end:
+                self.finished = True
+        return []

@@ -1,0 +1,873 @@
+"""Runs one job: the machine in which slots, deployment, checkpoints and failover meet.
+
+Pure: ``handle(event, now)`` returns actions; the shell (a Ray actor, an in-process cluster, the
+simulator) executes them and feeds their outcomes back as events. Time is milliseconds on a
+monotonic clock.
+
+A job's regions (tasks connected by channels) run and restart separately:
+
+    WAITING  → for a recovery from the store, for slots, for the back-off
+    DEPLOYING → until every task is ready
+    RUNNING
+    CANCELING → after a failure, until every task has stopped or its TaskManager is gone
+
+Every restart recovers from the store, also without a change of JobManager: the epoch records are
+the truth, what this object remembers is not. Each deployment of a region has a new Attempt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+
+from dataflow.common.job_status import JobStatus
+from dataflow.graph.job_graph import JobGraph
+from jobmanager import checkpoint_coordinator as checkpointing
+from jobmanager.checkpoint_coordinator import CheckpointCoordinator, CheckpointSettings
+from jobmanager.execution_graph import ExecutionGraph
+from jobmanager.restart_backoff import RestartBackoff
+from jobmanager.restore import plan_restore
+from state.checkpoint_store import (
+    CheckpointManifest,
+    CommitPermit,
+    PublishOutcome,
+    Recovery,
+)
+from taskmanager.elements import Attempt
+from taskmanager.messages import (
+    AbortCheckpoint,
+    Cancel,
+    CheckpointAcknowledged,
+    CheckpointDeclined,
+    CommitCheckpoint,
+    CommitSucceeded,
+    ControlMessage,
+    Deploy,
+    Finish,
+    Heartbeat,
+    PeerUnreachable,
+    Report,
+    RestoreDescriptor,
+    Start,
+    TaskCanceled,
+    TaskDeploymentDescriptor,
+    TaskDrained,
+    TaskFailed,
+    TaskFinished,
+    TaskId,
+    TaskMetrics,
+    TaskReady,
+    TriggerCheckpoint,
+)
+
+
+@dataclass(frozen=True)
+class JobSettings:
+    """What the JobMaster needs of a job's configuration. Times in ms."""
+
+    slots_per_taskmanager: int = 1
+    heartbeat_timeout: int = 10_000
+    slot_request_timeout: int = 300_000
+    cancellation_timeout: int = 30_000
+    failover_region: bool = True
+    start_retry: int = 1_000
+    recover_retry: int = 1_000
+    recover_attempts_max: int = 60
+    ignore_unclaimed_state: bool = False
+    fall_back_past_commits: bool = False
+    checkpoints: CheckpointSettings | None = None  # None: checkpointing is off
+
+
+# -------------------------------------------------------------------------------------- events
+
+
+@dataclass(frozen=True)
+class TaskManagerReady:
+    taskmanager_id: str
+
+
+@dataclass(frozen=True)
+class TaskManagerLost:
+    """Its process is gone, or is treated as gone."""
+
+    taskmanager_id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """The outcome of Recover; ``permit`` allows to commit the restored checkpoint again."""
+
+    recovery: Recovery | None
+    permit: CommitPermit | None = None
+    error: str | None = None
+    fenced: bool = False
+
+
+@dataclass(frozen=True)
+class Published:
+    checkpoint_id: int
+    outcome: PublishOutcome | None
+    permit: CommitPermit | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Marked:
+    checkpoint_id: int
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class CancelJob:
+    """The user's wish."""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time has passed."""
+
+
+Event = (
+    TaskManagerReady | TaskManagerLost | Recovered | Published | Marked | CancelJob | Tick | Report
+)
+
+# ------------------------------------------------------------------------------------- actions
+
+
+@dataclass(frozen=True)
+class StartTaskManager:
+    """Answered by TaskManagerReady or TaskManagerLost."""
+
+    taskmanager_id: str
+    resources: tuple[tuple[str, float], ...]
+    delay_ms: int = 0
+
+
+@dataclass(frozen=True)
+class StopTaskManager:
+    """Kill it, whatever it is doing."""
+
+    taskmanager_id: str
+
+
+@dataclass(frozen=True)
+class Send:
+    taskmanager_id: str
+    message: ControlMessage
+
+
+@dataclass(frozen=True)
+class Recover:
+    """Store operation: find the newest usable checkpoint but for ``exclude``."""
+
+    exclude: frozenset[int] = frozenset()
+    delay_ms: int = 0
+
+
+@dataclass(frozen=True)
+class Publish:
+    """Store operation."""
+
+    manifest: CheckpointManifest
+
+
+@dataclass(frozen=True)
+class MarkCommitted:
+    """Store operation; afterwards old checkpoints may be collected."""
+
+    permit: CommitPermit
+    delay_ms: int = 0
+
+
+@dataclass(frozen=True)
+class DiscardCheckpoint:
+    """Store operation: the files of an aborted checkpoint."""
+
+    checkpoint_id: int
+
+
+@dataclass(frozen=True)
+class JobStatusChanged:
+    """For clients and logs; ``error`` says why a job restarts or failed."""
+
+    status: JobStatus
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class StopFenced:
+    """A newer JobManager owns the job: end without touching anything but own TaskManagers."""
+
+    reason: str
+
+
+Action = (
+    StartTaskManager
+    | StopTaskManager
+    | Send
+    | Recover
+    | Publish
+    | MarkCommitted
+    | DiscardCheckpoint
+    | JobStatusChanged
+    | StopFenced
+)
+
+
+class RegionState(Enum):
+    WAITING = "waiting"
+    DEPLOYING = "deploying"
+    RUNNING = "running"
+    CANCELING = "canceling"
+
+
+@dataclass
+class Region:
+    """Tasks that start and stop together."""
+
+    tasks: tuple[TaskId, ...]
+    state: RegionState = RegionState.WAITING
+    attempt: Attempt | None = None
+    deploy_at: int = 0
+    canceling_since: int = 0
+    #: All and only the tasks that are: ready (DEPLOYING), drained or finished (RUNNING), not yet
+    #: stopped (CANCELING).
+    ready: set[TaskId] = field(default_factory=set)
+    drained: set[TaskId] = field(default_factory=set)
+    finished: set[TaskId] = field(default_factory=set)
+    stopping: set[TaskId] = field(default_factory=set)
+
+
+@dataclass
+class TaskManagerInfo:
+    """``slots`` are the indices it offers; it is asked for until ``ready``."""
+
+    slots: tuple[int, ...]
+    resources: tuple[tuple[str, float], ...]
+    requested_at: int
+    ready: bool = False
+    last_heartbeat: int = 0
+
+
+class JobMaster:
+    """See the module's text."""
+
+    def __init__(
+        self,
+        job_id: str,
+        job_graph: JobGraph,
+        settings: JobSettings,
+        generation: int,
+        next_checkpoint_id: int,
+        restart_backoff: RestartBackoff,
+        wall_clock: Callable[[], int],
+    ) -> None:
+        self.job_id = job_id
+        self.graph = ExecutionGraph(job_graph)
+        self.status = JobStatus.CREATED
+        self.error: str | None = None
+        self.restarts = 0
+        self.generation = generation
+        self._settings = settings
+        self._backoff = restart_backoff
+        self._regions = [Region(tasks) for tasks in self._cut_regions()]
+        self._region_of = {task: region for region in self._regions for task in region.tasks}
+        self._taskmanagers: dict[str, TaskManagerInfo] = {}
+        self._taskmanagers_started = 0
+        self._slot_location: dict[int, str] = {}  # slots of ready TaskManagers only
+        self._attempts = 0
+        self._recovering = False  # a Recover is under way
+        self._recover_failures = 0
+        self._recovery: Recovery | None = None  # valid until the next deployment or failure
+        self._permit: CommitPermit | None = None
+        self._excluded: frozenset[int] = frozenset()  # checkpoints found corrupt while restoring
+        self._finishing = False
+        self.metrics: dict[TaskId, TaskMetrics] = {}
+        self.restored_checkpoint: int | None = None
+        self.coordinator = (
+            CheckpointCoordinator(
+                job_id,
+                job_graph,
+                self.graph.tasks,
+                settings.checkpoints,
+                generation,
+                next_checkpoint_id,
+                wall_clock,
+            )
+            if settings.checkpoints is not None
+            else None
+        )
+
+    def _cut_regions(self) -> Iterable[tuple[TaskId, ...]]:
+        return self.graph.regions if self._settings.failover_region else [self.graph.tasks]
+
+    # ------------------------------------------------------------------------------ events
+
+    def start(self, now: int) -> list[Action]:
+        """Ask for slots and for what is to be restored."""
+        actions: list[Action] = []
+        self._set_status(JobStatus.INITIALIZING, actions)
+        self._request_slots(now, actions)
+        self._recover(actions)
+        return actions
+
+    def handle(self, event: Event, now: int) -> list[Action]:
+        """The one entry; events of the past, of other attempts or after the end do nothing."""
+        actions: list[Action] = []
+        if self.status.is_terminal_state():
+            return actions
+        match event:
+            case TaskManagerReady(taskmanager_id):
+                self._on_taskmanager_ready(taskmanager_id, now)
+            case TaskManagerLost(taskmanager_id, reason):
+                self._on_taskmanager_lost(taskmanager_id, reason, now, actions)
+            case Recovered():
+                self._on_recovered(event, now, actions)
+            case Published(checkpoint_id, outcome, permit, error):
+                if self.coordinator is not None:
+                    self._coordinate(
+                        self.coordinator.published(checkpoint_id, outcome, permit, error, now),
+                        now,
+                        actions,
+                    )
+            case Marked(checkpoint_id, error):
+                self._on_marked(checkpoint_id, error, now, actions)
+            case CancelJob():
+                self._end(JobStatus.CANCELLING, None, now, actions)
+            case Tick():
+                pass
+            case _:
+                self._on_report(event, now, actions)
+        self._advance(now, actions)
+        return actions
+
+    def next_tick_at(self) -> int | None:
+        """When ``handle(Tick())`` has something to do, if nothing else happens before."""
+        if self.status.is_terminal_state():
+            return None
+        times: list[int] = []
+        settings = self._settings
+        for info in self._taskmanagers.values():
+            if info.ready:
+                times.append(info.last_heartbeat + settings.heartbeat_timeout)
+            else:
+                times.append(info.requested_at + settings.slot_request_timeout)
+        for region in self._regions:
+            if region.state is RegionState.CANCELING:
+                times.append(region.canceling_since + settings.cancellation_timeout)
+            elif region.state is RegionState.WAITING and self._recovery is not None:
+                times.append(region.deploy_at)
+        if self.coordinator is not None:
+            tick_at = self.coordinator.next_tick_at()
+            if tick_at is not None:
+                times.append(tick_at)
+        return min(times) if times else None
+
+    def _on_report(self, report: Report, now: int, actions: list[Action]) -> None:
+        match report:
+            case Heartbeat(taskmanager_id, metrics):
+                info = self._taskmanagers.get(taskmanager_id)
+                if info is not None:
+                    info.last_heartbeat = now
+                for (task, attempt), values in metrics.items():
+                    if self._current(task, attempt):
+                        self.metrics[task] = values
+            case TaskReady(task, attempt):
+                region = self._current(task, attempt)
+                if region is not None and region.state is RegionState.DEPLOYING:
+                    region.ready.add(task)
+            case TaskDrained(task, attempt):
+                region = self._current(task, attempt)
+                if region is not None and region.state is RegionState.RUNNING:
+                    region.drained.add(task)
+                    self._on_drained(now, actions)
+            case TaskFinished(task, attempt):
+                region = self._current(task, attempt)
+                if region is not None and region.state is RegionState.RUNNING:
+                    region.finished.add(task)
+            case TaskCanceled(task, attempt):
+                region = self._current(task, attempt)
+                if region is not None and region.state is RegionState.CANCELING:
+                    region.stopping.discard(task)
+            case TaskFailed(task, attempt, error, restartable, corrupt_checkpoint):
+                region = self._current(task, attempt)
+                if region is None:
+                    return
+                if region.state is RegionState.CANCELING:
+                    region.stopping.discard(task)
+                    return
+                if corrupt_checkpoint is not None:
+                    self._excluded |= {corrupt_checkpoint}
+                self._fail_regions([region], error, now, actions, {task}, restartable)
+            case PeerUnreachable(_, peer_id, attempt, error):
+                # The death of the peer is reported on its own; this is for a network that is cut.
+                regions = [r for r in self._regions if r.attempt == attempt]
+                self._fail_regions(
+                    regions, f"TaskManager {peer_id} cannot be reached: {error}", now, actions
+                )
+            case CheckpointAcknowledged():
+                if self.coordinator is not None:
+                    _, more = self.coordinator.acknowledge(report, now)
+                    self._coordinate(more, now, actions)
+            case CheckpointDeclined():
+                if self.coordinator is not None:
+                    self._coordinate(self.coordinator.decline(report, now), now, actions)
+            case CommitSucceeded(task, attempt, checkpoint_id):
+                if self.coordinator is not None:
+                    self._coordinate(
+                        self.coordinator.commit_succeeded(task, attempt, checkpoint_id),
+                        now,
+                        actions,
+                    )
+            case _:
+                pass  # chunks for the client are the shell's
+
+    def _current(self, task: TaskId, attempt: Attempt) -> Region | None:
+        """The task's region if the report is of its present attempt."""
+        region = self._region_of.get(task)
+        return region if region is not None and region.attempt == attempt else None
+
+    # --------------------------------------------------------------------------- advancing
+
+    def _advance(self, now: int, actions: list[Action]) -> None:
+        """Do whatever has become possible; called after every event."""
+        if self.status.is_terminal_state():
+            return
+        self._check_timeouts(now, actions)
+        for region in self._regions:
+            if region.state is RegionState.CANCELING and not region.stopping:
+                self._after_canceling(region)
+        if self.status in (JobStatus.CANCELLING, JobStatus.FAILING):
+            if all(region.state is RegionState.WAITING for region in self._regions):
+                final = (
+                    JobStatus.CANCELED
+                    if self.status is JobStatus.CANCELLING
+                    else JobStatus.FAILED
+                )
+                self._terminate(final, actions)
+            return
+        self._deploy_waiting(now, actions)
+        if self.status.is_terminal_state():
+            return
+        self._start_ready(now, actions)
+        if self.coordinator is not None:
+            self._coordinate(self.coordinator.tick(now), now, actions)
+        self._finish_if_done(now, actions)
+
+    def _check_timeouts(self, now: int, actions: list[Action]) -> None:
+        settings = self._settings
+        for taskmanager_id, info in list(self._taskmanagers.items()):
+            if info.ready:
+                silent = now - info.last_heartbeat
+                if silent >= settings.heartbeat_timeout:
+                    actions.append(StopTaskManager(taskmanager_id))
+                    self._on_taskmanager_lost(
+                        taskmanager_id, f"no heartbeat for {silent} ms", now, actions
+                    )
+            elif now - info.requested_at >= settings.slot_request_timeout:
+                wanted = dict(info.resources)
+                self._end(
+                    JobStatus.FAILING,
+                    f"no TaskManager with {len(info.slots)} slot(s) and {wanted or 'its CPU'} "
+                    f"could be started within {settings.slot_request_timeout / 1000:.0f} s; give "
+                    "the cluster more resources or the job a lower parallelism",
+                    now,
+                    actions,
+                )
+                return
+        for region in self._regions:
+            if (
+                region.state is RegionState.CANCELING
+                and now - region.canceling_since >= settings.cancellation_timeout
+            ):
+                # User code that does not return can only be stopped with its process.
+                for taskmanager_id in {self._location(task) for task in region.stopping}:
+                    if taskmanager_id is not None:
+                        actions.append(StopTaskManager(taskmanager_id))
+                        self._on_taskmanager_lost(
+                            taskmanager_id, "a task did not stop in time", now, actions
+                        )
+
+    # -------------------------------------------------------------------------------- slots
+
+    def _request_slots(self, since: int, actions: list[Action], delay_ms: int = 0) -> None:
+        """Start TaskManagers for every slot that has none; they are wanted ``since``."""
+        offered = {slot for info in self._taskmanagers.values() for slot in info.slots}
+        missing: dict[tuple[tuple[str, float], ...], list[int]] = {}
+        for slot in self.graph.slots:
+            if slot.index not in offered:
+                missing.setdefault(slot.resources, []).append(slot.index)
+        per_taskmanager = self._settings.slots_per_taskmanager
+        for resources, slots in missing.items():
+            for first in range(0, len(slots), per_taskmanager):
+                self._taskmanagers_started += 1
+                taskmanager_id = f"tm-{self.generation}-{self._taskmanagers_started}"
+                chunk = tuple(slots[first : first + per_taskmanager])
+                total = tuple((name, amount * len(chunk)) for name, amount in resources)
+                self._taskmanagers[taskmanager_id] = TaskManagerInfo(chunk, total, since)
+                actions.append(StartTaskManager(taskmanager_id, total, delay_ms))
+
+    def _on_taskmanager_ready(self, taskmanager_id: str, now: int) -> None:
+        info = self._taskmanagers.get(taskmanager_id)
+        if info is None or info.ready:
+            return
+        info.ready, info.last_heartbeat = True, now
+        for slot in info.slots:
+            self._slot_location[slot] = taskmanager_id
+
+    def _on_taskmanager_lost(
+        self, taskmanager_id: str, reason: str, now: int, actions: list[Action]
+    ) -> None:
+        info = self._taskmanagers.pop(taskmanager_id, None)
+        if info is None:
+            return
+        gone = {task for task in self.graph.tasks if self._location(task) == taskmanager_id}
+        for slot in info.slots:
+            self._slot_location.pop(slot, None)
+        for region in self._regions:
+            region.stopping -= gone
+        if self.status not in (JobStatus.CANCELLING, JobStatus.FAILING):
+            if info.ready:
+                self._request_slots(now, actions)  # it starts while the tasks are canceled
+            else:  # it never came up: the wait, and its limit, go on
+                self._request_slots(info.requested_at, actions, self._settings.start_retry)
+        hit = [
+            region
+            for region in self._regions
+            if region.state in (RegionState.DEPLOYING, RegionState.RUNNING)
+            and not gone.isdisjoint(region.tasks)
+        ]
+        self._fail_regions(
+            hit, f"TaskManager {taskmanager_id} was lost: {reason}", now, actions, gone
+        )
+
+    def _location(self, task: TaskId) -> str | None:
+        return self._slot_location.get(self.graph.slot_of[task])
+
+    # ----------------------------------------------------------------------------- failover
+
+    def _fail_regions(
+        self,
+        regions: list[Region],
+        error: str,
+        now: int,
+        actions: list[Action],
+        gone: set[TaskId] | frozenset[TaskId] = frozenset(),
+        restartable: bool = True,
+    ) -> None:
+        """Cancel the regions and, if the strategy allows, restart them; ``gone`` need no cancel."""
+        regions = [
+            r for r in regions if r.state in (RegionState.DEPLOYING, RegionState.RUNNING)
+        ]
+        if not regions or self.status in (JobStatus.CANCELLING, JobStatus.FAILING):
+            for region in regions:
+                self._cancel_region(region, now, actions, gone)
+            return
+        self._backoff.notify_failure(now)
+        self.error = error
+        if not (restartable and self._backoff.can_restart()):
+            self._end(JobStatus.FAILING, error, now, actions, gone)
+            return
+        self.restarts += 1
+        self._finishing = False
+        delay = self._backoff.delay_ms()
+        self._stop_checkpoints(error, actions)
+        self._set_status(JobStatus.RESTARTING, actions, error)
+        for region in regions:
+            self._cancel_region(region, now, actions, gone)
+            region.deploy_at = now + delay
+        self._recovery = None
+        self._recover(actions)
+
+    def _cancel_region(
+        self, region: Region, now: int, actions: list[Action], gone: Iterable[TaskId] = ()
+    ) -> None:
+        if region.state is RegionState.WAITING or region.attempt is None:
+            return
+        if region.state is RegionState.CANCELING:
+            return
+        region.state = RegionState.CANCELING
+        region.canceling_since = now
+        located = {task: self._location(task) for task in set(region.tasks) - set(gone)}
+        region.stopping = {task for task, location in located.items() if location is not None}
+        self._send(Cancel, region, sorted(region.stopping), actions)
+
+    def _after_canceling(self, region: Region) -> None:
+        region.state = RegionState.WAITING
+        region.attempt = None
+        region.ready.clear()
+        region.drained.clear()
+        region.finished.clear()
+
+    def _end(
+        self,
+        status: JobStatus,
+        error: str | None,
+        now: int,
+        actions: list[Action],
+        gone: set[TaskId] | frozenset[TaskId] = frozenset(),
+    ) -> None:
+        """Cancel everything, then become CANCELED or FAILED."""
+        if self.status in (JobStatus.CANCELLING, JobStatus.FAILING):
+            return
+        self.error = error
+        self._stop_checkpoints(error or "the job is canceled", actions)
+        self._set_status(status, actions, error)
+        for region in self._regions:
+            self._cancel_region(region, now, actions, gone)
+
+    def _terminate(self, status: JobStatus, actions: list[Action]) -> None:
+        actions.extend(StopTaskManager(taskmanager_id) for taskmanager_id in self._taskmanagers)
+        self._taskmanagers.clear()
+        self._slot_location.clear()
+        self._set_status(status, actions, self.error)
+
+    def _set_status(
+        self, status: JobStatus, actions: list[Action], error: str | None = None
+    ) -> None:
+        if status is not self.status or error is not None:
+            self.status = status
+            actions.append(JobStatusChanged(status, error))
+
+    # ----------------------------------------------------------------------------- recovery
+
+    def _recover(self, actions: list[Action], delay_ms: int = 0) -> None:
+        if self.coordinator is None:
+            self._recovery = Recovery(None, False, [])
+        elif not self._recovering:
+            self._recovering = True
+            actions.append(Recover(self._excluded, delay_ms))
+
+    def _on_recovered(self, event: Recovered, now: int, actions: list[Action]) -> None:
+        self._recovering = False
+        if event.fenced:
+            self._fence(event.error or "a newer generation has claimed the job", actions)
+            return
+        if self.status in (JobStatus.CANCELLING, JobStatus.FAILING):
+            return
+        recovery = event.recovery
+        if recovery is None:
+            self._recover_failures += 1
+            if self._recover_failures >= self._settings.recover_attempts_max:
+                self._end(
+                    JobStatus.FAILING,
+                    f"the checkpoint storage cannot be read: {event.error}",
+                    now,
+                    actions,
+                )
+                return
+            self._recover(actions, self._settings.recover_retry)
+            return
+        self._recover_failures = 0
+        refusal = self._refuse_fall_back(recovery)
+        if refusal is not None:
+            self._end(JobStatus.FAILING, refusal, now, actions)
+            return
+        self._recovery, self._permit = recovery, event.permit
+
+    def _refuse_fall_back(self, recovery: Recovery) -> str | None:
+        """Falling back to an older checkpoint must not lose or repeat output silently."""
+        if not recovery.skipped:
+            return None
+        skipped = "; ".join(f"checkpoint {id_}: {reason}" for id_, reason in recovery.skipped)
+        if recovery.manifest is None:
+            return f"no completed checkpoint can be used any more ({skipped})"
+        if recovery.manifest.needs_commit and not self._settings.fall_back_past_commits:
+            return (
+                f"the newest checkpoint cannot be used ({skipped}), and going back to checkpoint "
+                f"{recovery.manifest.checkpoint_id} would write again what was committed since; "
+                "set execution.state-recovery.fall-back-past-commits to accept these duplicates"
+            )
+        return None
+
+    def _fence(self, reason: str, actions: list[Action]) -> None:
+        actions.extend(StopTaskManager(taskmanager_id) for taskmanager_id in self._taskmanagers)
+        self._taskmanagers.clear()
+        self._slot_location.clear()
+        self.error = reason
+        # Not FAILED: the job lives on under another JobManager.
+        self.status = JobStatus.SUSPENDED
+        actions.append(StopFenced(reason))
+
+    # --------------------------------------------------------------------------- deployment
+
+    def _deploy_waiting(self, now: int, actions: list[Action]) -> None:
+        recovery = self._recovery
+        if recovery is None or self._recovering:
+            return
+        waiting = [r for r in self._regions if r.state is RegionState.WAITING]
+        for region in waiting:
+            locations = {task: self._location(task) for task in region.tasks}
+            if now < region.deploy_at or None in locations.values():
+                continue
+            restore, faults = plan_restore(
+                self.graph.job_graph, recovery.manifest, self._settings.ignore_unclaimed_state
+            )
+            if faults:
+                self._end(JobStatus.FAILING, "\n".join(faults), now, actions)
+                return
+            self._deploy(region, restore, actions)
+
+    def _deploy(
+        self,
+        region: Region,
+        restore: dict[str, tuple[RestoreDescriptor, ...]],
+        actions: list[Action],
+    ) -> None:
+        self._attempts += 1
+        attempt = Attempt(self.generation, self._attempts)
+        region.state, region.attempt = RegionState.DEPLOYING, attempt
+        region.ready.clear()
+        job_graph = self.graph.job_graph
+        location = {task: self._slot_location[self.graph.slot_of[task]] for task in region.tasks}
+        by_taskmanager: dict[str, list[TaskDeploymentDescriptor]] = {}
+        for task in region.tasks:
+            by_taskmanager.setdefault(location[task], []).append(
+                TaskDeploymentDescriptor(
+                    job_id=self.job_id,
+                    job_name=job_graph.name,
+                    task=task,
+                    attempt=attempt,
+                    attempt_number=self.restarts,
+                    vertex=self.graph.vertex(task),
+                    inputs=self.graph.inputs(task, location),
+                    outputs=self.graph.outputs(task, location),
+                    configuration=job_graph.configuration,
+                    restore=restore.get(task.vertex_id, ()),
+                    main_classes=job_graph.main_classes,
+                )
+            )
+        for taskmanager_id, descriptors in by_taskmanager.items():
+            actions.append(Send(taskmanager_id, Deploy(tuple(descriptors))))
+
+    def _start_ready(self, now: int, actions: list[Action]) -> None:
+        started = False
+        for region in self._regions:
+            if region.state is RegionState.DEPLOYING and len(region.ready) == len(region.tasks):
+                region.state = RegionState.RUNNING
+                region.drained.clear()
+                region.finished.clear()
+                started = True
+                self._send(Start, region, region.tasks, actions)
+        if started and all(r.state is RegionState.RUNNING for r in self._regions):
+            self._all_running(now, actions)
+
+    def _all_running(self, now: int, actions: list[Action]) -> None:
+        self._set_status(JobStatus.RUNNING, actions)
+        recovery, permit = self._recovery, self._permit
+        self._recovery = None  # used up: the next restart asks again
+        if recovery is not None and recovery.manifest is not None:
+            self.restored_checkpoint = recovery.manifest.checkpoint_id
+        if self.coordinator is None:
+            return
+        attempts = {
+            task: region.attempt
+            for region in self._regions
+            for task in region.tasks
+            if region.attempt is not None
+        }
+        self.coordinator.job_running(attempts, now)
+        if permit is not None:
+            self._permit = None
+            self._coordinate(self.coordinator.recommit(permit), now, actions)
+        self._on_drained(now, actions)
+
+    # -------------------------------------------------------------------------- checkpoints
+
+    def _stop_checkpoints(self, reason: str, actions: list[Action]) -> None:
+        if self.coordinator is not None:
+            for action in self.coordinator.job_stopped(reason):
+                assert isinstance(action, checkpointing.Abort)
+                self._abort_checkpoint(action.checkpoint_id, actions)
+
+    def _abort_checkpoint(self, checkpoint_id: int, actions: list[Action]) -> None:
+        for region in self._regions:
+            if region.state is RegionState.RUNNING:
+                self._send(
+                    AbortCheckpoint, region, region.tasks, actions, checkpoint_id=checkpoint_id
+                )
+        actions.append(DiscardCheckpoint(checkpoint_id))
+
+    def _coordinate(
+        self, wanted: list[checkpointing.CheckpointAction], now: int, actions: list[Action]
+    ) -> None:
+        """Carry out what the coordinator decided."""
+        for action in wanted:
+            match action:
+                case checkpointing.Trigger(checkpoint_id):
+                    for region in self._regions:
+                        sources = [task for task in region.tasks if task in self.graph.sources]
+                        self._send(
+                            TriggerCheckpoint,
+                            region,
+                            sources,
+                            actions,
+                            checkpoint_id=checkpoint_id,
+                        )
+                case checkpointing.Abort(checkpoint_id, _):
+                    self._abort_checkpoint(checkpoint_id, actions)
+                case checkpointing.Publish(manifest):
+                    actions.append(Publish(manifest))
+                case checkpointing.Commit(permit):
+                    for region in self._regions:
+                        self._send(
+                            CommitCheckpoint, region, region.tasks, actions, permit=permit
+                        )
+                case checkpointing.MarkCommitted(permit, delay_ms):
+                    actions.append(MarkCommitted(permit, delay_ms))
+                case checkpointing.FailJob(reason):
+                    self._fail_regions(list(self._regions), reason, now, actions)
+                case checkpointing.Fenced(reason):
+                    self._fence(reason, actions)
+
+    def _on_marked(
+        self, checkpoint_id: int, error: str | None, now: int, actions: list[Action]
+    ) -> None:
+        if self.coordinator is not None:
+            self._coordinate(
+                self.coordinator.marked(checkpoint_id, error, now), now, actions
+            )
+
+    # ---------------------------------------------------------------------------- the end
+
+    def _on_drained(self, now: int, actions: list[Action]) -> None:
+        drained = all(
+            r.state is RegionState.RUNNING and len(r.drained) == len(r.tasks)
+            for r in self._regions
+        )
+        if drained and self.coordinator is not None:
+            self._coordinate(self.coordinator.all_drained(now), now, actions)
+
+    def _finish_if_done(self, now: int, actions: list[Action]) -> None:
+        regions = self._regions
+        if not all(
+            r.state is RegionState.RUNNING and len(r.drained) == len(r.tasks) for r in regions
+        ):
+            return
+        if not self._finishing and (self.coordinator is None or self.coordinator.finished):
+            self._finishing = True
+            for region in regions:
+                self._send(Finish, region, region.tasks, actions)
+        if self._finishing and all(len(r.finished) == len(r.tasks) for r in regions):
+            self._terminate(JobStatus.FINISHED, actions)
+
+    # ------------------------------------------------------------------------------ sending
+
+    def _send(
+        self,
+        message: Callable[..., ControlMessage],
+        region: Region,
+        tasks: Iterable[TaskId],
+        actions: list[Action],
+        **fields: object,
+    ) -> None:
+        """``message(tasks, attempt, **fields)`` to each TaskManager for its own tasks."""
+        by_taskmanager: dict[str, list[TaskId]] = {}
+        for task in tasks:
+            location = self._location(task)
+            if location is not None:
+                by_taskmanager.setdefault(location, []).append(task)
+        for taskmanager_id, there in by_taskmanager.items():
+            actions.append(Send(taskmanager_id, message(tuple(there), region.attempt, **fields)))

@@ -1,0 +1,250 @@
+"""The two ends of a channel: bounded, ordered, without loss or duplication.
+
+A channel is bounded in elements and in bytes by a window: the sender numbers its elements and
+has at most ``elements_max`` (and about ``bytes_max``) beyond the number the receiver says it has
+*consumed*. That number is cumulative, so feedback may be lost, repeated or reordered without
+harm. The receiver drops what it has seen and holds back what comes too early, so the transport
+may repeat and reorder too; what it may not do is lose a message without saying so.
+
+Threading: an ``OutputChannel`` belongs to its task's thread but for ``on_feedback``; an
+``InputChannel`` is guarded by its gate's lock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from dataflow.common.batch import ArrowBatch, RowBatch
+from dataflow.common.codec import dumps_data
+from taskmanager.elements import ChannelId, Control, Element, Watermark
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelLimits:
+    """The bounds of every channel."""
+
+    elements_max: int = 8
+    bytes_max: int = 4 << 20
+    batch_rows_max: int = 2048
+    record_bytes_max: int = 16 << 20
+
+
+#: Sealed elements that may wait at the sender while the window is used up.
+PENDING_MAX = 2
+
+
+def estimate_bytes(element: Element) -> int:
+    """Size of an element on the wire, from one sampled row; never an under-bound of zero."""
+    if isinstance(element, RowBatch):
+        return 16 + len(element.rows) * len(dumps_data(element.rows[0])) if element.rows else 16
+    if isinstance(element, ArrowBatch):
+        return 64 + int(element.data.nbytes)
+    return 16
+
+
+class OutputChannel:
+    """The sending end: gathers records into batches and hands out what the window allows."""
+
+    def __init__(self, channel_id: ChannelId, limits: ChannelLimits) -> None:
+        self.id = channel_id
+        self._limits = limits
+        self._rows: list[Any] = []  # the batch being gathered
+        self._timestamps: list[int] | None = None
+        self._arrow: list[ArrowBatch] = []  # columns being gathered; never with rows
+        self._arrow_rows = 0
+        self._pending: deque[tuple[Element, int]] = deque()  # sealed, with size in bytes
+        self._pending_bytes = 0
+        self._unconsumed: deque[int] = deque()  # sizes of what was sent and not consumed
+        self._unconsumed_bytes = 0
+        self._sent = 0  # sequence number of the last element handed out; the first is 1
+        self._released = 0  # consumed as far as this end's books say
+        # Written by on_feedback on other threads; plain integers, only ever growing.
+        self._consumed = 0
+        self.demand = 0
+
+    # ---------------------------------------------------------------- written by the task
+
+    def append_rows(self, rows: list[Any], timestamps: list[int] | None) -> None:
+        """Records to go out with the next batch."""
+        if self._arrow:
+            self._seal()
+        gathered = self._rows
+        if not gathered:
+            # Copied, because the caller's list may go to several channels.
+            self._rows = rows[:]
+            self._timestamps = None if timestamps is None else timestamps[:]
+        else:
+            if (timestamps is None) != (self._timestamps is None):
+                self._seal()
+                return self.append_rows(rows, timestamps)
+            gathered += rows
+            if timestamps is not None and self._timestamps is not None:
+                self._timestamps += timestamps
+        if len(self._rows) >= self._limits.batch_rows_max:
+            self._seal()
+        return None
+
+    def append_arrow(self, batch: ArrowBatch) -> None:
+        """Columns to go out; small batches of one schema are gathered too."""
+        if self._rows or (
+            self._arrow
+            and (
+                self._arrow[0].data.schema != batch.data.schema
+                or (self._arrow[0].timestamps is None) != (batch.timestamps is None)
+            )
+        ):
+            self._seal()
+        self._arrow.append(batch)
+        self._arrow_rows += len(batch)
+        if self._arrow_rows >= self._limits.batch_rows_max:
+            self._seal()
+
+    def append_control(self, element: Control) -> None:
+        """A control element, behind everything appended before."""
+        self._seal()
+        if isinstance(element, Watermark) and self._pending:
+            last, _ = self._pending[-1]
+            if isinstance(last, Watermark):  # nothing lies between: the newer one says it all
+                self._pending[-1] = (element, 16)
+                return
+        self._push(element, 16)
+
+    def _seal(self) -> None:
+        if self._rows:
+            batch = RowBatch(self._rows, self._timestamps)
+            self._rows, self._timestamps = [], None
+            self._push(batch, estimate_bytes(batch))
+        elif self._arrow:
+            gathered = self._arrow
+            self._arrow, self._arrow_rows = [], 0
+            arrow = gathered[0] if len(gathered) == 1 else _concat(gathered)
+            self._push(arrow, estimate_bytes(arrow))
+
+    def _push(self, element: Element, size: int) -> None:
+        self._pending.append((element, size))
+        self._pending_bytes += size
+
+    # ------------------------------------------------------------------- sent by the task
+
+    def has_room(self) -> bool:
+        """Whether the task may go on producing; one step may overdraw."""
+        return len(self._pending) < PENDING_MAX and self._pending_bytes < self._limits.bytes_max
+
+    def take(self) -> tuple[int, list[Element]]:
+        """What may be sent now: the sequence number of the first element, and the elements.
+
+        An element larger than the whole byte window is sent when nothing else is unconsumed.
+        """
+        self._release()
+        limits, out = self._limits, []
+        first = self._sent + 1
+        while len(self._unconsumed) < limits.elements_max:
+            if not self._pending:
+                self._seal()
+                if not self._pending:
+                    break
+            element, size = self._pending[0]
+            if self._unconsumed and self._unconsumed_bytes + size > limits.bytes_max:
+                break
+            self._pending.popleft()
+            self._pending_bytes -= size
+            self._unconsumed.append(size)
+            self._unconsumed_bytes += size
+            out.append(element)
+        self._sent += len(out)
+        return first, out
+
+    def _release(self) -> None:
+        consumed = self._consumed
+        assert consumed <= self._sent, f"{self.id}: consumed {consumed} of {self._sent} sent"
+        while self._released < consumed:
+            self._released += 1
+            self._unconsumed_bytes -= self._unconsumed.popleft()
+
+    @property
+    def idle(self) -> bool:
+        """Nothing gathered, nothing waiting to be sent."""
+        return not (self._rows or self._arrow or self._pending)
+
+    # ------------------------------------------------------------------------- any thread
+
+    def on_feedback(self, consumed: int, demand: int) -> None:
+        """The receiver has consumed that many elements and asked for that many splits."""
+        if consumed > self._consumed:
+            self._consumed = consumed
+        if demand > self.demand:
+            self.demand = demand
+
+
+def _concat(batches: list[ArrowBatch]) -> ArrowBatch:
+    data = pa.concat_batches([batch.data for batch in batches])
+    if batches[0].timestamps is None:
+        return ArrowBatch(data)
+    return ArrowBatch(data, pa.concat_arrays([batch.timestamps for batch in batches]))
+
+
+class ChannelProtocolError(Exception):
+    """The sender broke the window or numbering: the attempt must be failed."""
+
+
+class InputChannel:
+    """The receiving end: puts elements in order and counts what was consumed."""
+
+    def __init__(self, channel_id: ChannelId, input_index: int, limits: ChannelLimits) -> None:
+        self.id = channel_id
+        self.input_index = input_index
+        self._limits = limits
+        self._feedback_every = max(1, limits.elements_max // 2)
+        self._queue: deque[tuple[Any, int]] = deque()  # payload or element, size
+        self._early: dict[int, tuple[Any, int]] = {}  # beyond a gap
+        self._received = 0
+        self.consumed = 0
+        self._consumed_bytes = 0
+        self.demand = 0
+        self._advertised = (0, 0)
+        self._advertised_bytes = 0
+
+    def receive(self, sequence: int, item: Any, size: int) -> bool:
+        """Take a message in; True if the queue was empty and now is not."""
+        if sequence <= self._received or sequence in self._early:
+            return False  # a repetition
+        if sequence > self.consumed + self._limits.elements_max:
+            raise ChannelProtocolError(
+                f"channel {self.id}: element {sequence} is beyond the window, "
+                f"{self.consumed} consumed and {self._limits.elements_max} allowed"
+            )
+        self._early[sequence] = (item, size)
+        was_empty = not self._queue
+        while self._received + 1 in self._early:
+            self._received += 1
+            self._queue.append(self._early.pop(self._received))
+        return was_empty and bool(self._queue)
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def consume(self) -> Any:
+        """The next item; its window is given back."""
+        item, size = self._queue.popleft()
+        self.consumed += 1
+        self._consumed_bytes += size
+        return item
+
+    def feedback(self) -> tuple[int, int]:
+        """(consumed, demand), now regarded as told to the sender."""
+        self._advertised = (self.consumed, self.demand)
+        self._advertised_bytes = self._consumed_bytes
+        return self._advertised
+
+    def feedback_due(self) -> bool:
+        """Whether the sender may be waiting for what ``feedback`` would tell it."""
+        consumed, demand = self._advertised
+        return (
+            self.consumed - consumed >= self._feedback_every
+            or self._consumed_bytes - self._advertised_bytes >= self._limits.bytes_max // 2
+            or self.demand != demand
+        )

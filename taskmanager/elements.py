@@ -1,0 +1,63 @@
+"""What travels on a channel, in order: batches of records, and the control elements between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from dataflow.common.batch import ArrowBatch, RowBatch
+
+
+class Attempt(NamedTuple):
+    """One attempt to run (a region of) a job.
+
+    ``generation`` counts JobManager incarnations and is claimed in the object store; ``number``
+    counts the restarts within it. Whatever carries another attempt than its receiver's is stale
+    and dropped: this is what fences zombies.
+    """
+
+    generation: int
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.generation}.{self.number}"
+
+
+class ChannelId(NamedTuple):
+    """One connection: an edge, from one upstream subtask to one downstream subtask."""
+
+    edge: str
+    upstream: int
+    downstream: int
+
+
+@dataclass(frozen=True, slots=True)
+class Watermark:
+    """No later record on this channel has a timestamp <= ``timestamp`` (ms)."""
+
+    timestamp: int
+
+
+@dataclass(frozen=True, slots=True)
+class WatermarkStatus:
+    """An idle channel does not hold the watermark back."""
+
+    idle: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Barrier:
+    """Everything before it belongs to the checkpoint, everything after it does not."""
+
+    checkpoint_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndOfInput:
+    """No record and no watermark follows; barriers still do, so that checkpoints go on."""
+
+
+END_OF_INPUT = EndOfInput()
+
+Control = Watermark | WatermarkStatus | Barrier | EndOfInput
+Element = RowBatch | ArrowBatch | Watermark | WatermarkStatus | Barrier | EndOfInput

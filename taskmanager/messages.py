@@ -1,0 +1,300 @@
+"""What JobManager and TaskManagers say to each other. All values, all picklable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from dataflow.graph.job_graph import JobEdge, JobVertex
+from state.checkpoint_store import CommitPermit, StateHandle
+from taskmanager.elements import Attempt, ChannelId
+
+
+class TaskId(NamedTuple):
+    """A subtask of a vertex (Flink's ExecutionVertexID); an attempt makes it an execution."""
+
+    vertex_id: str
+    subtask: int
+
+
+# ------------------------------------------------------------------------------------ deployment
+
+
+@dataclass(frozen=True)
+class InputDescriptor:
+    """The channels of one incoming edge, with the TaskManager at the other end of each."""
+
+    edge_id: str
+    input_index: int
+    channels: tuple[tuple[ChannelId, str], ...]
+
+
+@dataclass(frozen=True)
+class OutputDescriptor:
+    """The channels of one outgoing edge, in the order of the downstream subtasks."""
+
+    edge: JobEdge
+    max_parallelism: int  # of the target
+    channels: tuple[tuple[ChannelId, str], ...]
+
+
+@dataclass(frozen=True)
+class RestoreDescriptor:
+    """The snapshots of one vertex of the checkpoint that holds state of this task's operators."""
+
+    checkpoint_id: int
+    parallelism: int  # of that vertex, at the time of the checkpoint
+    handles: tuple[tuple[int, StateHandle | None], ...]  # (old subtask, its state)
+
+
+@dataclass(frozen=True)
+class TaskDeploymentDescriptor:
+    """Everything a TaskManager needs to run one execution."""
+
+    job_id: str
+    job_name: str
+    task: TaskId
+    attempt: Attempt
+    attempt_number: int  # how many times the job was restarted before
+    vertex: JobVertex
+    inputs: tuple[InputDescriptor, ...]
+    outputs: tuple[OutputDescriptor, ...]
+    configuration: dict[str, str]
+    restore: tuple[RestoreDescriptor, ...] = ()  # empty: a fresh start
+    main_classes: bytes = b""
+
+
+# ---------------------------------------------------------------------- JobManager to TaskManager
+
+
+@dataclass(frozen=True)
+class Deploy:
+    """Build the tasks, restore their state and open them, but do not run yet."""
+
+    descriptors: tuple[TaskDeploymentDescriptor, ...]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Every task of the region is ready: run."""
+
+    tasks: tuple[TaskId, ...]
+    attempt: Attempt
+
+
+@dataclass(frozen=True)
+class TriggerCheckpoint:
+    """Sources: snapshot and send the barrier."""
+
+    tasks: tuple[TaskId, ...]
+    attempt: Attempt
+    checkpoint_id: int
+
+
+@dataclass(frozen=True)
+class CommitCheckpoint:
+    """The checkpoint is complete: tell the functions and commit what it covers."""
+
+    tasks: tuple[TaskId, ...]
+    attempt: Attempt
+    permit: CommitPermit
+
+
+@dataclass(frozen=True)
+class AbortCheckpoint:
+    """The checkpoint will not complete: stop aligning and uploading for it."""
+
+    tasks: tuple[TaskId, ...]
+    attempt: Attempt
+    checkpoint_id: int
+
+
+@dataclass(frozen=True)
+class Finish:
+    """Every task of the job has drained and everything is committed: end."""
+
+    tasks: tuple[TaskId, ...]
+    attempt: Attempt
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Stop at once. Answered by TaskCanceled, also for tasks that are gone already."""
+
+    tasks: tuple[TaskId, ...]
+    attempt: Attempt
+
+
+@dataclass(frozen=True)
+class ClientAcknowledged:
+    """The client has taken the chunk with that number (see ``ClientChunk``)."""
+
+    task: TaskId
+    attempt: Attempt
+    number: int
+
+
+ControlMessage = (
+    Deploy
+    | Start
+    | TriggerCheckpoint
+    | CommitCheckpoint
+    | AbortCheckpoint
+    | Finish
+    | Cancel
+    | ClientAcknowledged
+)
+
+# ---------------------------------------------------------------------- TaskManager to JobManager
+
+
+@dataclass(frozen=True)
+class TaskReady:
+    """Deployed, restored and open."""
+
+    task: TaskId
+    attempt: Attempt
+
+
+@dataclass(frozen=True)
+class TaskDrained:
+    """Processed its last input; it still takes part in checkpoints."""
+
+    task: TaskId
+    attempt: Attempt
+
+
+@dataclass(frozen=True)
+class TaskFinished:
+    task: TaskId
+    attempt: Attempt
+
+
+@dataclass(frozen=True)
+class TaskCanceled:
+    task: TaskId
+    attempt: Attempt
+
+
+@dataclass(frozen=True)
+class TaskFailed:
+    """``error`` is for people: operator, position, the user's traceback; bounded in size."""
+
+    task: TaskId
+    attempt: Attempt
+    error: str
+    restartable: bool = True  # False: the same would happen again (RestoreError)
+    corrupt_checkpoint: int | None = None  # its state could not be read back as it was written
+
+
+@dataclass(frozen=True)
+class CheckpointAcknowledged:
+    """The subtask's snapshot is durable in the store; it holds state of ``stateful_uids``."""
+
+    task: TaskId
+    attempt: Attempt
+    checkpoint_id: int
+    handle: StateHandle
+    stateful_uids: tuple[str, ...]
+    drained: bool
+    has_committables: bool
+
+
+@dataclass(frozen=True)
+class CheckpointDeclined:
+    task: TaskId
+    attempt: Attempt
+    checkpoint_id: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class CommitSucceeded:
+    """Everything the checkpoint covers in this subtask is visible."""
+
+    task: TaskId
+    attempt: Attempt
+    checkpoint_id: int
+
+
+@dataclass(frozen=True)
+class ClientChunk:
+    """Output for the client: of ``print`` and ``collect``."""
+
+    task: TaskId
+    attempt: Attempt
+    number: int  # counts up per execution
+    channel: str
+    payload: bytes
+    acknowledge: bool
+
+
+@dataclass(frozen=True)
+class TaskMetrics:
+    """Counters since the execution started; ``watermark`` None before the first one.
+
+    ``records_read`` is what the task's source produced, ``records_written`` what its sinks took:
+    both 0 for tasks in between, so that their sums are the job's input and output.
+    """
+
+    records_in: int
+    records_read: int
+    records_written: int
+    watermark: int | None
+    extra: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """A TaskManager is alive; its tasks' metrics."""
+
+    taskmanager_id: str
+    metrics: dict[tuple[TaskId, Attempt], TaskMetrics]
+
+
+@dataclass(frozen=True)
+class PeerUnreachable:
+    """A data message could not be delivered after the bounded retries."""
+
+    taskmanager_id: str
+    peer_id: str
+    attempt: Attempt
+    error: str
+
+
+Report = (
+    TaskReady
+    | TaskDrained
+    | TaskFinished
+    | TaskCanceled
+    | TaskFailed
+    | CheckpointAcknowledged
+    | CheckpointDeclined
+    | CommitSucceeded
+    | ClientChunk
+    | Heartbeat
+    | PeerUnreachable
+)
+
+# --------------------------------------------------------------------- TaskManager to TaskManager
+
+
+@dataclass(frozen=True, slots=True)
+class DataMessage:
+    """Consecutive elements of one channel, numbered from ``first``; bytes between processes."""
+
+    attempt: Attempt
+    channel: ChannelId
+    first: int
+    items: list[object]
+    sizes: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """The receiver's cumulative books on one channel."""
+
+    attempt: Attempt
+    channel: ChannelId
+    consumed: int
+    demand: int

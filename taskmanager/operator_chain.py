@@ -1,0 +1,176 @@
+"""The operators of one task, wired to each other and to the task's result partitions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dataflow.common.batch import ArrowBatch, Batch
+from dataflow.common.codec import loads_code
+from dataflow.datastream.output_tag import OutputTag
+from dataflow.graph.job_graph import JobVertex, OperatorNode, Target
+from state.snapshot import OperatorSnapshot
+from taskmanager.elements import Watermark, WatermarkStatus
+from taskmanager.operators.base import Operator, OperatorContext
+from taskmanager.operators.factory import create_operator
+from taskmanager.result_partition import ResultPartition, TaskOutputs
+
+Emit = Callable[[Batch], None]
+
+
+class RecordCounter:
+    """Counts records, a batch at a time."""
+
+    __slots__ = ("records",)
+
+    def __init__(self) -> None:
+        self.records = 0
+
+
+class _ChainOutput:
+    """The Output of one operator: chained operators are called, partitions are appended to."""
+
+    def __init__(self) -> None:
+        self._main: list[Emit] = []
+        self._side: dict[str, list[Emit]] = {}
+        self._operators: list[Operator] = []
+        self._partitions: list[ResultPartition] = []
+
+    def connect(
+        self, target: Target, operator: Operator | ResultPartition, counter: RecordCounter
+    ) -> None:
+        """``counter`` counts what goes into a chained operator."""
+        if isinstance(operator, Operator):
+            emit = _into_operator(operator, counter)
+            if operator not in self._operators:
+                self._operators.append(operator)
+        else:
+            emit = operator.emit
+            if operator not in self._partitions:
+                self._partitions.append(operator)
+        if target.tag is None:
+            self._main.append(emit)
+        else:
+            self._side.setdefault(target.tag, []).append(emit)
+        if len(self._main) == 1:
+            # The commonest chain has one way on: call it without a detour.
+            self.emit = self._main[0]  # type: ignore[method-assign]
+        else:
+            self.__dict__.pop("emit", None)
+
+    def emit(self, batch: Batch) -> None:
+        for emit in self._main:
+            emit(batch)
+
+    def emit_side(self, tag: OutputTag, batch: Batch) -> None:
+        for emit in self._side.get(tag.tag_id, ()):
+            emit(batch)
+
+    def emit_watermark(self, timestamp: int) -> None:
+        for operator in self._operators:
+            operator.process_watermark(timestamp)
+        for partition in self._partitions:
+            partition.broadcast(Watermark(timestamp))
+
+    def emit_status(self, idle: bool) -> None:
+        for operator in self._operators:
+            operator.process_status(idle)
+        for partition in self._partitions:
+            partition.broadcast(WatermarkStatus(idle))
+
+
+def _into_operator(operator: Operator, counter: RecordCounter) -> Emit:
+    process = operator.process_batch
+    if operator.accepts_arrow:
+
+        def emit(batch: Batch) -> None:
+            if size := len(batch):
+                counter.records += size
+                process(batch)
+    else:
+
+        def emit(batch: Batch) -> None:
+            if size := len(batch):
+                counter.records += size
+                process(batch.to_rows() if isinstance(batch, ArrowBatch) else batch)
+
+    return emit
+
+
+class OperatorChain:
+    """Operators in the order of the vertex; ``head`` takes the task's input."""
+
+    def __init__(
+        self,
+        vertex: JobVertex,
+        outputs: TaskOutputs,
+        context_for: Callable[[OperatorNode], OperatorContext],
+    ) -> None:
+        self.nodes = vertex.operators
+        self.operators = [create_operator(loads_code(node.spec)) for node in vertex.operators]
+        self.counters = [RecordCounter() for _ in self.operators]  # records into each operator
+        for node, operator in zip(self.nodes, self.operators, strict=True):
+            output = _ChainOutput()
+            for target in node.targets:
+                if target.chained is not None:
+                    output.connect(
+                        target, self.operators[target.chained], self.counters[target.chained]
+                    )
+                else:
+                    assert target.edge is not None
+                    output.connect(target, outputs.partitions[target.edge], self.counters[0])
+            operator.setup(context_for(node), output)
+        self.head = self.operators[0]
+        self.process_batch: Emit = _into_operator(self.head, self.counters[0])
+        # Only operators that say something of their own are asked after every batch.
+        self._with_timers = [
+            o for o in self.operators if type(o).next_timer_at is not Operator.next_timer_at
+        ]
+        self._with_bounds = [o for o in self.operators if type(o).blocked is not Operator.blocked]
+
+    def restore(self, snapshots: dict[str, OperatorSnapshot]) -> None:
+        for node, operator in zip(self.nodes, self.operators, strict=True):
+            snapshot = snapshots.get(node.uid)
+            if snapshot is not None:
+                operator.restore(snapshot)
+
+    def open(self) -> None:
+        """Downstream first, so that nobody emits to an operator that is not open."""
+        for operator in reversed(self.operators):
+            operator.open()
+
+    def blocked(self) -> bool:
+        return any(operator.blocked() for operator in self._with_bounds)
+
+    def next_timer_at(self) -> int | None:
+        times = [t for t in (o.next_timer_at() for o in self._with_timers) if t is not None]
+        return min(times) if times else None
+
+    def on_processing_time(self, now: int) -> None:
+        for operator in self._with_timers:
+            due = operator.next_timer_at()
+            if due is not None and due <= now:
+                operator.on_processing_time(now)
+
+    def prepare_barrier(self, checkpoint_id: int) -> None:
+        for operator in self.operators:
+            operator.prepare_barrier(checkpoint_id)
+
+    def snapshot(self, checkpoint_id: int) -> dict[str, OperatorSnapshot]:
+        return {
+            node.uid: operator.snapshot(checkpoint_id)
+            for node, operator in zip(self.nodes, self.operators, strict=True)
+        }
+
+    def finish(self) -> None:
+        for operator in self.operators:
+            operator.finish()
+
+    def close(self) -> BaseException | None:
+        """Close all, whatever happens; the first error is returned."""
+        first: BaseException | None = None
+        for operator in self.operators:
+            try:
+                operator.close()
+            except Exception as error:
+                first = first or error
+        return first

@@ -1,0 +1,195 @@
+"""The outputs of a task: its channels per edge, and the links that carry them to other tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from dataflow.common.batch import Batch
+from dataflow.common.codec import loads_code
+from dataflow.graph.job_graph import Partitioning
+from taskmanager.channel import ChannelLimits, OutputChannel
+from taskmanager.elements import Attempt, ChannelId, Control, Element
+from taskmanager.messages import DataMessage, Feedback, OutputDescriptor
+from taskmanager.partitioner import (
+    BroadcastPartitioner,
+    ChoosingPartitioner,
+    ForwardPartitioner,
+    HashPartitioner,
+    Partitioner,
+    RoundRobinPartitioner,
+    custom_chooser,
+    shuffle_chooser,
+)
+from taskmanager.serializer import serialize
+
+
+class Transport(Protocol):
+    """Carries messages to other TaskManagers; the only way tasks reach each other.
+
+    It may repeat and reorder messages, but a lost one must be reported (the attempt is failed
+    then). ``done`` may be called on any thread.
+    """
+
+    def is_local(self, peer_id: str) -> bool:
+        """Whether elements can be handed over as they are, without serialisation."""
+
+    def send(self, peer_id: str, messages: list[DataMessage], done: Callable[[], None]) -> None:
+        """Deliver; ``done`` when the peer has taken them, whose feedback was then applied."""
+
+    def send_feedback(self, peer_id: str, feedback: list[Feedback]) -> None:
+        """Tell the sender of a channel what was consumed."""
+
+
+class ResultPartition:
+    """One outgoing edge."""
+
+    def __init__(
+        self, descriptor: OutputDescriptor, subtask: int, attempt: Attempt, limits: ChannelLimits
+    ) -> None:
+        self.descriptor = descriptor
+        self.channels = [OutputChannel(cid, limits) for cid, _ in descriptor.channels]
+        self._partitioner = _partitioner(descriptor, self.channels, subtask, attempt)
+
+    def emit(self, batch: Batch) -> None:
+        if len(batch):
+            self._partitioner.emit(batch)
+
+    def broadcast(self, element: Control) -> None:
+        for channel in self.channels:
+            channel.append_control(element)
+
+
+def _partitioner(
+    descriptor: OutputDescriptor, channels: list[OutputChannel], subtask: int, attempt: Attempt
+) -> Partitioner:
+    edge = descriptor.edge
+    count = len(channels)
+    match edge.partitioning:
+        case Partitioning.FORWARD | Partitioning.GLOBAL:
+            return ForwardPartitioner(channels)
+        case Partitioning.BROADCAST:
+            return BroadcastPartitioner(channels)
+        case Partitioning.REBALANCE | Partitioning.RESCALE:
+            return RoundRobinPartitioner(channels, start=subtask)
+        case Partitioning.SHUFFLE:
+            return ChoosingPartitioner(
+                channels, shuffle_chooser(count, f"{edge.id}/{subtask}/{attempt}")
+            )
+        case Partitioning.SPLITS:
+            return ChoosingPartitioner(channels, lambda assignment: int(assignment.subtask))
+        case Partitioning.HASH:
+            assert edge.function is not None
+            return HashPartitioner(channels, loads_code(edge.function), descriptor.max_parallelism)
+        case Partitioning.CUSTOM:
+            assert edge.function is not None
+            partition, key_selector = loads_code(edge.function)
+            return ChoosingPartitioner(channels, custom_chooser(partition, key_selector, count))
+
+
+class Link:
+    """All of a task's channels to one TaskManager: one message in flight at a time.
+
+    That is the smart batching: what is produced while the acknowledgement is out gathers in the
+    channels, so batches are small when the load is low and large when it is high.
+    """
+
+    def __init__(
+        self,
+        peer_id: str,
+        channels: list[OutputChannel],
+        attempt: Attempt,
+        transport: Transport,
+        wake_up: Callable[[], None],
+        limits: ChannelLimits,
+    ) -> None:
+        self._peer_id = peer_id
+        self._channels = channels
+        self._attempt = attempt
+        self._transport = transport
+        self._wake_up = wake_up
+        self._record_bytes_max = limits.record_bytes_max
+        self._local = transport.is_local(peer_id)
+        self._in_flight = False
+
+    def flush(self) -> None:
+        """Send what the windows allow, unless an acknowledgement is still out."""
+        if self._in_flight:
+            return
+        messages = []
+        for channel in self._channels:
+            if channel.idle:
+                continue
+            first, elements = channel.take()
+            if elements:
+                items, sizes = self._encode(elements)
+                messages.append(DataMessage(self._attempt, channel.id, first, items, sizes))
+        if messages:
+            self._in_flight = True
+            self._transport.send(self._peer_id, messages, self._acknowledged)
+
+    def _encode(self, elements: list[Element]) -> tuple[list[Any], list[int]]:
+        if self._local:
+            return list(elements), [64] * len(elements)
+        items = [serialize(element) for element in elements]
+        sizes = [len(item) for item in items]
+        if max(sizes) > self._record_bytes_max:
+            self._refuse_oversize(elements, sizes)
+        return list(items), sizes
+
+    def _refuse_oversize(self, elements: list[Element], sizes: list[int]) -> None:
+        """A batch may be large, but a single record beyond the limit is an error."""
+        for element, size in zip(elements, sizes, strict=True):
+            count = len(element) if hasattr(element, "__len__") else 1
+            if size / max(1, count) > self._record_bytes_max:
+                raise ValueError(
+                    f"a record of about {size // max(1, count):,} bytes is beyond the limit of "
+                    f"{self._record_bytes_max:,} (taskmanager.network.record.bytes-max)"
+                )
+
+    def _acknowledged(self) -> None:
+        self._in_flight = False
+        self._wake_up()
+
+
+class TaskOutputs:
+    """Every outgoing edge of a task."""
+
+    def __init__(
+        self,
+        descriptors: tuple[OutputDescriptor, ...],
+        subtask: int,
+        attempt: Attempt,
+        limits: ChannelLimits,
+        transport: Transport,
+        wake_up: Callable[[], None],
+    ) -> None:
+        self.partitions = {
+            d.edge.id: ResultPartition(d, subtask, attempt, limits) for d in descriptors
+        }
+        self.channels: dict[ChannelId, OutputChannel] = {}
+        by_peer: dict[str, list[OutputChannel]] = {}
+        for descriptor in descriptors:
+            partition = self.partitions[descriptor.edge.id]
+            for channel, (_, peer_id) in zip(
+                partition.channels, descriptor.channels, strict=True
+            ):
+                self.channels[channel.id] = channel
+                by_peer.setdefault(peer_id, []).append(channel)
+        self._all = list(self.channels.values())
+        self._links = [
+            Link(peer_id, channels, attempt, transport, wake_up, limits)
+            for peer_id, channels in by_peer.items()
+        ]
+
+    def has_room(self) -> bool:
+        """Whether the task may take another batch of input."""
+        return all(channel.has_room() for channel in self._all)
+
+    def broadcast(self, element: Control) -> None:
+        for partition in self.partitions.values():
+            partition.broadcast(element)
+
+    def flush(self) -> None:
+        for link in self._links:
+            link.flush()

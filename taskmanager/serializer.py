@@ -1,0 +1,52 @@
+"""Elements to bytes and back, once per batch.
+
+Both ends are actors of one job in one trust domain (SECURITY.md), so rows are pickled. The first
+byte tells the kind.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from dataflow.common.batch import ArrowBatch, RowBatch
+from dataflow.common.codec import dumps_data, loads_data
+from dataflow.errors import CorruptObject
+from taskmanager.elements import Element
+
+_ROWS, _ARROW, _CONTROL = b"R", b"A", b"C"
+_TIMESTAMPS = "__timestamps__"
+
+
+def serialize(element: Element) -> bytes:
+    """Raises pickle errors for rows that cannot be pickled."""
+    if isinstance(element, RowBatch):
+        return _ROWS + dumps_data((element.rows, element.timestamps))
+    if isinstance(element, ArrowBatch):
+        data = element.data
+        if element.timestamps is not None:
+            data = data.append_column(_TIMESTAMPS, element.timestamps)
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, data.schema) as writer:
+            writer.write_batch(data)
+        return _ARROW + sink.getvalue().to_pybytes()
+    return _CONTROL + dumps_data(element)
+
+
+def deserialize(payload: bytes) -> Element:
+    """The inverse of ``serialize``."""
+    view = memoryview(payload)
+    kind = view[:1].tobytes()
+    if kind == _ROWS:
+        rows, timestamps = loads_data(view[1:])
+        return RowBatch(rows, timestamps)
+    if kind == _ARROW:
+        with pa.ipc.open_stream(pa.py_buffer(view[1:])) as reader:
+            data = reader.read_next_batch()
+        position = data.schema.get_field_index(_TIMESTAMPS)
+        if position < 0:
+            return ArrowBatch(data)
+        return ArrowBatch(data.remove_column(position), data.column(position))
+    if kind == _CONTROL:
+        element: Element = loads_data(view[1:])
+        return element
+    raise CorruptObject(f"a channel element of unknown kind {kind!r}")

@@ -1,0 +1,645 @@
+"""A task: one subtask of a vertex, as a machine that is stepped.
+
+``step`` handles waiting mail, due timers and then one batch of input, and never blocks. Mail is
+how everything that happens elsewhere (control messages, finished I/O) reaches the task's thread,
+which alone touches the operators. Blocking work goes through ``TaskServices.run_async`` and comes
+back as mail. Who calls ``step`` decides what this is: a thread in a TaskManager, or a seeded
+scheduler under virtual time in the simulator.
+
+States: INITIALIZING (build, restore, open) → READY → RUNNING → DRAINED → FINISHED, and from any
+of them CANCELED or FAILED. A drained task has processed its last input but stays: barriers still
+pass through it, so checkpoints go on until the whole job has drained, and the last of them covers
+the end of everything.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+from typing import Any, Protocol
+
+from dataflow.common.batch import MAX_TIMESTAMP, MIN_TIMESTAMP, ArrowBatch, RowBatch
+from dataflow.common.keys import KeyGroupRange
+from dataflow.datastream.connectors.base import InputStatus
+from dataflow.errors import CorruptObject, ObjectNotFound, RestoreError, UserFunctionError
+from dataflow.graph.job_graph import OperatorNode
+from dataflow.graph.pickling import install_main_classes
+from state.checkpoint_store import CheckpointStore, CommitPermit, StateHandle
+from state.snapshot import TaskSnapshot, decode, encode, redistribute
+from taskmanager.alignment import BarrierAligner
+from taskmanager.channel import ChannelLimits
+from taskmanager.elements import (
+    END_OF_INPUT,
+    Barrier,
+    Element,
+    EndOfInput,
+    Watermark,
+    WatermarkStatus,
+)
+from taskmanager.input_gate import InputGate
+from taskmanager.messages import (
+    CheckpointAcknowledged,
+    CheckpointDeclined,
+    ClientChunk,
+    CommitSucceeded,
+    DataMessage,
+    Feedback,
+    Report,
+    TaskCanceled,
+    TaskDeploymentDescriptor,
+    TaskDrained,
+    TaskFailed,
+    TaskFinished,
+    TaskMetrics,
+    TaskReady,
+)
+from taskmanager.operator_chain import OperatorChain
+from taskmanager.operators.enumerator import EnumeratorOperator
+from taskmanager.operators.sink import SinkOperator
+from taskmanager.operators.source import SourceOperator
+from taskmanager.result_partition import TaskOutputs, Transport
+from taskmanager.watermark_valve import WatermarkValve
+
+logger = logging.getLogger(__name__)
+
+ERROR_CHARS_MAX = 8_000
+
+Mail = Callable[[], None]
+
+
+class TaskState(Enum):
+    INITIALIZING = "INITIALIZING"
+    READY = "READY"
+    RUNNING = "RUNNING"
+    DRAINED = "DRAINED"
+    FINISHED = "FINISHED"
+    CANCELED = "CANCELED"
+    FAILED = "FAILED"
+
+    @property
+    def ended(self) -> bool:
+        return self in (TaskState.FINISHED, TaskState.CANCELED, TaskState.FAILED)
+
+
+class TaskServices(Protocol):
+    """What surrounds a task; one implementation per way to run (threads, simulator)."""
+
+    @property
+    def transport(self) -> Transport: ...
+
+    def processing_time(self) -> int:
+        """Wall clock in milliseconds, for user code and processing-time timers."""
+
+    def run_async(
+        self,
+        work: Callable[[], Any],
+        done: Callable[[Any, BaseException | None], None],
+        delay_ms: int = 0,
+    ) -> None:
+        """Run blocking work elsewhere; ``done`` is called on any thread."""
+
+    def report(self, report: Report) -> None:
+        """To the JobManager, in order."""
+
+    def checkpoint_store(self, descriptor: TaskDeploymentDescriptor) -> CheckpointStore | None:
+        """Where this job's checkpoints live; None when checkpointing is off."""
+
+    def wake_up(self, task: Task) -> None:
+        """Step the task soon; callable from any thread."""
+
+
+class Task:
+    """See the module's text. Methods are for the task's thread unless they say otherwise."""
+
+    def __init__(
+        self, descriptor: TaskDeploymentDescriptor, services: TaskServices, limits: ChannelLimits
+    ) -> None:
+        self.descriptor = descriptor
+        self.id = descriptor.task
+        self.attempt = descriptor.attempt
+        vertex = descriptor.vertex
+        self.name = f"{vertex.name} ({descriptor.task.subtask + 1}/{vertex.parallelism})"
+        self.state = TaskState.INITIALIZING
+        self._services = services
+        self._limits = limits
+        self._mail: deque[Mail] = deque([self._initialize])
+        channels = [
+            (cid, input_.input_index) for input_ in descriptor.inputs for cid, _ in input_.channels
+        ]
+        self._peers = {cid: peer for i in descriptor.inputs for cid, peer in i.channels}
+        self._gate = InputGate(channels, limits) if channels else None
+        self._aligner = BarrierAligner(len(channels)) if channels else None
+        self._valve = WatermarkValve(len(channels))
+        self._open_channels = len(channels)  # those whose EndOfInput has not come
+        self._aligned_exactly = (
+            descriptor.configuration.get("execution.checkpointing.mode", "EXACTLY_ONCE")
+            != "AT_LEAST_ONCE"
+        )
+        self._store: CheckpointStore | None = None
+        self._aborted_checkpoint = 0  # the newest that will not complete
+        self._triggered_checkpoint = 0  # the newest that was started here
+        self._requests_handled = [0] * vertex.parallelism
+        self._chunks_sent = 0
+        self._chunk_callbacks: dict[int, Callable[[], None]] = {}
+        self._metrics: dict[str, Callable[[], float]] = {}
+        self._restored_drained = False
+        self._poll_at: int | None = None
+
+    # ------------------------------------------------------------------------- any thread
+
+    def post(self, mail: Mail) -> None:
+        """Have ``mail`` called on the task's thread."""
+        self._mail.append(mail)
+        self._services.wake_up(self)
+
+    def receive(self, message: DataMessage) -> Feedback | None:
+        """Elements from upstream; the answer tells it what was consumed so far."""
+        if message.attempt != self.attempt or self._gate is None or self.state.ended:
+            return None
+        self._gate.receive(message.channel, message.first, message.items, message.sizes)
+        self._services.wake_up(self)
+        consumed, demand = self._gate.feedback(message.channel)
+        return Feedback(self.attempt, message.channel, consumed, demand)
+
+    def on_feedback(self, feedback: Feedback) -> None:
+        """What a downstream task has consumed."""
+        if feedback.attempt != self.attempt or self.state.ended:
+            return
+        channel = self._outputs.channels[feedback.channel]
+        channel.on_feedback(feedback.consumed, feedback.demand)
+        self._services.wake_up(self)
+
+    def metrics(self) -> TaskMetrics:
+        """Counters as of about now."""
+        if self.state is TaskState.INITIALIZING:
+            return TaskMetrics(0, 0, 0, None)
+        counters = self._chain.counters
+        watermark = self._valve.watermark
+        return TaskMetrics(
+            records_in=counters[0].records,
+            records_read=self._source.records_read if self._source else 0,
+            records_written=sum(
+                counter.records
+                for counter, operator in zip(counters, self._chain.operators, strict=True)
+                if isinstance(operator, SinkOperator)
+            ),
+            watermark=None if watermark == MIN_TIMESTAMP else watermark,
+            extra={name: value() for name, value in list(self._metrics.items())},
+        )
+
+    # --------------------------------------------------------------------------- stepping
+
+    def step(self) -> bool:
+        """Do a bounded piece of work; False when there is nothing to do before a wake-up.
+
+        Never raises: an error fails the task and is reported.
+        """
+        try:
+            return self._step()
+        except BaseException as error:  # user code may raise anything, SystemExit included
+            self.fail(error)
+            return False
+
+    def _step(self) -> bool:
+        for _ in range(len(self._mail)):
+            self._mail.popleft()()
+        if self.state not in (TaskState.RUNNING, TaskState.DRAINED):
+            return bool(self._mail)
+        progressed = False
+        if self.state is TaskState.RUNNING:
+            now = self._services.processing_time()
+            due = self._chain.next_timer_at()
+            if due is not None and due <= now:
+                self._chain.on_processing_time(now)
+        if self._outputs.has_room() and not self._chain.blocked():
+            progressed = self._process_input()
+        self._outputs.flush()
+        self._send_feedback()
+        return progressed or bool(self._mail)
+
+    def wait_until(self) -> int | None:
+        """Processing time (ms) at which to step again without a wake-up."""
+        if self.state is not TaskState.RUNNING:
+            return None
+        times = [t for t in (self._chain.next_timer_at(), self._poll_at) if t is not None]
+        return min(times) if times else None
+
+    def _process_input(self) -> bool:
+        self._poll_at = None
+        if self._gate is not None:
+            polled = self._gate.poll()
+            if polled is not None:
+                self._process_element(*polled)
+                return True
+        if self.state is TaskState.DRAINED:
+            return False
+        if self._source is not None:
+            status = self._source.poll()
+            if status is InputStatus.END_OF_INPUT:
+                self._drain()
+            elif status is InputStatus.NOTHING_AVAILABLE:
+                self._poll_at = self._source.next_poll_at()
+                return False
+            return True
+        if self._enumerator is not None:
+            return self._serve_split_requests(self._enumerator)
+        return False
+
+    def _serve_split_requests(self, enumerator: EnumeratorOperator) -> bool:
+        served = False
+        for channel in self._outputs.channels.values():
+            subtask = channel.id.downstream
+            while self._requests_handled[subtask] < channel.demand:
+                self._requests_handled[subtask] += 1
+                enumerator.handle_split_request(subtask)
+                served = True
+        if enumerator.exhausted:
+            self._drain()
+            served = True
+        return served
+
+    def _process_element(self, position: int, element: Element) -> None:
+        if isinstance(element, (RowBatch, ArrowBatch)):
+            if self.state is TaskState.RUNNING:
+                self._chain.process_batch(element)
+            return
+        match element:
+            case Watermark(timestamp):
+                self._advance_watermark(self._valve.on_watermark(position, timestamp))
+            case WatermarkStatus(idle):
+                was_idle = self._valve.all_idle
+                advanced = self._valve.on_status(position, idle)
+                if self._valve.all_idle != was_idle and self.state is TaskState.RUNNING:
+                    self._chain.head.process_status(self._valve.all_idle)
+                self._advance_watermark(advanced)
+            case Barrier(checkpoint_id):
+                self._on_barrier(position, checkpoint_id)
+            case EndOfInput():
+                self._open_channels -= 1
+                # A source with an enumerator goes on with the splits it has.
+                if self._open_channels == 0 and self._source is None and not self._is_drained:
+                    self._drain()
+
+    def _advance_watermark(self, watermark: int | None) -> None:
+        if watermark is not None and self.state is TaskState.RUNNING and self._source is None:
+            self._chain.head.process_watermark(watermark)
+
+    @property
+    def _is_drained(self) -> bool:
+        return self.state is TaskState.DRAINED
+
+    def _drain(self) -> None:
+        """The last record is through: flush everything that time or the end releases."""
+        if self._source or self._enumerator:
+            self._chain.head.output.emit_watermark(MAX_TIMESTAMP)
+        self._chain.finish()
+        self._become_drained()
+
+    def _become_drained(self) -> None:
+        self._outputs.broadcast(END_OF_INPUT)
+        self.state = TaskState.DRAINED
+        self._services.report(TaskDrained(self.id, self.attempt))
+
+    def _send_feedback(self) -> None:
+        if self._gate is None:
+            return
+        due = self._gate.due_feedback()
+        if not due:
+            return
+        by_peer: dict[str, list[Feedback]] = {}
+        for channel_id, consumed, demand in due:
+            feedback = Feedback(self.attempt, channel_id, consumed, demand)
+            by_peer.setdefault(self._peers[channel_id], []).append(feedback)
+        for peer_id, feedbacks in by_peer.items():
+            self._services.transport.send_feedback(peer_id, feedbacks)
+
+    # ------------------------------------------------------------------------- life cycle
+
+    def _initialize(self) -> None:
+        descriptor = self.descriptor
+        install_main_classes(descriptor.main_classes)
+        self._store = self._services.checkpoint_store(descriptor)
+        self._outputs = TaskOutputs(
+            descriptor.outputs,
+            self.id.subtask,
+            self.attempt,
+            self._limits,
+            self._services.transport,
+            lambda: self._services.wake_up(self),
+        )
+        self._chain = OperatorChain(descriptor.vertex, self._outputs, self._context_for)
+        head = self._chain.head
+        self._source = head if isinstance(head, SourceOperator) else None
+        self._enumerator = head if isinstance(head, EnumeratorOperator) else None
+        if not descriptor.restore:
+            self._open()
+        else:
+            self._call_async(self._load_snapshot, self._on_snapshot_loaded)
+
+    def _load_snapshot(self) -> TaskSnapshot:
+        """On an I/O thread: everything of the checkpoint that belongs to this subtask."""
+        vertex, store = self.descriptor.vertex, self._store
+        if store is None:
+            raise RestoreError("the job is restored from a checkpoint but has no storage")
+        merged = TaskSnapshot()
+        for restore in self.descriptor.restore:
+            old = [
+                TaskSnapshot() if handle is None else decode(store.read_state(handle))
+                for _, handle in restore.handles
+            ]
+            part = redistribute(
+                old,
+                restore.parallelism,
+                vertex.parallelism,
+                self.id.subtask,
+                vertex.max_parallelism,
+            )
+            merged.operators.update(part.operators)
+            # Chains may have been cut differently: only the very same chain is known to be done.
+            merged.drained = part.drained and len(self.descriptor.restore) == 1
+        return merged
+
+    def _on_snapshot_loaded(
+        self, snapshot: TaskSnapshot | None, error: BaseException | None
+    ) -> None:
+        if error is not None:
+            raise error
+        if snapshot is not None:
+            self._chain.restore(snapshot.operators)
+            self._restored_drained = snapshot.drained
+        self._open()
+
+    def _open(self) -> None:
+        self._chain.open()
+        self.state = TaskState.READY
+        self._services.report(TaskReady(self.id, self.attempt))
+
+    def start(self) -> None:
+        """Every task of the region is ready."""
+        if self.state is not TaskState.READY:
+            return
+        self.state = TaskState.RUNNING
+        if self._restored_drained:
+            # Its last input was processed before the checkpoint: there is nothing to run again,
+            # but those downstream must be told again.
+            self._outputs.broadcast(Watermark(MAX_TIMESTAMP))
+            self._become_drained()
+
+    def finish(self) -> None:
+        """The whole job has drained. Without checkpoints, sinks commit now."""
+        if self.state is not TaskState.DRAINED:
+            return
+        sinks = [o for o in self._chain.operators if isinstance(o, SinkOperator)]
+        if self._store is not None or not sinks:
+            self._finished()
+            return
+        self._when_all_done(
+            [sink.commit_at_end for sink in sinks], self._finished, "the commit at the end"
+        )
+
+    def _finished(self) -> None:
+        error = self._chain.close()
+        if error is not None:
+            raise error
+        self.state = TaskState.FINISHED
+        self._services.report(TaskFinished(self.id, self.attempt))
+
+    def cancel(self) -> None:
+        if self.state.ended:
+            self._services.report(TaskCanceled(self.id, self.attempt))
+            return
+        self._close_quietly()
+        self.state = TaskState.CANCELED
+        self._services.report(TaskCanceled(self.id, self.attempt))
+
+    def fail(self, error: BaseException) -> None:
+        """Close and report; the JobManager decides what to restart."""
+        if self.state.ended:
+            return
+        logger.error("task failed", exc_info=error)
+        self._close_quietly()
+        self.state = TaskState.FAILED
+        self._services.report(
+            TaskFailed(
+                self.id,
+                self.attempt,
+                f"{self.name}: {describe_error(error)}"[:ERROR_CHARS_MAX],
+                restartable=not isinstance(error, RestoreError),
+                corrupt_checkpoint=self._corrupt_checkpoint(error),
+            )
+        )
+
+    def _corrupt_checkpoint(self, error: BaseException) -> int | None:
+        if isinstance(error, (CorruptObject, ObjectNotFound)) and self.descriptor.restore:
+            return self.descriptor.restore[0].checkpoint_id
+        return None
+
+    def _close_quietly(self) -> None:
+        chain = getattr(self, "_chain", None)
+        if chain is not None:
+            error = chain.close()
+            if error is not None:
+                logger.warning("closing after a failure raised", exc_info=error)
+
+    # ------------------------------------------------------------------------ checkpoints
+
+    def trigger_checkpoint(self, checkpoint_id: int) -> None:
+        """A task without inputs starts the checkpoint."""
+        if self.state not in (TaskState.RUNNING, TaskState.DRAINED):
+            return
+        if checkpoint_id <= max(self._triggered_checkpoint, self._aborted_checkpoint):
+            return
+        assert self._gate is None, "only tasks without inputs are triggered"
+        self._checkpoint(checkpoint_id)
+
+    def _on_barrier(self, position: int, checkpoint_id: int) -> None:
+        assert self._aligner is not None
+        assert self._gate is not None
+        result = self._aligner.on_barrier(position, checkpoint_id)
+        for aborted in result.aborted:
+            self._decline(aborted, f"superseded by checkpoint {checkpoint_id}")
+        if self._aligned_exactly:
+            self._gate.set_blocked(self._aligner.blocked)
+        if result.completed is not None:
+            self._checkpoint(result.completed)
+
+    def _checkpoint(self, checkpoint_id: int) -> None:
+        """The barrier has come on every input: pass it on, snapshot, upload."""
+        self._triggered_checkpoint = checkpoint_id
+        try:
+            self._chain.prepare_barrier(checkpoint_id)
+        finally:
+            # Even if preparing fails the task, nobody downstream may wait for the barrier.
+            self._outputs.broadcast(Barrier(checkpoint_id))
+        snapshot = TaskSnapshot(self._chain.snapshot(checkpoint_id), drained=self._is_drained)
+        store = self._store
+        if store is None:
+            self._decline(checkpoint_id, "the job has no checkpoint storage")
+            return
+        commits = any(
+            isinstance(o, SinkOperator) and o.needs_commit for o in self._chain.operators
+        )
+        stateful = tuple(uid for uid, o in snapshot.operators.items() if o.keyed or o.operator)
+        name = f"{self.id.vertex_id}-{self.id.subtask}-{self.attempt.number}"
+        generation = self.attempt.generation
+
+        def upload() -> StateHandle:
+            return store.write_state(generation, checkpoint_id, name, encode(snapshot))
+
+        def uploaded(handle: StateHandle | None, error: BaseException | None) -> None:
+            if error is not None or handle is None:
+                self._decline(checkpoint_id, f"upload failed: {error}")
+            elif checkpoint_id > self._aborted_checkpoint:
+                self._services.report(
+                    CheckpointAcknowledged(
+                        self.id,
+                        self.attempt,
+                        checkpoint_id,
+                        handle,
+                        stateful,
+                        snapshot.drained,
+                        commits,
+                    )
+                )
+
+        self._call_async(upload, uploaded)
+
+    def _decline(self, checkpoint_id: int, reason: str) -> None:
+        if not self.state.ended:
+            self._services.report(
+                CheckpointDeclined(self.id, self.attempt, checkpoint_id, reason[:1_000])
+            )
+
+    def abort_checkpoint(self, checkpoint_id: int) -> None:
+        """The coordinator gave the checkpoint up."""
+        self._aborted_checkpoint = max(self._aborted_checkpoint, checkpoint_id)
+        if self.state not in (TaskState.RUNNING, TaskState.DRAINED):
+            return
+        if self._aligner is not None and self._gate is not None:
+            self._aligner.abort(checkpoint_id)
+            self._gate.set_blocked(self._aligner.blocked if self._aligned_exactly else set())
+        for operator in self._chain.operators:
+            operator.abort_checkpoint(checkpoint_id)
+
+    def commit(self, permit: CommitPermit) -> None:
+        """The checkpoint is complete; the permit proves that this job may commit it."""
+        if self.state not in (TaskState.RUNNING, TaskState.DRAINED):
+            return
+        checkpoint_id = permit.checkpoint_id
+
+        def committed() -> None:
+            self._services.report(CommitSucceeded(self.id, self.attempt, checkpoint_id))
+
+        self._when_all_done(
+            [
+                lambda done, operator=operator: operator.commit(checkpoint_id, done)  # type: ignore[misc]
+                for operator in self._chain.operators
+            ],
+            committed,
+            f"the commit of checkpoint {checkpoint_id}",
+        )
+
+    def _when_all_done(
+        self,
+        starts: list[Callable[[Callable[[BaseException | None], None]], None]],
+        then: Callable[[], None],
+        what: str,
+    ) -> None:
+        """Start several asynchronous things; ``then`` once all have succeeded."""
+        left = len(starts)
+
+        def done(error: BaseException | None) -> None:
+            nonlocal left
+            if self.state.ended:
+                return
+            if error is not None:
+                raise RuntimeError(f"{what} failed: {error}") from error
+            left -= 1
+            if left == 0:
+                then()
+
+        for start in starts:
+            start(done)
+
+    # ---------------------------------------------------------------- given to operators
+
+    def _call_async(
+        self,
+        work: Callable[[], Any],
+        done: Callable[[Any, BaseException | None], None],
+        delay_ms: int = 0,
+    ) -> None:
+        def finished(result: Any, error: BaseException | None) -> None:
+            def mail() -> None:
+                if not self.state.ended:
+                    done(result, error)
+
+            self.post(mail)
+
+        self._services.run_async(work, finished, delay_ms)
+
+    def _send_to_client(
+        self, channel: str, payload: bytes, done: Callable[[], None] | None
+    ) -> None:
+        self._chunks_sent += 1
+        if done is not None:
+            self._chunk_callbacks[self._chunks_sent] = done
+        self._services.report(
+            ClientChunk(
+                self.id, self.attempt, self._chunks_sent, channel, payload, done is not None
+            )
+        )
+
+    def client_acknowledged(self, number: int) -> None:
+        callback = self._chunk_callbacks.pop(number, None)
+        if callback is not None and not self.state.ended:
+            callback()
+
+    def _context_for(self, node: OperatorNode) -> _TaskOperatorContext:
+        return _TaskOperatorContext(self, node)
+
+
+class _TaskOperatorContext:
+    """OperatorContext over a task."""
+
+    def __init__(self, task: Task, node: OperatorNode) -> None:
+        descriptor = task.descriptor
+        vertex = descriptor.vertex
+        self._task = task
+        self.job_id = descriptor.job_id
+        self.job_name = descriptor.job_name
+        self.operator_name = node.name
+        self.operator_uid = node.uid
+        self.subtask_index = descriptor.task.subtask
+        self.parallelism = vertex.parallelism
+        self.max_parallelism = vertex.max_parallelism
+        self.key_group_range = KeyGroupRange.of(
+            vertex.max_parallelism, vertex.parallelism, descriptor.task.subtask
+        )
+        self.attempt = str(descriptor.attempt)
+        self.attempt_number = descriptor.attempt_number
+        self.configuration = descriptor.configuration
+        self.processing_time = task._services.processing_time
+        self.call_async = task._call_async
+        self.send_to_client = task._send_to_client
+
+    def wake_up(self) -> None:
+        self._task._services.wake_up(self._task)
+
+    def request_split(self) -> None:
+        gate = self._task._gate
+        if gate is not None:
+            gate.request_split()
+
+    def add_metric(self, name: str, value: Callable[[], float]) -> None:
+        self._task._metrics[f"{self.operator_name}.{name}"] = value
+
+
+def describe_error(error: BaseException) -> str:
+    """What a user needs to see: their own traceback for their errors, ours only for ours."""
+    if isinstance(error, (UserFunctionError, RestoreError)):
+        return str(error)
+    return "".join(traceback.format_exception(error)).rstrip()

@@ -204,18 +204,14 @@ def _decode_body(body: Any) -> CheckpointManifest:
 
 
 def _decode_vertex(data: Any) -> VertexState:
-    f = _fields(
-        data, {"vertex_id", "parallelism", "max_parallelism", "operator_uids", "subtasks"}
-    )
+    f = _fields(data, {"vertex_id", "parallelism", "max_parallelism", "operator_uids", "subtasks"})
     uids = _items(f["operator_uids"], OPERATORS_MAX, "operator_uids")
     vertex = VertexState(
         vertex_id=_text(f["vertex_id"], "vertex_id"),
         parallelism=_number(f["parallelism"], "parallelism", 1),
         max_parallelism=_number(f["max_parallelism"], "max_parallelism", 1),
         operator_uids=tuple(_text(uid, "operator_uids") for uid in uids),
-        subtasks=tuple(
-            _decode_subtask(s) for s in _items(f["subtasks"], SUBTASKS_MAX, "subtasks")
-        ),
+        subtasks=tuple(_decode_subtask(s) for s in _items(f["subtasks"], SUBTASKS_MAX, "subtasks")),
     )
     _require(vertex.parallelism <= vertex.max_parallelism, "parallelism <= max_parallelism")
     _require(

@@ -103,6 +103,7 @@ class Recovered:
     permit: CommitPermit | None = None
     error: str | None = None
     fenced: bool = False
+    refused: bool = False  # there are checkpoints, but none can be used
 
 
 @dataclass(frozen=True)
@@ -546,6 +547,28 @@ class JobMaster:
     def _location(self, task: TaskId) -> str | None:
         return self._slot_location.get(self.graph.slot_of[task])
 
+    # ------------------------------------------------------------- asked by the shell
+
+    def location(self, task: TaskId) -> str | None:
+        """The TaskManager that offers the task's slot."""
+        return self._location(task)
+
+    def is_current(self, task: TaskId, attempt: Attempt) -> bool:
+        """Whether a report of that attempt counts."""
+        return self._current(task, attempt) is not None
+
+    def describe_taskmanagers(self) -> dict[str, str]:
+        """TaskManager id to the tasks it holds, for people."""
+        described: dict[str, list[str]] = {t: [] for t in list(self._taskmanagers)}
+        for task in self.graph.tasks:
+            location = self._location(task)
+            if location in described:
+                vertex = self.graph.vertex(task)
+                described[location].append(
+                    f"{vertex.name} ({task.subtask + 1}/{vertex.parallelism})"
+                )
+        return {t: ", ".join(tasks) or "starting" for t, tasks in described.items()}
+
     # ----------------------------------------------------------------------------- failover
 
     def _fail_regions(
@@ -648,6 +671,9 @@ class JobMaster:
         if self.status in (JobStatus.CANCELLING, JobStatus.FAILING):
             return
         recovery = event.recovery
+        if event.refused:
+            self._end(JobStatus.FAILING, event.error, now, actions)
+            return
         if recovery is None:
             self._recover_failures += 1
             if self._recover_failures >= self._settings.recover_attempts_max:
@@ -672,12 +698,12 @@ class JobMaster:
         if not recovery.skipped:
             return None
         skipped = "; ".join(f"checkpoint {id_}: {reason}" for id_, reason in recovery.skipped)
-        if recovery.manifest is None:
-            return f"no completed checkpoint can be used any more ({skipped})"
-        if recovery.manifest.needs_commit and not self._settings.fall_back_past_commits:
+        manifest = recovery.manifest
+        assert manifest is not None, "the store refuses to start from nothing then"
+        if manifest.needs_commit and not self._settings.fall_back_past_commits:
             return (
                 f"the newest checkpoint cannot be used ({skipped}), and going back to checkpoint "
-                f"{recovery.manifest.checkpoint_id} would write again what was committed since; "
+                f"{manifest.checkpoint_id} would write again what was committed since; "
                 "set execution.state-recovery.fall-back-past-commits to accept these duplicates"
             )
         return None

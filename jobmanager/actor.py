@@ -1,0 +1,161 @@
+"""The JobManager as a detached Ray actor: one per job, restarted by Ray, recovering from the store.
+
+TaskManagers are its children: Ray ends them with it, so a restarted JobManager begins with new
+ones, in a new generation.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+from dataflow.common.codec import dumps_data, loads_data
+from dataflow.graph.job_graph import JobGraph
+from jobmanager.job_manager import JobInfo, JobManager, Outgoing
+from taskmanager.actor import LOG_FORMAT, TaskManagerActor
+from taskmanager.messages import ControlMessage, Deploy
+
+logger = logging.getLogger(__name__)
+
+NAMESPACE = "dataflow"
+NAME_PREFIX = "jobmanager-"
+#: How long an ended job answers its clients before its actor goes away.
+LINGER_S = 60.0
+
+
+class RayCluster:
+    """TaskManagers as actors, anywhere on the Ray cluster."""
+
+    def __init__(self, heartbeat_ms: int, cpus: float, sys_path: list[str]) -> None:
+        self._heartbeat_ms = heartbeat_ms
+        self._cpus = cpus
+        self._sys_path = sys_path
+        self._actors: dict[str, Any] = {}
+        self._lock = threading.Lock()
+        self.pids: dict[str, int] = {}
+
+    def start_taskmanager(
+        self,
+        taskmanager_id: str,
+        resources: dict[str, float],
+        ready: Callable[[], None],
+        lost: Callable[[str], None],
+    ) -> None:
+        wanted = dict(resources)
+        options: dict[str, Any] = {"num_cpus": wanted.pop("num_cpus", self._cpus)}
+        for name in ("num_gpus", "memory"):
+            if name in wanted:
+                options[name] = wanted.pop(name)
+        job_manager = ray.get_runtime_context().current_actor
+        actor = TaskManagerActor.options(
+            resources=wanted or None, scheduling_strategy="SPREAD", **options
+        ).remote(taskmanager_id, job_manager, self._heartbeat_ms, self._sys_path)
+        with self._lock:
+            self._actors[taskmanager_id] = actor
+
+        def started(future: Any) -> None:
+            error = future.exception()
+            if error is not None:
+                lost(_reason(error))
+                return
+            self.pids[taskmanager_id] = future.result()
+            ready()
+            actor.live.remote().future().add_done_callback(
+                lambda future: lost(_reason(future.exception()))
+            )
+
+        actor.pid.remote().future().add_done_callback(started)
+
+    def stop_taskmanager(self, taskmanager_id: str) -> None:
+        with self._lock:
+            actor = self._actors.pop(taskmanager_id, None)
+        self.pids.pop(taskmanager_id, None)
+        if actor is not None:
+            ray.kill(actor, no_restart=True)
+
+    def send(self, taskmanager_id: str, message: ControlMessage) -> None:
+        actor = self._actors.get(taskmanager_id)
+        if actor is None:
+            return
+        peers = {}
+        if isinstance(message, Deploy):
+            mentioned = {
+                peer
+                for descriptor in message.descriptors
+                for channels in (*descriptor.inputs, *descriptor.outputs)
+                for _, peer in channels.channels
+            }
+            peers = {peer: self._actors[peer] for peer in mentioned if peer in self._actors}
+        actor.control.remote(dumps_data(message), peers)
+
+    def shutdown(self) -> None:
+        for taskmanager_id in list(self._actors):
+            self.stop_taskmanager(taskmanager_id)
+
+
+def _reason(error: BaseException | None) -> str:
+    if error is None:
+        return "it ended"
+    if isinstance(error, ray.exceptions.ActorDiedError):
+        return "its process died"
+    return str(error).splitlines()[0][:300]
+
+
+@ray.remote(
+    num_cpus=0,
+    max_restarts=-1,
+    max_task_retries=0,
+    concurrency_groups={"control": 4, "reports": 1},
+)
+class JobManagerActor:
+    """Thin: see ``jobmanager.job_manager``."""
+
+    def __init__(
+        self, job_id: str, job_graph: bytes, heartbeat_ms: int, cpus: float, sys_path: list[str]
+    ) -> None:
+        logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, force=True)
+        self._cluster = RayCluster(heartbeat_ms, cpus, sys_path)
+        self._manager = JobManager(job_id, JobGraph.from_bytes(job_graph), self._cluster)
+        self._released = threading.Event()
+        # Begun here and not on request: a restarted actor gets no request.
+        self._manager.start()
+        threading.Thread(target=self._leave_at_end, name="linger", daemon=True).start()
+
+    def _leave_at_end(self) -> None:
+        self._manager.ended.wait()
+        self._released.wait(LINGER_S)
+        time.sleep(0.1)  # let the answer to `release` out
+        ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
+
+    @ray.method(concurrency_group="reports")  # type: ignore[untyped-decorator,unused-ignore]
+    def report(self, payload: bytes) -> None:
+        for report in loads_data(payload):
+            self._manager.report(report)
+
+    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator,unused-ignore]
+    def info(self) -> JobInfo:
+        return self._manager.info()
+
+    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator,unused-ignore]
+    def fetch(self, outbox_id: int, taken: int) -> Outgoing:
+        return self._manager.fetch(outbox_id, taken)
+
+    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator,unused-ignore]
+    def cancel(self) -> None:
+        self._manager.cancel()
+
+    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator,unused-ignore]
+    def release(self) -> None:
+        """The client has the result: no need to linger."""
+        self._released.set()
+
+    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator,unused-ignore]
+    def pids(self) -> dict[str, int]:
+        """Process ids of this actor ("jobmanager") and its TaskManagers, for chaos tests."""
+        return {"jobmanager": os.getpid(), **self._cluster.pids}

@@ -1,0 +1,225 @@
+"""What a program holds of its job, and how a job is submitted.
+
+``execute_job_graph`` is what ``env.execute()`` calls. Where the job runs is decided by the
+environment: in this process with ``DATAFLOW_LOCAL=1`` (``dataflow run --local``), else on Ray:
+the cluster this process is connected to, the one that RAY_ADDRESS names, or a local one started
+now. Importing this module does not import Ray.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from dataflow.common.job_client import JobClient
+from dataflow.common.job_execution_result import JobExecutionResult
+from dataflow.common.job_id import JobID
+from dataflow.common.job_status import JobStatus
+from dataflow.errors import JobExecutionError
+from dataflow.graph.job_graph import JobGraph
+from jobmanager.job_manager import JobInfo, Outgoing
+from jobmanager.progress import ProgressLine
+
+T = TypeVar("T")
+
+LOCAL = "DATAFLOW_LOCAL"  # environment variable: run in this process
+JOB_ID = "DATAFLOW_JOB_ID"  # environment variable: the id to run under (dataflow run --job-id)
+PROGRESS = "DATAFLOW_PROGRESS"  # environment variable: "0" switches the progress line off
+
+POLL_MIN_S, POLL_MAX_S = 0.01, 0.2
+PRINT_CHANNEL = "print"
+
+
+class PollingJobClient(JobClient):
+    """A client over three questions to the JobManager: info, fetch, cancel."""
+
+    def __init__(self, job_id: str) -> None:
+        self.job_id = job_id
+        self._outbox: tuple[int, int] = (0, 0)  # its id, the number up to which all was taken
+        self._waiting: dict[str, deque[bytes]] = {}
+        self._over = False
+        self._fetch_lock = threading.Lock()
+
+    # ------------------------------------------------------------------------ transport
+
+    @abstractmethod
+    def info(self) -> JobInfo:
+        """The job as it stands. Raises ClusterError if its JobManager cannot be reached."""
+
+    @abstractmethod
+    def _fetch(self, outbox_id: int, taken: int) -> Outgoing: ...
+
+    @abstractmethod
+    def _cancel(self) -> None: ...
+
+    @abstractmethod
+    def _wait(self, seconds: float) -> None:
+        """Wait that long, or less if the job ends."""
+
+    def _release(self) -> None:
+        """The result is known: the JobManager need not wait for questions any more."""
+
+    # ------------------------------------------------------------------------- JobClient
+
+    def get_job_id(self) -> JobID:
+        return JobID(self.job_id)
+
+    def get_job_status(self) -> Future[JobStatus]:
+        return _future(lambda: self.info().status)
+
+    def get_accumulators(self) -> Future[dict[str, Any]]:
+        return _future(lambda: _accumulators(self.info()))
+
+    def cancel(self) -> Future[None]:
+        def cancel() -> None:
+            self._cancel()
+            self._until_ended(lambda: None)
+
+        return _future(cancel, background=True)
+
+    def get_job_execution_result(self) -> Future[JobExecutionResult]:
+        return _future(self._result, background=True)
+
+    def wait(self) -> JobExecutionResult:
+        """Wait for the end here and now, printing what the job prints and how it goes."""
+        return self._result(ProgressLine.for_terminal(sys.stderr))
+
+    def receive(self, channel: str) -> Iterator[bytes]:
+        waiting = self._waiting.setdefault(channel, deque())
+        pause = POLL_MIN_S
+        while True:
+            while waiting:
+                pause = POLL_MIN_S
+                yield waiting.popleft()
+            if self._over:
+                break
+            if not self._pump():
+                self._wait(pause)
+                pause = min(pause * 1.5, POLL_MAX_S)
+        self._raise_unless_finished(self.info())
+        self._release()
+
+    # ---------------------------------------------------------------------------- parts
+
+    def _result(self, progress: ProgressLine | None = None) -> JobExecutionResult:
+        def look() -> None:
+            while self._pump(progress):
+                pass
+            if progress:
+                progress.show(self.info())
+
+        try:
+            info = self._until_ended(look)
+        finally:
+            if progress:
+                progress.clear()
+        while not self._over and self._pump():
+            pass
+        self._raise_unless_finished(info)
+        self._release()
+        assert info.ended_ms is not None
+        return JobExecutionResult(
+            JobID(self.job_id),
+            info.ended_ms - info.started_ms,
+            _accumulators(info),
+            restarts=info.restarts,
+            checkpoints=info.completed_checkpoints,
+        )
+
+    def _until_ended(self, look: Callable[[], None]) -> JobInfo:
+        pause = POLL_MIN_S
+        while True:
+            look()
+            info = self.info()
+            if info.status.is_terminal_state() and info.ended_ms is not None:
+                return info
+            self._wait(pause)
+            pause = min(pause * 1.5, POLL_MAX_S)
+
+    def _pump(self, progress: ProgressLine | None = None) -> bool:
+        """Fetch once: print what is printed, keep what is collected; False if there was nothing."""
+        with self._fetch_lock:
+            outbox_id, taken = self._outbox
+            outgoing = self._fetch(outbox_id, taken)
+            if outgoing.outbox_id != outbox_id:
+                taken = 0  # a new JobManager: it numbers from the start again
+            for delivery in outgoing.deliveries:
+                if delivery.channel == PRINT_CHANNEL:
+                    if progress:
+                        progress.clear()
+                    sys.stdout.write(delivery.payload.decode("utf-8", "replace"))
+                    sys.stdout.flush()
+                else:
+                    self._waiting.setdefault(delivery.channel, deque()).append(delivery.payload)
+                taken = delivery.number
+            self._outbox = (outgoing.outbox_id, taken)
+            self._over = outgoing.over
+            return bool(outgoing.deliveries)
+
+    def _raise_unless_finished(self, info: JobInfo) -> None:
+        if info.status is JobStatus.FINISHED:
+            return
+        self._release()
+        if info.status is JobStatus.CANCELED:
+            raise JobExecutionError(f"job {info.name!r} ({info.job_id}) was canceled")
+        raise JobExecutionError(
+            f"job {info.name!r} ({info.job_id}) failed after {info.restarts} restart(s): "
+            f"{info.error or info.status.name}"
+        )
+
+
+def _accumulators(info: JobInfo) -> dict[str, Any]:
+    return {"records_read": info.records_read, "records_written": info.records_written}
+
+
+def _future(work: Callable[[], T], background: bool = False) -> Future[T]:
+    """The outcome of ``work``, done now or on a thread."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    if background:
+        threading.Thread(target=run, name="job-client", daemon=True).start()
+    else:
+        run()
+    return future
+
+
+class AttachedJobClient:
+    """Wraps a client so that waiting for the result shows prints and progress (``execute()``)."""
+
+    def __init__(self, client: PollingJobClient) -> None:
+        self._client = client
+
+    def get_job_execution_result(self) -> Future[JobExecutionResult]:
+        return _future(self._client.wait)
+
+
+def execute_job_graph(
+    job_graph: JobGraph, *, python_files: list[str], requirements: str | None, attached: bool
+) -> Any:
+    """Submit; the client's JobManager has accepted the job when this returns."""
+    job_id = os.environ.get(JOB_ID)
+    client: PollingJobClient
+    if os.environ.get(LOCAL) == "1":
+        from jobmanager.local import submit_local
+
+        sys.path.extend(path for path in python_files if path not in sys.path)
+        client = submit_local(job_graph, job_id)
+    else:
+        from jobmanager.cluster import submit
+
+        client = submit(job_graph, job_id, python_files, requirements)
+    return AttachedJobClient(client) if attached else client
+
+

@@ -1,0 +1,201 @@
+"""Submitting to Ray, and finding jobs there again."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from dataflow.common.config_options import ConfigOptions
+from dataflow.common.configuration import Configuration
+from dataflow.errors import ClusterError, ConfigError
+from dataflow.graph.job_graph import JobGraph
+from jobmanager.actor import NAME_PREFIX, NAMESPACE, JobManagerActor
+from jobmanager.client import PollingJobClient
+from jobmanager.job_manager import JobInfo, Outgoing
+from state.checkpoint_metadata import check_job_id
+
+logger = logging.getLogger(__name__)
+
+RESTART_WAIT_S = 120.0  # how long a JobManager may be away before a client gives up
+
+
+def connect(
+    slots: int = 0,
+    runtime_env: dict[str, Any] | None = None,
+    address: str | None = None,
+) -> None:
+    """Join Ray: as connected already, as ``address`` or RAY_ADDRESS says, or a local one.
+
+    A local Ray is started with at least ``slots`` CPUs and ends with this process. Raises
+    ClusterError.
+    """
+    if ray.is_initialized():
+        return
+    # A worker that dies is our business, told in our words; Ray's banners are not.
+    options: dict[str, Any] = {
+        "namespace": NAMESPACE,
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "runtime_env": runtime_env,
+    }
+    address = address or os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(address=address, **options)
+        else:
+            cpus = max(os.cpu_count() or 1, slots)
+            ray.init(num_cpus=cpus, include_dashboard=False, **options)
+    except Exception as error:
+        where = f"at {address}" if address else "on this machine"
+        raise ClusterError(
+            f"Ray cannot be {'joined' if address else 'started'} {where}: "
+            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        ) from error
+
+
+def submit(
+    job_graph: JobGraph,
+    job_id: str | None,
+    python_files: list[str],
+    requirements: str | None,
+) -> RayJobClient:
+    """Start a JobManager for the job; it lives on when this process goes away.
+
+    With a ``job_id`` that has checkpoints in the job's storage, the job goes on from the newest.
+    """
+    job_id = job_id or uuid.uuid4().hex
+    try:
+        check_job_id(job_id)
+    except (ValueError, ConfigError) as error:
+        raise ConfigError(f"job id {job_id!r}: {error}") from None
+    options = Configuration(job_graph.configuration)
+    runtime_env = _runtime_env(python_files, requirements)
+    connect(job_graph.slots_required, runtime_env)
+    if _find(job_id) is not None:
+        raise ClusterError(
+            f"a job with the id {job_id} runs already; cancel it (dataflow cancel {job_id}) or "
+            "choose another --job-id"
+        )
+    heartbeat_ms = options.get(ConfigOptions.HEARTBEAT_INTERVAL)
+    cpus = options.get(ConfigOptions.TASKMANAGER_CPUS)
+    paths = [os.path.abspath(path) for path in python_files]
+    actor = JobManagerActor.options(
+        name=NAME_PREFIX + job_id,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        **({"runtime_env": runtime_env} if runtime_env else {}),
+    ).remote(job_id, job_graph.to_bytes(), heartbeat_ms, cpus, _module_paths() + paths)
+    client = RayJobClient(job_id, actor)
+    client.info()
+    return client
+
+
+def _module_paths() -> list[str]:
+    """Where this program's own modules are, for workers on the same machine."""
+    return [os.path.abspath(path or ".") for path in sys.path if not _is_library(path)]
+
+
+def _is_library(path: str) -> bool:
+    prefixes = {os.path.realpath(p) for p in (sys.prefix, sys.base_prefix)}
+    real = os.path.realpath(path or ".")
+    return any(real.startswith(os.path.join(prefix, "")) for prefix in prefixes)
+
+
+def _runtime_env(python_files: list[str], requirements: str | None) -> dict[str, Any] | None:
+    """What workers need beyond Python and this package, by Ray's runtime environments.
+
+    On a Ray started here, workers see the same files, and importing them from where they are is
+    faster than shipping them. On a cluster the program's folder is shipped, unless the program
+    was itself shipped there (``dataflow submit``).
+    """
+    environment: dict[str, Any] = {}
+    address = os.environ.get("RAY_ADDRESS")
+    shipped = os.environ.get("RAY_JOB_ID") or "DATAFLOW_SHIPPED" in os.environ
+    if address and not shipped and not ray.is_initialized():
+        script = getattr(sys.modules.get("__main__"), "__file__", None)
+        if script is not None:
+            environment["working_dir"] = str(Path(script).resolve().parent)
+            environment["excludes"] = [".git", ".venv", "**/__pycache__"]
+        if python_files:
+            environment["py_modules"] = [os.path.abspath(path) for path in python_files]
+    if requirements is not None:
+        lines = Path(requirements).read_text().splitlines()
+        environment["pip"] = [line.strip() for line in lines if line.strip()[:1] not in ("", "#")]
+    return environment or None
+
+
+def _find(job_id: str) -> Any | None:
+    try:
+        return ray.get_actor(NAME_PREFIX + job_id, namespace=NAMESPACE)
+    except ValueError:
+        return None
+
+
+def attach(job_id: str) -> RayJobClient:
+    """The client of a job that another process submitted. Raises ClusterError if there is none."""
+    actor = _find(job_id)
+    if actor is None:
+        raise ClusterError(
+            f"no job with the id {job_id} runs on this cluster; `dataflow list` shows those that do"
+        )
+    return RayJobClient(job_id, actor)
+
+
+def running_job_ids() -> list[str]:
+    """Of every JobManager on the cluster."""
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    return sorted(
+        actor["name"][len(NAME_PREFIX) :]
+        for actor in actors
+        if actor["namespace"] == NAMESPACE and actor["name"].startswith(NAME_PREFIX)
+    )
+
+
+class RayJobClient(PollingJobClient):
+    """Asks the JobManager actor, and waits while it is being restarted."""
+
+    def __init__(self, job_id: str, actor: Any) -> None:
+        super().__init__(job_id)
+        self.actor = actor
+
+    def info(self) -> JobInfo:
+        info: JobInfo = self._ask("info")
+        return info
+
+    def _fetch(self, outbox_id: int, taken: int) -> Outgoing:
+        outgoing: Outgoing = self._ask("fetch", outbox_id, taken)
+        return outgoing
+
+    def _cancel(self) -> None:
+        self._ask("cancel")
+
+    def _wait(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def _release(self) -> None:
+        self.actor.release.remote()
+
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        deadline = time.monotonic() + RESTART_WAIT_S
+        while True:
+            try:
+                return ray.get(getattr(self.actor, method).remote(*arguments))
+            except ray.exceptions.ActorDiedError as error:
+                raise ClusterError(
+                    f"the JobManager of job {self.job_id} is gone: "
+                    f"{str(error).splitlines()[0]}"
+                ) from None
+            except ray.exceptions.ActorUnavailableError:
+                if time.monotonic() > deadline:
+                    raise ClusterError(
+                        f"the JobManager of job {self.job_id} did not come back within "
+                        f"{RESTART_WAIT_S:.0f} s"
+                    ) from None
+                time.sleep(0.1)

@@ -1,0 +1,438 @@
+"""Runs a JobMaster on threads: one for its events, one for the store.
+
+Everything that differs between a Ray cluster and an in-process one is behind ``Cluster``. Store
+operations run one after another, in the order they were decided, on a thread of their own.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from dataflow.common.job_status import JobStatus
+from dataflow.errors import DataflowError, RestoreError
+from dataflow.filesystem import parse
+from dataflow.graph.job_graph import JobGraph
+from jobmanager.client_outbox import ClientOutbox, Delivery
+from jobmanager.job_master import (
+    Action,
+    CancelJob,
+    DiscardCheckpoint,
+    Event,
+    JobMaster,
+    JobStatusChanged,
+    MarkCommitted,
+    Marked,
+    Publish,
+    Published,
+    Recover,
+    Recovered,
+    Send,
+    StartTaskManager,
+    StopFenced,
+    StopTaskManager,
+    TaskManagerLost,
+    TaskManagerReady,
+    Tick,
+)
+from jobmanager.settings import job_settings, restart_backoff
+from state.checkpoint_store import CheckpointStore, PublishOutcome
+from taskmanager.messages import ClientChunk, ControlMessage, Report
+from taskmanager.threaded import open_store
+
+logger = logging.getLogger(__name__)
+
+EVENTS_MAX = 100_000
+ERROR_HISTORY_MAX = 20
+
+
+class Cluster(Protocol):
+    """Where TaskManagers come from."""
+
+    def start_taskmanager(
+        self,
+        taskmanager_id: str,
+        resources: dict[str, float],
+        ready: Callable[[], None],
+        lost: Callable[[str], None],
+    ) -> None:
+        """Begin; exactly one of ``ready`` (later perhaps followed by ``lost``) or ``lost``."""
+
+    def stop_taskmanager(self, taskmanager_id: str) -> None:
+        """Kill it; ``lost`` need not be called then."""
+
+    def send(self, taskmanager_id: str, message: ControlMessage) -> None:
+        """In order per TaskManager; what cannot be delivered shows up as ``lost``."""
+
+    def shutdown(self) -> None:
+        """Kill all that is left."""
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """Deliveries of one outbox, which lives as long as its JobManager; ``over``: no more come."""
+
+    outbox_id: int
+    deliveries: list[Delivery]
+    over: bool
+
+
+@dataclass(frozen=True)
+class JobInfo:
+    """A job as its clients see it."""
+
+    job_id: str
+    name: str
+    status: JobStatus
+    error: str | None
+    restarts: int
+    generation: int
+    tasks: int
+    records_read: int
+    records_written: int
+    watermark: int | None  # the lowest of the tasks that have one
+    completed_checkpoints: int
+    failed_checkpoints: int
+    last_checkpoint: int | None
+    last_checkpoint_ms: int | None  # duration
+    last_checkpoint_age_ms: int | None
+    last_checkpoint_failure: str | None
+    restored_checkpoint: int | None
+    started_ms: int
+    ended_ms: int | None
+    taskmanagers: dict[str, str] = field(default_factory=dict)  # id to the tasks there, for people
+    errors: tuple[str, ...] = ()  # why it restarted, newest last
+
+
+class JobManager:
+    """One job under one generation. ``report`` and the client's methods are thread-safe."""
+
+    def __init__(self, job_id: str, job_graph: JobGraph, cluster: Cluster) -> None:
+        self.job_id = job_id
+        self._job_graph = job_graph
+        self._cluster = cluster
+        self._events: queue.Queue[Event | None] = queue.Queue(EVENTS_MAX)
+        self._store_thread = ThreadPoolExecutor(1, thread_name_prefix=f"{job_id}-store")
+        self._store: CheckpointStore | None = None
+        self._retained = 1
+        self._master: JobMaster | None = None
+        self._outbox = ClientOutbox()
+        self._lock = threading.Lock()  # guards the outbox
+        self._errors: list[str] = []
+        self._started_ms = _wall_clock()
+        self._ended_ms: int | None = None
+        self._failed_to_start: str | None = None
+        self.ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"{job_id}-master", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    # --------------------------------------------------------------------- from elsewhere
+
+    def report(self, report: Report) -> None:
+        """From a TaskManager; blocks when the JobMaster cannot keep up."""
+        self._events.put(report)
+
+    def cancel(self) -> None:
+        self._events.put(CancelJob())
+
+    def fetch(self, outbox_id: int, taken: int) -> Outgoing:
+        """Output for the client, which has taken everything up to ``taken`` of that outbox."""
+        with self._lock:
+            ended = self.ended.is_set()
+            own = outbox_id == self._started_ms
+            deliveries, acknowledged = self._outbox.fetch(taken if own else 0)
+        master = self._master
+        for acknowledgement in acknowledged:
+            location = None if master is None else master.location(acknowledgement.task)
+            if location is not None:
+                self._cluster.send(location, acknowledgement)
+        return Outgoing(self._started_ms, deliveries, over=ended and not deliveries)
+
+    def info(self) -> JobInfo:
+        """A consistent enough view for people."""
+        master = self._master
+        common = {
+            "job_id": self.job_id,
+            "name": self._job_graph.name,
+            "started_ms": self._started_ms,
+            "ended_ms": self._ended_ms,
+            "errors": tuple(self._errors),
+        }
+        if master is None:
+            failed = self._failed_to_start
+            return JobInfo(
+                status=JobStatus.FAILED if failed else JobStatus.CREATED,
+                error=failed,
+                restarts=0,
+                generation=0,
+                tasks=0,
+                records_read=0,
+                records_written=0,
+                watermark=None,
+                completed_checkpoints=0,
+                failed_checkpoints=0,
+                last_checkpoint=None,
+                last_checkpoint_ms=None,
+                last_checkpoint_age_ms=None,
+                last_checkpoint_failure=None,
+                restored_checkpoint=None,
+                **common,  # type: ignore[arg-type]
+            )
+        metrics = list(master.metrics.values())
+        watermarks = [m.watermark for m in metrics if m.watermark is not None]
+        statistics = master.coordinator.statistics if master.coordinator else None
+        completed_at = statistics.last_completed_at if statistics else None
+        return JobInfo(
+            status=master.status,
+            error=master.error,
+            restarts=master.restarts,
+            generation=master.generation,
+            tasks=len(master.graph.tasks),
+            records_read=sum(m.records_read for m in metrics),
+            records_written=sum(m.records_written for m in metrics),
+            watermark=min(watermarks) if watermarks else None,
+            completed_checkpoints=statistics.completed if statistics else 0,
+            failed_checkpoints=statistics.failed if statistics else 0,
+            last_checkpoint=statistics.last_id if statistics else None,
+            last_checkpoint_ms=statistics.last_duration if statistics else None,
+            last_checkpoint_age_ms=None if completed_at is None else _monotonic() - completed_at,
+            last_checkpoint_failure=statistics.last_failure if statistics else None,
+            restored_checkpoint=master.restored_checkpoint,
+            taskmanagers=master.describe_taskmanagers(),
+            **common,  # type: ignore[arg-type]
+        )
+
+    # ------------------------------------------------------------------------ event loop
+
+    def _run(self) -> None:
+        try:
+            master = self._begin()
+        except Exception as error:
+            logger.exception("the JobManager could not start job %s", self.job_id)
+            self._failed_to_start = (
+                str(error) if isinstance(error, DataflowError) else f"{error!r}"
+            )
+            self._end()
+            return
+        self._master = master
+        try:
+            self._execute(master.start(_monotonic()))
+            while not master.status.is_terminal_state():
+                self._execute(master.handle(self._next_event(master), _monotonic()))
+        except Exception as error:
+            # A fault of ours: say so and stop, rather than run on with unknown state.
+            logger.exception("the JobManager of job %s failed", self.job_id)
+            master.error = f"internal error of the JobManager: {error!r}"
+            master.status = JobStatus.FAILED
+        self._end()
+
+    def _begin(self) -> JobMaster:
+        """Claim the next generation: from here on older JobManagers of this job are fenced."""
+        configuration = self._job_graph.configuration
+        settings = job_settings(configuration)
+        generation, next_checkpoint_id = self._started_ms, 1
+        if settings.checkpoints is not None:
+            root = configuration["execution.checkpointing.dir"]
+            self._store = store = open_store(root, self.job_id)
+            self._retained = settings.checkpoints.retained
+            if configuration.get("execution.checkpointing.mode", "EXACTLY_ONCE") == "EXACTLY_ONCE":
+                file_system, path = parse(root)
+                file_system.probe_conditional_put(path)
+            generation = store.claim_generation(f"{self.job_id}@{self._started_ms}")
+            store.save_job(self._job_graph.to_bytes())
+            next_checkpoint_id = store.next_checkpoint_id()
+        return JobMaster(
+            self.job_id,
+            self._job_graph,
+            settings,
+            generation,
+            next_checkpoint_id,
+            restart_backoff(configuration, random.random),
+            _wall_clock,
+        )
+
+    def _next_event(self, master: JobMaster) -> Event:
+        while True:
+            tick_at = master.next_tick_at()
+            timeout = None if tick_at is None else max(0.0, (tick_at - _monotonic()) / 1000)
+            try:
+                event = self._events.get(timeout=timeout)
+            except queue.Empty:
+                return Tick()
+            if isinstance(event, ClientChunk):
+                if master.is_current(event.task, event.attempt):
+                    with self._lock:
+                        self._outbox.add(event)
+                continue
+            assert event is not None
+            return event
+
+    def _execute(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case Send(taskmanager_id, message):
+                    self._cluster.send(taskmanager_id, message)
+                case StartTaskManager(taskmanager_id, resources, delay_ms):
+                    self._start_taskmanager(taskmanager_id, dict(resources), delay_ms)
+                case StopTaskManager(taskmanager_id):
+                    self._cluster.stop_taskmanager(taskmanager_id)
+                case JobStatusChanged(status, error):
+                    self._on_status(status, error)
+                case StopFenced(reason):
+                    logger.warning("job %s: fenced: %s", self.job_id, reason)
+                case _:
+                    self._in_store_thread(action)
+
+    def _start_taskmanager(
+        self, taskmanager_id: str, resources: dict[str, float], delay_ms: int
+    ) -> None:
+        def start() -> None:
+            self._cluster.start_taskmanager(
+                taskmanager_id,
+                resources,
+                lambda: self._events.put(TaskManagerReady(taskmanager_id)),
+                lambda reason: self._events.put(TaskManagerLost(taskmanager_id, reason)),
+            )
+
+        if delay_ms:
+            timer = threading.Timer(delay_ms / 1000, start)
+            timer.daemon = True
+            timer.start()
+        else:
+            start()
+
+    def _on_status(self, status: JobStatus, error: str | None) -> None:
+        logger.info("job %s is %s%s", self.job_id, status.name, f": {error}" if error else "")
+        if error is not None:
+            self._errors.append(error)
+            del self._errors[:-ERROR_HISTORY_MAX]
+        self._put_status(status)
+
+    def _put_status(self, status: JobStatus) -> None:
+        """The job's record in the store, for ``dataflow list``; a hint, so failures are logged."""
+        store = self._store
+        if store is None:
+            return
+        record = {
+            "name": self._job_graph.name,
+            "status": status.name,
+            "started_ms": self._started_ms,
+            "updated_ms": _wall_clock(),
+            "error": self._errors[-1][:2_000] if self._errors else None,
+        }
+
+        def put() -> None:
+            try:
+                store.put_status(record)
+            except DataflowError as error:
+                logger.warning("job %s: cannot write its status: %s", self.job_id, error)
+
+        self._store_thread.submit(put)
+
+    def _end(self) -> None:
+        self._ended_ms = _wall_clock()
+        self._store_thread.shutdown(wait=True)
+        self._cluster.shutdown()
+        with self._lock:
+            self.ended.set()
+
+    # ----------------------------------------------------------------------- the store
+
+    def _in_store_thread(self, action: Action) -> None:
+        store, master = self._store, self._master
+        assert store is not None, "store operations need a store"
+        assert master is not None
+        retained = self._retained
+        delay_ms = getattr(action, "delay_ms", 0)
+
+        def run() -> None:
+            event = execute_in_store(action, store, master.generation, retained)
+            if event is not None:
+                self._events.put(event)
+
+        def submit() -> None:
+            try:
+                self._store_thread.submit(run)
+            except RuntimeError:  # shut down: the job has ended meanwhile
+                logger.debug("dropped %s at the end", type(action).__name__)
+
+        if delay_ms:
+            timer = threading.Timer(delay_ms / 1000, submit)
+            timer.daemon = True
+            timer.start()
+        else:
+            submit()
+
+
+def execute_in_store(
+    action: Action, store: CheckpointStore, generation: int, retained: int
+) -> Event | None:
+    """Carry out a store operation; whatever goes wrong becomes part of the answer."""
+    match action:
+        case Recover(exclude):
+            try:
+                if not store.is_current(generation):
+                    return Recovered(None, fenced=True)
+                recovery = store.recover(
+                    generation,
+                    lambda manifest: "its state cannot be read back"
+                    if manifest.checkpoint_id in exclude
+                    else None,
+                )
+                permit = None
+                if recovery.manifest is not None:
+                    permit = store.authorize_commit(generation, recovery.manifest.checkpoint_id)
+                    if permit is None:
+                        return Recovered(None, fenced=True)
+                return Recovered(recovery, permit)
+            except RestoreError as error:
+                return Recovered(None, error=str(error), refused=True)
+            except DataflowError as error:
+                return Recovered(None, error=str(error))
+        case Publish(manifest):
+            checkpoint_id = manifest.checkpoint_id
+            try:
+                outcome = store.publish(manifest)
+                permit = None
+                if outcome is PublishOutcome.PUBLISHED:
+                    permit = store.authorize_commit(generation, checkpoint_id)
+                return Published(checkpoint_id, outcome, permit)
+            except DataflowError as error:
+                return Published(checkpoint_id, None, error=str(error))
+        case MarkCommitted(permit):
+            try:
+                store.mark_committed(permit)
+            except DataflowError as error:
+                return Marked(permit.checkpoint_id, str(error))
+            try:
+                store.collect_garbage(generation, retained, in_use=set())
+            except DataflowError as error:
+                logger.warning("old checkpoints remain for now: %s", error)
+            return Marked(permit.checkpoint_id)
+        case DiscardCheckpoint(checkpoint_id):
+            try:
+                store.discard(generation, checkpoint_id)
+            except DataflowError as error:
+                logger.warning("files of checkpoint %s remain: %s", checkpoint_id, error)
+            return None
+        case _:
+            raise AssertionError(f"not a store operation: {action}")
+
+
+def _monotonic() -> int:
+    return time.monotonic_ns() // 1_000_000
+
+
+def _wall_clock() -> int:
+    return time.time_ns() // 1_000_000
+
+

@@ -1,0 +1,195 @@
+"""A TaskManager on threads: one per task, a few for blocking I/O, one for delays.
+
+Used inside the Ray actor and by the in-process cluster; only the transport and the way reports
+travel differ.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from dataflow.filesystem import parse
+from state.checkpoint_store import CheckpointStore
+from taskmanager.channel import ChannelProtocolError
+from taskmanager.messages import (
+    ControlMessage,
+    DataMessage,
+    Feedback,
+    Heartbeat,
+    Report,
+    TaskDeploymentDescriptor,
+)
+from taskmanager.result_partition import Transport
+from taskmanager.task import Task
+from taskmanager.task_executor import TaskExecutor
+
+logger = logging.getLogger(__name__)
+
+IO_THREADS = 8
+
+
+class ThreadedTaskManager:
+    """Implements ``TaskServices`` with real threads and clocks."""
+
+    def __init__(
+        self, taskmanager_id: str, transport: Transport, report: Callable[[Report], None]
+    ) -> None:
+        # Task threads share the interpreter lock: the default of 5 ms is felt in every hand-over.
+        sys.setswitchinterval(0.001)
+        self.transport = transport
+        self.report = report
+        self.executor = TaskExecutor(taskmanager_id, self, self._launch)
+        self._io = ThreadPoolExecutor(IO_THREADS, thread_name_prefix=f"{taskmanager_id}-io")
+        self._delays = _DelayThread(f"{taskmanager_id}-delays")
+        self._wakes: dict[Task, threading.Event] = {}
+        self._stores: dict[tuple[str, str], CheckpointStore] = {}
+        self._lock = threading.Lock()
+
+    # ---------------------------------------------------------------------- TaskServices
+
+    def processing_time(self) -> int:
+        return time.time_ns() // 1_000_000
+
+    def run_async(
+        self,
+        work: Callable[[], Any],
+        done: Callable[[Any, BaseException | None], None],
+        delay_ms: int = 0,
+    ) -> None:
+        def run() -> None:
+            try:
+                result = work()
+            except BaseException as error:
+                done(None, error)
+            else:
+                done(result, None)
+
+        def submit() -> None:
+            try:
+                self._io.submit(run)
+            except RuntimeError as error:  # the pool is shut down
+                done(None, error)
+
+        if delay_ms > 0:
+            self._delays.call_later(delay_ms / 1000, submit)
+        else:
+            submit()
+
+    def checkpoint_store(self, descriptor: TaskDeploymentDescriptor) -> CheckpointStore | None:
+        root = descriptor.configuration.get("execution.checkpointing.dir")
+        if root is None or "execution.checkpointing.interval" not in descriptor.configuration:
+            return None
+        with self._lock:
+            key = (root, descriptor.job_id)
+            if key not in self._stores:
+                self._stores[key] = open_store(root, descriptor.job_id)
+            return self._stores[key]
+
+    def wake_up(self, task: Task) -> None:
+        wake = self._wakes.get(task)
+        if wake is not None:
+            wake.set()
+
+    # ------------------------------------------------------------------------- messages
+
+    def handle(self, message: ControlMessage) -> None:
+        self.executor.handle(message)
+
+    def deliver(self, messages: list[DataMessage]) -> list[Feedback]:
+        try:
+            return self.executor.deliver(messages)
+        except ChannelProtocolError as error:
+            self.executor.fail_attempt(messages[0].attempt, error)
+            return []
+
+    def on_feedback(self, feedback: list[Feedback]) -> None:
+        self.executor.on_feedback(feedback)
+
+    def heartbeat(self) -> Heartbeat:
+        return self.executor.heartbeat()
+
+    def shutdown(self) -> None:
+        """Cancel what runs and end the threads; waits a little for the tasks."""
+        for task in self.executor.tasks():
+            task.post(task.cancel)
+        deadline = time.monotonic() + 5
+        for task in self.executor.tasks():
+            while not task.state.ended and time.monotonic() < deadline:
+                threading.Event().wait(0.005)
+        self._delays.stop()
+        self._io.shutdown(wait=False, cancel_futures=True)
+
+    # --------------------------------------------------------------------------- driving
+
+    def _launch(self, task: Task) -> None:
+        self._wakes[task] = threading.Event()
+        name = f"{task.descriptor.job_name} · {task.name}"  # every log line carries it
+        threading.Thread(target=self._drive, args=(task,), name=name, daemon=True).start()
+
+    def _drive(self, task: Task) -> None:
+        wake = self._wakes[task]
+        try:
+            while not task.state.ended:
+                # Cleared before the step, so that a wake-up during it is not lost.
+                wake.clear()
+                if task.step():
+                    continue
+                until = task.wait_until()
+                if until is None:
+                    wake.wait()
+                else:
+                    wake.wait(max(0, until - self.processing_time()) / 1000)
+        finally:
+            del self._wakes[task]
+
+
+def open_store(root: str, job_id: str) -> CheckpointStore:
+    """The checkpoint store of a job; manifests are signed if DATAFLOW_HMAC_KEY is set."""
+    file_system, path = parse(root)
+    key = os.environ.get("DATAFLOW_HMAC_KEY")
+    return CheckpointStore(file_system, path, job_id, key.encode() if key else None)
+
+
+class _DelayThread:
+    """Calls things later, on one thread."""
+
+    def __init__(self, name: str) -> None:
+        self._condition = threading.Condition()
+        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = itertools.count()
+        self._stopped = False
+        threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    def call_later(self, seconds: float, call: Callable[[], None]) -> None:
+        with self._condition:
+            heapq.heappush(
+                self._heap, (time.monotonic() + seconds, next(self._numbers), call)
+            )
+            self._condition.notify()
+
+    def stop(self) -> None:
+        with self._condition:
+            self._stopped = True
+            self._condition.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._condition:
+                while not self._stopped and (
+                    not self._heap or self._heap[0][0] > time.monotonic()
+                ):
+                    timeout = self._heap[0][0] - time.monotonic() if self._heap else None
+                    self._condition.wait(timeout)
+                if self._stopped:
+                    return
+                call = heapq.heappop(self._heap)[2]
+            call()

@@ -201,6 +201,7 @@ class CheckpointStore:
     def publish(self, manifest: CheckpointManifest) -> PublishOutcome:
         """Make a complete checkpoint canonical. Idempotent for the same manifest.
 
+        Its state is its own or that of published checkpoints, not that of discarded ones.
         After StorageError the checkpoint may be canonical or become so through a later
         generation: publish again, ``discard`` it, or give up the generation. Until one of them
         has answered, nothing it pre-committed may be aborted.

@@ -142,7 +142,7 @@ def test_put_if_absent_writes_once_and_knows_its_own_data_again(fs: FileSystem, 
 
 
 def test_of_concurrent_puts_if_absent_exactly_one_wins(fs: FileSystem, root: str) -> None:
-    writers, rounds = 8, 4
+    writers, rounds = 8, 2
     barrier = threading.Barrier(writers)
 
     def write(writer: int, path: str) -> bool:

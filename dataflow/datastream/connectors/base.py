@@ -11,9 +11,10 @@ checkpoint into *committables*, and the sink has a ``Committer`` that makes them
 checkpoint is complete. A committer may be asked to commit the same committable again after a
 failure and must then answer as if it were the first time.
 
-Nothing here may block a task: readers that do I/O use ``FetchingReader`` (a thread behind a
+Nothing here may block a task: readers that do I/O use ``FetchingReader`` (I/O threads behind a
 bounded queue), enumerators ``SplitEnumeratorContext.call_async``.
-Snapshots, splits and committables are pickled.
+Snapshots, splits and committables are pickled. A split with an attribute ``split_id`` (text) holds
+the watermark back from the moment it is assigned, otherwise from its first record.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from dataflow.common.batch import Batch, RowBatch
 T = TypeVar("T")
 SplitT = TypeVar("SplitT")
 CommT = TypeVar("CommT")
+T_contra = TypeVar("T_contra", contravariant=True)
+SplitT_contra = TypeVar("SplitT_contra", contravariant=True)
 
 
 class Boundedness(Enum):
@@ -35,6 +38,14 @@ class Boundedness(Enum):
 
     BOUNDED = "bounded"
     CONTINUOUS_UNBOUNDED = "continuous_unbounded"
+
+
+class DeliveryGuarantee(Enum):
+    """What a sink promises when the job fails and recovers."""
+
+    EXACTLY_ONCE = "exactly_once"
+    AT_LEAST_ONCE = "at_least_once"
+    NONE = "none"
 
 
 class InputStatus(Enum):
@@ -48,14 +59,14 @@ class InputStatus(Enum):
 # ---------------------------------------------------------------------------------------- source
 
 
-class SplitEnumeratorContext(Protocol[SplitT]):
+class SplitEnumeratorContext(Protocol[SplitT_contra]):
     """What the engine gives an enumerator. Not thread-safe: handlers run on the task."""
 
     @property
     def current_parallelism(self) -> int:
         """Number of reader subtasks, 0 .. current_parallelism - 1."""
 
-    def assign_split(self, split: SplitT, subtask_id: int) -> None:
+    def assign_split(self, split: SplitT_contra, subtask_id: int) -> None:
         """Send a split to a reader; ordered with the checkpoints by the engine."""
 
     def signal_no_more_splits(self, subtask_id: int) -> None:
@@ -76,7 +87,7 @@ class SplitEnumeratorContext(Protocol[SplitT]):
 class SplitEnumerator(ABC, Generic[SplitT]):
     """Finds splits and hands them to the readers that ask."""
 
-    def start(self) -> None:  # noqa: B027
+    def start(self) -> None:
         """Called once before any request."""
 
     @abstractmethod
@@ -87,21 +98,21 @@ class SplitEnumerator(ABC, Generic[SplitT]):
     def snapshot_state(self, checkpoint_id: int) -> Any:
         """What ``Source.create_enumerator`` needs to go on: everything not yet assigned."""
 
-    def add_splits_back(self, splits: Sequence[SplitT], subtask_id: int) -> None:  # noqa: B027
-        """Splits of a restored job that no reader holds any more."""
-
-    def close(self) -> None:  # noqa: B027
+    def close(self) -> None:
         """Called once at the end, also after a failure."""
 
 
-class ReaderOutput(Protocol[T]):
+class ReaderOutput(Protocol[T_contra]):
     """Where a reader puts what it has read."""
 
-    def collect(self, record: T, timestamp: int | None = None, split_id: str = "") -> None:
+    def collect(self, record: T_contra, timestamp: int | None = None, split_id: str = "") -> None:
         """One record. Prefer ``collect_batch``: the cost per call is then paid per batch."""
 
     def collect_batch(self, batch: Batch, split_id: str = "") -> None:
         """Many records of one split; watermarks are tracked per ``split_id``."""
+
+    def emit_watermark(self, timestamp: int, split_id: str = "") -> None:
+        """Event time of a split has reached ``timestamp``, known from the source itself."""
 
     def mark_split_finished(self, split_id: str) -> None:
         """The split no longer holds the watermark back."""
@@ -116,20 +127,35 @@ class SourceReaderContext(Protocol):
     @property
     def parallelism(self) -> int: ...
 
+    @property
+    def attempt_number(self) -> int:
+        """How often this subtask was restarted before, from 0."""
+
     def send_split_request(self) -> None:
         """Ask the enumerator for a split; the answer is ``add_splits`` or ``no_more_splits``."""
 
     def wake_up(self) -> None:
         """Thread-safe: poll again although ``poll_next`` had answered NOTHING_AVAILABLE."""
 
+    def call_async(
+        self,
+        work: Callable[[], T],
+        handler: Callable[[T | None, BaseException | None], None],
+        delay_ms: int = 0,
+    ) -> None:
+        """Run blocking ``work`` on another thread, then ``handler(result, error)`` on the task."""
+
     def processing_time(self) -> int:
         """Wall clock in milliseconds (virtual in a simulation)."""
+
+    def add_metric(self, name: str, value: Callable[[], float]) -> None:
+        """Publish a number with the task's heartbeat."""
 
 
 class SourceReader(ABC, Generic[T, SplitT]):
     """Reads the splits of one subtask. All methods run on the task's thread and do not block."""
 
-    def start(self) -> None:  # noqa: B027
+    def start(self) -> None:
         """Called once before the first poll, after restored splits were added."""
 
     @abstractmethod
@@ -148,17 +174,17 @@ class SourceReader(ABC, Generic[T, SplitT]):
     def add_splits(self, splits: Sequence[SplitT]) -> None:
         """More work, from the enumerator or from a restored snapshot."""
 
-    def notify_no_more_splits(self) -> None:  # noqa: B027
+    def notify_no_more_splits(self) -> None:
         """No further ``add_splits`` will come."""
 
     def next_poll_at(self) -> int | None:
         """Processing time (ms) at which to poll again after NOTHING_AVAILABLE."""
         return None
 
-    def notify_checkpoint_complete(self, checkpoint_id: int) -> None:  # noqa: B027
+    def notify_checkpoint_complete(self, checkpoint_id: int) -> None:
         """The snapshot taken for this checkpoint is durable."""
 
-    def close(self) -> None:  # noqa: B027
+    def close(self) -> None:
         """Called once at the end, also after a failure."""
 
 
@@ -205,11 +231,28 @@ class WriterInitContext(Protocol):
     def job_id(self) -> str: ...
 
     @property
+    def operator_uid(self) -> str:
+        """Names the operator within the job."""
+
+    @property
     def attempt(self) -> str:
         """Differs for every attempt to run this subtask, also across JobManager restarts."""
 
+    @property
+    def checkpointing(self) -> bool:
+        """Whether the job takes checkpoints; without them all commits come at its end."""
+
     def processing_time(self) -> int:
         """Wall clock in milliseconds (virtual in a simulation)."""
+
+    def send_to_client(self, channel: str, payload: bytes, done: Callable[[], None] | None) -> None:
+        """Hand a chunk to whoever waits for the job (print, collect); only from the task.
+
+        ``done`` is called on the task once the client has taken it; None does not wait.
+        """
+
+    def add_metric(self, name: str, value: Callable[[], float]) -> None:
+        """Publish a number with the task's heartbeat."""
 
 
 class SinkWriter(ABC, Generic[T]):
@@ -229,17 +272,28 @@ class SinkWriter(ABC, Generic[T]):
             for row, timestamp in zip(rows.rows, rows.timestamps, strict=True):
                 self.write(row, timestamp)
 
-    def write_watermark(self, timestamp: int) -> None:  # noqa: B027
+    def write_watermark(self, timestamp: int) -> None:
         """Event time has reached ``timestamp``."""
 
-    def flush(self, end_of_input: bool) -> None:  # noqa: B027
+    def blocked(self) -> bool:
+        """True while the writer cannot take another batch; this is how a sink pushes back."""
+        return False
+
+    def next_timer_at(self) -> int | None:
+        """Processing time (ms) at which ``on_processing_time`` wants to be called."""
+        return None
+
+    def on_processing_time(self, now: int) -> None:
+        """Processing time has reached ``next_timer_at``."""
+
+    def flush(self, end_of_input: bool) -> None:
         """Called before each checkpoint and at the end: nothing may stay buffered in memory."""
 
     def snapshot_state(self, checkpoint_id: int) -> list[Any]:
         """State of the writer itself (such as an open part); restored by ``restore_writer``."""
         return []
 
-    def close(self) -> None:  # noqa: B027
+    def close(self) -> None:
         """Called once at the end, also after a failure; uncommitted output must stay invisible."""
 
 
@@ -262,7 +316,20 @@ class Committer(ABC, Generic[CommT]):
         again after its restart.
         """
 
-    def close(self) -> None:  # noqa: B027
+    def close(self) -> None:
+        """Called once at the end, also after a failure."""
+
+
+class AsyncCommitter(ABC, Generic[CommT]):
+    """Second phase for those who wait for somebody else, not for I/O. Runs on the task."""
+
+    @abstractmethod
+    def commit(
+        self, committables: Sequence[CommT], done: Callable[[BaseException | None], None]
+    ) -> None:
+        """As ``Committer.commit``, but return at once and call ``done`` on the task."""
+
+    def close(self) -> None:
         """Called once at the end, also after a failure."""
 
 
@@ -279,6 +346,8 @@ class Sink(ABC, Generic[T]):
             raise NotImplementedError(f"{type(self).__name__} has state but no restore_writer()")
         return self.create_writer(context)
 
-    def create_committer(self, context: WriterInitContext) -> Committer[Any] | None:
+    def create_committer(
+        self, context: WriterInitContext
+    ) -> Committer[Any] | AsyncCommitter[Any] | None:
         """The second phase, for sinks whose writers are ``CommittingSinkWriter``."""
         return None

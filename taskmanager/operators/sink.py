@@ -1,0 +1,271 @@
+"""The operator that hosts a SinkWriter and, if the sink has one, its committer.
+
+Two-phase commit tied to the checkpoint. Before barrier *n* the writer pre-commits, and what it
+returns are the committables of *n*: they go into the snapshot with all older ones that are not
+committed yet, and are committed once checkpoint *n* (or a later one) is complete. Committables of
+an aborted checkpoint belong to the next; restored ones are committed again, which committers must
+take for success.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from dataflow.common.batch import ArrowBatch, RowBatch
+from dataflow.common.codec import dumps_data, loads_data
+from dataflow.datastream.connectors.base import (
+    AsyncCommitter,
+    Committer,
+    CommittingSinkWriter,
+    SinkWriter,
+)
+from dataflow.datastream.connectors.shared_use import SharedUse
+from dataflow.errors import JobExecutionError
+from dataflow.graph.specs import SinkSpec
+from state.snapshot import OperatorSnapshot
+from taskmanager.operators.base import OperatorContext
+from taskmanager.operators.function_operator import FunctionOperator
+
+WRITER = "writer"
+COMMITTABLES = "committables"
+
+COMMIT_RETRIES_MAX = 10  # Flink's default of sink.committer.retries
+BACKOFF_MS = 100
+BACKOFF_MS_MAX = 10_000
+
+Done = Callable[[BaseException | None], None]
+
+
+class SinkOperator(FunctionOperator):
+    """See the module's text."""
+
+    accepts_arrow = True  # ``SinkWriter.write_batch`` converts for writers that work by record
+
+    def __init__(self, spec: SinkSpec) -> None:
+        super().__init__(spec.sink)
+        self._sink = spec.sink
+        self._writer: SinkWriter[Any] | None = None
+        self._committing: CommittingSinkWriter[Any, Any] | None = None
+        self._committer: _CommitQueue | None = None
+        self._restored: list[Any] | None = None
+        self._finished = False
+        #: What was pre-committed and is not committed, by checkpoint.
+        self._pending: dict[int, list[Any]] = {}
+        #: Pre-committed at the end of input; belongs to the next checkpoint.
+        self._final: list[Any] = []
+
+    @property
+    def needs_commit(self) -> bool:
+        """Whether a checkpoint is done only when the sink has committed it."""
+        return self._committer is not None
+
+    def restore(self, snapshot: OperatorSnapshot) -> None:
+        self._restored = [loads_data(item) for item in snapshot.operator.get(WRITER, ())]
+        for item in snapshot.operator.get(COMMITTABLES, ()):
+            checkpoint_id, committables = loads_data(item)
+            self._pending.setdefault(checkpoint_id, []).extend(committables)
+
+    def open(self) -> None:
+        context = _WriterContext(self.context)
+        committer = self._sink.create_committer(context)
+        if committer is not None:
+            self._committer = _CommitQueue(self.context, committer)
+        if self._restored is None:
+            self._writer = self._sink.create_writer(context)
+        else:
+            self._writer = self._sink.restore_writer(context, self._restored)
+        if isinstance(self._writer, CommittingSinkWriter):
+            self._committing = self._writer
+        if (self._committing is None) != (self._committer is None):
+            name = type(self._sink).__name__
+            raise JobExecutionError(
+                f"{name} has a committer but its writer is no CommittingSinkWriter"
+                if self._committer
+                else f"{name} has a CommittingSinkWriter but no committer, so nothing it writes "
+                "would become visible"
+            )
+        self.context.add_metric("pendingCommittables", self._count_pending)
+
+    def _count_pending(self) -> int:
+        return sum(map(len, self._pending.values())) + len(self._final)
+
+    def process_batch(self, batch: RowBatch | ArrowBatch) -> None:
+        assert self._writer is not None
+        try:
+            self._writer.write_batch(batch)
+        except BaseException as error:
+            self.fail(error, f"writing a batch of {len(batch)} records")
+
+    def process_watermark(self, timestamp: int) -> None:
+        assert self._writer is not None
+        self._writer.write_watermark(timestamp)
+
+    def process_status(self, idle: bool) -> None:
+        pass
+
+    def blocked(self) -> bool:
+        return self._writer is not None and self._writer.blocked()
+
+    def next_timer_at(self) -> int | None:
+        return None if self._writer is None else self._writer.next_timer_at()
+
+    def on_processing_time(self, now: int) -> None:
+        assert self._writer is not None
+        self._writer.on_processing_time(now)
+
+    # -------------------------------------------------------------------- two-phase commit
+
+    def prepare_barrier(self, checkpoint_id: int) -> None:
+        if not self._finished:
+            self._final.extend(self._pre_commit(end_of_input=False))
+        if self._final:
+            self._pending.setdefault(checkpoint_id, []).extend(self._final)
+            self._final = []
+
+    def _pre_commit(self, end_of_input: bool) -> list[Any]:
+        assert self._writer is not None
+        self._writer.flush(end_of_input)
+        return [] if self._committing is None else self._committing.prepare_commit()
+
+    def snapshot(self, checkpoint_id: int) -> OperatorSnapshot:
+        assert self._writer is not None
+        states = [] if self._finished else self._writer.snapshot_state(checkpoint_id)
+        return OperatorSnapshot(
+            operator={
+                WRITER: [dumps_data(state) for state in states],
+                COMMITTABLES: [dumps_data(item) for item in sorted(self._pending.items())],
+            }
+        )
+
+    def commit(self, checkpoint_id: int, done: Done) -> None:
+        if self._committer is None:
+            done(None)
+            return
+        self._committer.commit(lambda: self._up_to(checkpoint_id), self._drop, done)
+
+    def _up_to(self, checkpoint_id: int) -> dict[int, list[Any]]:
+        return {i: items for i, items in sorted(self._pending.items()) if i <= checkpoint_id}
+
+    def _drop(self, committed: dict[int, list[Any]]) -> None:
+        for checkpoint_id in committed:
+            self._pending.pop(checkpoint_id, None)
+
+    def abort_checkpoint(self, checkpoint_id: int) -> None:
+        """Its committables stay: they belong to the next checkpoint that completes."""
+
+    def finish(self) -> None:
+        if not self._finished:
+            self._final.extend(self._pre_commit(end_of_input=True))
+            self._finished = True
+
+    def commit_at_end(self, done: Done) -> None:
+        """Commit all that was written; for a job that ends and takes no checkpoints."""
+        if self._committer is None:
+            done(None)
+            return
+
+        def drop(committed: dict[int, list[Any]]) -> None:
+            self._drop(committed)
+            self._final = []
+
+        last = max(self._pending, default=0) + 1
+        self._committer.commit(lambda: {**self._pending, last: self._final}, drop, done)
+
+    def close(self) -> None:
+        try:
+            if self._writer is not None:
+                self._writer.close()
+        finally:
+            if self._committer is not None:
+                self._committer.close()
+
+
+class _CommitQueue:
+    """Runs commits one after the other, each with bounded retries."""
+
+    def __init__(
+        self, context: OperatorContext, committer: Committer[Any] | AsyncCommitter[Any]
+    ) -> None:
+        self._context = context
+        self._committer = committer
+        self._shared = SharedUse(committer.close)
+        #: Commits not begun: what to commit, what to do with it after, whom to tell.
+        self._waiting: deque[
+            tuple[Callable[[], dict[int, list[Any]]], Callable[[dict[int, list[Any]]], None], Done]
+        ] = deque()
+        self._busy = False
+
+    def commit(
+        self,
+        items: Callable[[], dict[int, list[Any]]],
+        committed: Callable[[dict[int, list[Any]]], None],
+        done: Done,
+    ) -> None:
+        """``items`` is asked only when its turn has come: the one before may have taken some."""
+        self._waiting.append((items, committed, done))
+        self._next()
+
+    def close(self) -> None:
+        self._shared.close()
+
+    def _next(self) -> None:
+        if self._busy or not self._waiting:
+            return
+        items_of, committed, done = self._waiting.popleft()
+        items = items_of()
+        flat = [committable for of_one in items.values() for committable in of_one]
+        self._busy = True
+
+        def finished(error: BaseException | None) -> None:
+            self._busy = False
+            if error is None:
+                committed(items)
+            done(error)
+            self._next()
+
+        if flat:
+            self._attempt(flat, 0, finished)
+        else:
+            finished(None)
+
+    def _attempt(self, items: list[Any], retry: int, finished: Done) -> None:
+        def after(error: BaseException | None) -> None:
+            if error is None or retry >= COMMIT_RETRIES_MAX:
+                finished(error)
+            else:
+                self._attempt(items, retry + 1, finished)
+
+        committer = self._committer
+        delay = 0 if retry == 0 else min(BACKOFF_MS * 2 ** (retry - 1), BACKOFF_MS_MAX)
+        if isinstance(committer, AsyncCommitter):
+            on_task = committer
+            if delay == 0:
+                on_task.commit(items, after)
+            else:
+                self._context.call_async(
+                    lambda: None, lambda _result, _error: on_task.commit(items, after), delay
+                )
+            return
+        on_thread = committer
+        self._context.call_async(
+            lambda: self._shared.use(lambda: on_thread.commit(items)),
+            lambda _result, error: after(error),
+            delay,
+        )
+
+
+class _WriterContext:
+    """WriterInitContext over the operator's context."""
+
+    def __init__(self, context: OperatorContext) -> None:
+        self.subtask_index = context.subtask_index
+        self.parallelism = context.parallelism
+        self.job_id = context.job_id
+        self.operator_uid = context.operator_uid
+        self.attempt = context.attempt
+        self.checkpointing = "execution.checkpointing.interval" in context.configuration
+        self.processing_time = context.processing_time
+        self.send_to_client = context.send_to_client
+        self.add_metric = context.add_metric

@@ -1,0 +1,183 @@
+"""Timestamps and watermarks of a source, kept per split.
+
+The watermark of the source is the minimum over its splits that are not idle. A split is idle when
+it has had no record for the strategy's timeout, the source when all its splits are, or when it has
+none for that long. Time during which the source was not polled, because of back-pressure, is no
+idleness: a gap between polls that the source did not ask for counts for one interval at most.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import repeat
+
+import pyarrow as pa
+
+from dataflow.common.batch import MIN_TIMESTAMP, ArrowBatch, Batch, RowBatch
+from dataflow.common.config_options import ConfigOptions
+from dataflow.common.configuration import Configuration
+from dataflow.common.watermark_strategy import (
+    NoWatermarks,
+    TimestampAssigner,
+    WatermarkGenerator,
+    WatermarkStrategy,
+)
+from dataflow.datastream.connectors.base import InputStatus
+from taskmanager.operators.function_operator import FunctionOperator, at_record
+
+
+@dataclass(slots=True)
+class _Split:
+    generator: WatermarkGenerator
+    active_at: int  # in polled time, see ``_polled_ms``
+    watermark: int = MIN_TIMESTAMP
+    idle: bool = False
+
+
+class SourceWatermarks:
+    """Strategy None: timestamps stay as they are, and only the reader's own watermarks count."""
+
+    def __init__(self, strategy: WatermarkStrategy | None, operator: FunctionOperator) -> None:
+        context = operator.context
+        self._operator = operator
+        self._strategy = strategy
+        self._assigner = None if strategy is None else strategy.timestamp_assigner
+        self._idle_timeout_ms = None if strategy is None else strategy.idle_timeout_ms
+        self._output = operator.output
+        self._splits: dict[str, _Split] = {}
+        self._emitted = MIN_TIMESTAMP
+        self._idle = False
+        now = context.processing_time()
+        configuration = Configuration(context.configuration)
+        self._interval_ms = configuration.get(ConfigOptions.AUTO_WATERMARK_INTERVAL)
+        periodic = strategy is not None and self._interval_ms > 0
+        #: Processing time (ms) of the next periodic watermark.
+        self.next_emission_at = now + self._interval_ms if periodic else None
+        # Polled time: ms during which a record would have been read, had there been one.
+        self._polled_ms = 0
+        self._counted_until = now
+        self._waiting = True  # the source has nothing, as opposed to not being polled
+        self._gap_left_ms = self._interval_ms  # how much of the gap between polls may count
+        self._active_at = 0
+        self._due = False  # a generator has spoken
+
+    def add_split(self, split_id: str) -> _Split:
+        """From now on the split holds the watermark back."""
+        split = self._splits.get(split_id)
+        if split is None:
+            strategy = self._strategy
+            generator = NoWatermarks() if strategy is None else strategy.create_generator()
+            split = self._splits[split_id] = _Split(generator, self._polled_ms)
+        return split
+
+    def remove_split(self, split_id: str) -> None:
+        """The split has ended; the last one leaves its watermark behind."""
+        if len(self._splits) == 1 and split_id in self._splits:
+            self._emit_periodic()
+        self._splits.pop(split_id, None)
+        self._active_at = self._polled_ms
+
+    def before_poll(self) -> None:
+        if self._idle_timeout_ms is not None:
+            self._count_polled_time(self._operator.context.processing_time())
+            self._gap_left_ms = self._interval_ms
+
+    def after_poll(self, status: InputStatus) -> None:
+        self._waiting = status is InputStatus.NOTHING_AVAILABLE
+        if status is InputStatus.END_OF_INPUT:
+            self._emit_periodic()
+            self._set_idle(False)  # the maximum watermark that follows must count
+
+    def on_batch(self, batch: Batch, split_id: str) -> Batch:
+        """The batch with its timestamps, to be emitted by the caller."""
+        strategy = self._strategy
+        if strategy is None:
+            return batch
+        split = self._splits.get(split_id) or self.add_split(split_id)
+        split.active_at = self._active_at = self._polled_ms
+        split.idle = False
+        self._set_idle(False)
+        if self._assigner is not None:
+            batch = self._with_timestamps(batch, self._assigner)
+        try:
+            watermark = split.generator.on_batch(batch)
+        except BaseException as error:
+            self._operator.fail(error, "in the watermark generator")
+        if watermark is not None:
+            split.watermark = max(split.watermark, watermark)
+            self._due = True
+        return batch
+
+    def after_batch(self) -> None:
+        """The batch was emitted: so may be the watermark that its records carried."""
+        if self._due:
+            self._due = False
+            self._emit_combined()
+
+    def on_watermark(self, timestamp: int, split_id: str) -> None:
+        """The reader itself knows the event time of a split."""
+        split = self._splits.get(split_id) or self.add_split(split_id)
+        split.watermark = max(split.watermark, timestamp)
+        self._set_idle(False)
+        self._emit_combined()
+
+    def on_processing_time(self, now: int) -> None:
+        if self.next_emission_at is None or now < self.next_emission_at:
+            return
+        self.next_emission_at = now + self._interval_ms
+        self._emit_periodic()
+        if self._idle_timeout_ms is not None:
+            self._count_polled_time(now)
+            self._check_idle(self._polled_ms - self._idle_timeout_ms)
+
+    def _emit_periodic(self) -> None:
+        for split in self._splits.values():
+            watermark = split.generator.on_periodic_emit()
+            if watermark is not None and watermark > split.watermark:
+                split.watermark = watermark
+        self._emit_combined()
+
+    def _emit_combined(self) -> None:
+        active = [split.watermark for split in self._splits.values() if not split.idle]
+        combined = min(active, default=MIN_TIMESTAMP)
+        if combined > self._emitted:
+            self._emitted = combined
+            self._output.emit_watermark(combined)
+
+    def _check_idle(self, since: int) -> None:
+        """Whoever was last active at or before ``since`` is idle."""
+        for split in self._splits.values():
+            split.idle = split.active_at <= since
+        if self._splits:
+            self._set_idle(all(split.idle for split in self._splits.values()))
+        else:
+            self._set_idle(self._active_at <= since)
+        self._emit_combined()
+
+    def _set_idle(self, idle: bool) -> None:
+        if idle != self._idle:
+            self._idle = idle
+            self._output.emit_status(idle)
+
+    def _with_timestamps(self, batch: Batch, assigner: TimestampAssigner) -> Batch:
+        rows = batch.to_rows() if isinstance(batch, ArrowBatch) else batch
+        before = repeat(MIN_TIMESTAMP) if rows.timestamps is None else rows.timestamps
+        pending = iter(rows.rows)
+        try:
+            stamps = list(map(assigner.extract_timestamp, pending, before))
+            wrong = next((stamp for stamp in stamps if type(stamp) is not int), None)
+            if wrong is not None or len(stamps) != len(rows):
+                raise TypeError(f"a timestamp is an int of ms, not {type(wrong).__name__}")
+        except BaseException as error:
+            self._operator.fail(error, f"in the timestamp assigner {at_record(rows.rows, pending)}")
+        if isinstance(batch, ArrowBatch):
+            return ArrowBatch(batch.data, pa.array(stamps, pa.int64()))
+        return RowBatch(rows.rows, stamps)
+
+    def _count_polled_time(self, now: int) -> None:
+        passed = max(0, now - self._counted_until)
+        if not self._waiting:
+            passed = min(passed, self._gap_left_ms)
+            self._gap_left_ms -= passed
+        self._polled_ms += passed
+        self._counted_until = now

@@ -7,6 +7,7 @@ know without a word, so here such a field is an error.
 
 from __future__ import annotations
 
+import argparse
 import copy
 import functools
 import os
@@ -18,6 +19,10 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+
+from dataflow.common.config_options import ConfigOptions
+from dataflow.common.configuration import Configuration
+from jobmanager import cli
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 K8S = REPOSITORY / "k8s"
@@ -477,30 +482,50 @@ def test_job_and_standing_cluster_are_the_same_cluster() -> None:
     assert cluster_spec(only("RayJob")) == cluster_spec(only("RayCluster"))
 
 
-def _entrypoint() -> list[str]:
-    return str(only("RayJob")["spec"]["entrypoint"]).split()
+def _entrypoint() -> argparse.Namespace:
+    """The job's command, as the command itself reads it."""
+    command, *arguments = str(only("RayJob")["spec"]["entrypoint"]).split()
+    assert command == "dataflow"
+    assert arguments[0] == "run"
+    return cli._parser().parse_args(arguments)
+
+
+def _checkpointing() -> Configuration:
+    configuration = Configuration(dict(_entrypoint().settings))
+    configuration.validate()
+    return configuration
 
 
 def test_a_retried_job_goes_on_under_the_same_job_id() -> None:
     spec = only("RayJob")["spec"]
-    words = _entrypoint()
-    assert words[:2] == ["dataflow", "run"]
-    job_id = words[words.index("--job-id") + 1]
-    assert re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", job_id)
-    assert any(w.startswith("execution.checkpointing.dir=s3://") for w in words)
-    assert not any("$" in word for word in words)
+    assert re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", _entrypoint().job_id)
+    assert str(_checkpointing().get(ConfigOptions.CHECKPOINTING_DIR)).startswith("s3://")
+    assert not _entrypoint().detached  # or the watcher would end at once, and the cluster with it
+    assert "$" not in spec["entrypoint"]
     assert spec["backoffLimit"] >= 1
     assert spec["shutdownAfterJobFinishes"] is True
 
 
 def test_the_job_runs_an_example_that_is_in_the_image() -> None:
-    script = Path(next(word for word in _entrypoint() if word.endswith(".py")))
+    script = Path(_entrypoint().program)
     assert script.parent == Path("/opt/dataflow/examples")
     assert (REPOSITORY / "examples" / script.name).is_file()
 
 
 def test_a_pod_is_given_longer_to_stop_than_a_checkpoint_takes() -> None:
-    [timeout] = re.findall(r"execution\.checkpointing\.timeout=(\d+)s", " ".join(_entrypoint()))
+    timeout_ms = _checkpointing().get(ConfigOptions.CHECKPOINTING_TIMEOUT)
     for document in RAY_DOCUMENTS.values():
         for pod in ray_pods(document).values():
-            assert pod["terminationGracePeriodSeconds"] > int(timeout)
+            assert pod["terminationGracePeriodSeconds"] * 1000 > timeout_ms
+
+
+def test_the_readme_gives_commands_that_exist() -> None:
+    text = (K8S / "README.md").read_text()
+    commands = re.findall(r"^(?:.* -- )?dataflow ([a-z]+ .*|list.*)$", text, re.MULTILINE)
+    assert len(commands) >= 4
+    for command in commands:
+        cli._parser().parse_args(command.partition("#")[0].split())
+    for script in re.findall(r"\bexamples/\w+\.py", text):
+        assert (REPOSITORY / script).is_file(), script
+    for manifest in re.findall(r"\bk8s/[\w.-]+", text):
+        assert (REPOSITORY / manifest).is_file(), manifest

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+import dataflow
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -71,6 +73,7 @@ def test_every_folder_with_modules_is_a_package() -> None:
 def test_the_installed_version_is_the_one_in_the_project_file_and_the_changelog() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+", PROJECT["version"])
     assert importlib.metadata.version(PROJECT["name"]) == PROJECT["version"]
+    assert dataflow.__version__ == PROJECT["version"]
     changelog = (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
     released = re.findall(r"^## \[(\d[^\]]*)\] - (?:\d{4}-\d\d-\d\d|unreleased)$", changelog, re.M)
     assert released[0] == PROJECT["version"]

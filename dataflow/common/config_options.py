@@ -1,0 +1,600 @@
+"""All configuration keys: their types, defaults and limits. The keys are Flink's.
+
+Values are text, as in a file or on the command line. Durations read ``10 s``, ``200 ms``, ``PT5S``
+or a number of milliseconds; sizes ``4 mb`` or a number of bytes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from dataflow.common.keys import MAX_MAX_PARALLELISM
+from dataflow.common.time import format_millis, parse_duration
+from dataflow.errors import ConfigError
+
+T = TypeVar("T")
+V = TypeVar("V")
+D = TypeVar("D")
+
+
+@dataclass(frozen=True, eq=False)
+class ConfigOption(Generic[T]):
+    """One key. ``parse`` turns text into a value or raises ValueError saying what is allowed."""
+
+    key: str
+    parse: Callable[[str], Any]
+    default: T
+    description: str = ""
+    aliases: tuple[str, ...] = ()
+
+    def value_of(self, text: str) -> T:
+        """Raises ConfigError."""
+        try:
+            value: T = self.parse(text)
+        except ValueError as error:
+            raise ConfigError(f"{self.key} = {text!r:.80}: {error}") from None
+        return value
+
+
+# ---------------------------------------------------------------------------------------- parsers
+
+
+def parse_boolean(text: str) -> bool:
+    if text.strip().lower() not in ("true", "false"):
+        raise ValueError("true or false is needed")
+    return text.strip().lower() == "true"
+
+
+def parse_float(text: str) -> float:
+    value = float(text) if re.fullmatch(r"\s*[-+0-9.eE]{1,40}\s*", text) else float("nan")
+    if value - value != 0:  # infinite or not a number
+        raise ValueError("a number is needed")
+    return value
+
+
+_SIZE = re.compile(r"([0-9]{1,18})\s*([a-z]*)")
+_SIZE_UNITS = {
+    unit: 1024**power
+    for power, units in enumerate(
+        (" b bytes", "k kb kib kibibytes", "m mb mib mebibytes", "g gb gib gibibytes", "t tb tib")
+    )
+    for unit in units.split(" ")
+}
+
+
+def parse_memory_size(text: str) -> int:
+    """Bytes of ``4 mb``, ``64kb``, ``1024``; units are powers of 1024, as in Flink."""
+    found = _SIZE.fullmatch(text.strip().lower())
+    if found is None or found[2] not in _SIZE_UNITS:
+        raise ValueError("a size such as '4 mb', '64 kb' or a number of bytes is needed")
+    return int(found[1]) * _SIZE_UNITS[found[2]]
+
+
+def parse_map(text: str) -> dict[str, str]:
+    """``a:1,b:2``; single quotes protect commas and colons, doubled quotes stand for one."""
+    if not text.strip():
+        return {}
+    item = r"\s*(?:'((?:[^']|'')*)'|([^',:]*))\s*"
+    pair = re.compile(rf"{item}:{item}(?:,|$)")
+    pairs: dict[str, str] = {}
+    position = 0
+    while position < len(text):
+        found = pair.match(text, position)
+        if found is None:
+            raise ValueError("a list of key:value pairs separated by commas is needed")
+        quoted_key, key, quoted_value, value = found.groups()
+        name = key.strip() if quoted_key is None else quoted_key.replace("''", "'")
+        plain = value.strip() if quoted_value is None else quoted_value.replace("''", "'")
+        pairs[name] = plain
+        position = found.end()
+    return pairs
+
+
+def format_map(pairs: Mapping[str, str]) -> str:
+    """The inverse of ``parse_map``."""
+
+    def quoted(text: str) -> str:
+        return "'" + text.replace("'", "''") + "'"
+
+    return ",".join(f"{quoted(key)}:{quoted(value)}" for key, value in pairs.items())
+
+
+def _integer(at_least: int, at_most: int = 2**31 - 1) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"\s*[-+]?[0-9]{1,18}\s*", text):
+            raise ValueError("an integer is needed")
+        return _in_range(int(text), at_least, at_most, str)
+
+    return parse
+
+
+def _float(at_least: float, at_most: float) -> Callable[[str], float]:
+    return lambda text: _in_range(parse_float(text), at_least, at_most, str)
+
+
+def _duration(at_least: int = 0, at_most: int = 366 * 86_400_000) -> Callable[[str], int]:
+    return lambda text: _in_range(parse_duration(text), at_least, at_most, format_millis)
+
+
+def _size(at_least: int, at_most: int) -> Callable[[str], int]:
+    return lambda text: _in_range(parse_memory_size(text), at_least, at_most, "{} bytes".format)
+
+
+def _in_range(value: V, at_least: Any, at_most: Any, show: Callable[[Any], str]) -> V:
+    if value < at_least or value > at_most:
+        raise ValueError(f"{show(at_least)} to {show(at_most)} is allowed")
+    return value
+
+
+def _one_of(*allowed: str, later: tuple[str, ...] = ()) -> Callable[[str], str]:
+    """``later`` are Flink's values that this engine does not have yet."""
+
+    def parse(text: str) -> str:
+        if text in allowed:
+            return text
+        missing = "not supported yet; " if text in later else ""
+        raise ValueError(f"{missing}{' or '.join(allowed)} is allowed")
+
+    return parse
+
+
+def _not_yet(supported: str, parse: Callable[[str], V]) -> Callable[[str], V]:
+    """For what this engine does not have yet: only the value that switches it off."""
+
+    def parse_supported(text: str) -> V:
+        value = parse(text)
+        if value != parse(supported):
+            raise ValueError(f"not supported yet; only {supported} is allowed")
+        return value
+
+    return parse_supported
+
+
+def _text(text: str) -> str:
+    if not text.strip():
+        raise ValueError("the text must not be empty")
+    return text
+
+
+# ------------------------------------------------------------------------------------------ table
+
+_OPTIONS: dict[str, ConfigOption[Any]] = {}  # by key and by alias
+
+
+def _option(
+    key: str, parse: Callable[[str], V], default: D, description: str, *aliases: str
+) -> ConfigOption[V | D]:
+    option: ConfigOption[V | D] = ConfigOption(key, parse, default, description, aliases)
+    for name in (key, *aliases):
+        _OPTIONS[name] = option
+    return option
+
+
+_SECOND = 1000
+_MINUTE = 60 * _SECOND
+_HOUR = 60 * _MINUTE
+
+
+class ConfigOptions:
+    """The table of options; ``key`` describes one of a program's own, as in PyFlink."""
+
+    # ------------------------------------------------------------------------------- pipeline
+    PARALLELISM = _option(
+        "parallelism.default",
+        _integer(1, MAX_MAX_PARALLELISM),
+        1,
+        "Subtasks of every operator that does not say otherwise",
+    )
+    MAX_PARALLELISM = _option(
+        "pipeline.max-parallelism",
+        _integer(1, MAX_MAX_PARALLELISM),
+        None,
+        "Key groups; by default each operator's follow from its parallelism",
+    )
+    PIPELINE_NAME = _option("pipeline.name", _text, None, "The job's name")
+    OPERATOR_CHAINING = _option(
+        "pipeline.operator-chaining.enabled",
+        parse_boolean,
+        True,
+        "Whether operators may share a task",
+        "pipeline.operator-chaining",
+    )
+    AUTO_WATERMARK_INTERVAL = _option(
+        "pipeline.auto-watermark-interval",
+        _duration(at_least=1),
+        200,
+        "How often watermark generators are asked for a watermark",
+    )
+    OBJECT_REUSE = _option(
+        "pipeline.object-reuse",
+        parse_boolean,
+        False,
+        "Accepted for Flink's sake: records are never copied between chained operators",
+    )
+    GLOBAL_JOB_PARAMETERS = _option(
+        "pipeline.global-job-parameters",
+        parse_map,
+        None,
+        "The program's own parameters, as key:value,key:value; seen by RuntimeContext",
+    )
+    RUNTIME_MODE = _option(
+        "execution.runtime-mode",
+        _one_of("STREAMING", "AUTOMATIC", later=("BATCH",)),
+        "STREAMING",
+        "How the program is executed; bounded programs end by themselves in every mode",
+    )
+    BUFFER_TIMEOUT = _option(
+        "execution.buffer-timeout.interval",
+        _duration(at_most=_HOUR),
+        100,
+        "The longest that a record waits for others to travel with",
+        "execution.buffer-timeout",
+    )
+
+    # ---------------------------------------------------------------------------- checkpoints
+    CHECKPOINTING_INTERVAL = _option(
+        "execution.checkpointing.interval",
+        _duration(at_least=10),
+        None,
+        "Time between the starts of two checkpoints; without it there are none",
+    )
+    CHECKPOINTING_TIMEOUT = _option(
+        "execution.checkpointing.timeout",
+        _duration(at_least=10),
+        10 * _MINUTE,
+        "After which a checkpoint that is not complete is given up",
+    )
+    CHECKPOINTING_MIN_PAUSE = _option(
+        "execution.checkpointing.min-pause",
+        _duration(),
+        0,
+        "Least time between the end of a checkpoint and the start of the next",
+    )
+    CHECKPOINTING_MAX_CONCURRENT = _option(
+        "execution.checkpointing.max-concurrent-checkpoints",
+        _not_yet("1", _integer(1)),
+        1,
+        "Checkpoints under way at a time",
+    )
+    CHECKPOINTING_MODE = _option(
+        "execution.checkpointing.mode",
+        _one_of("EXACTLY_ONCE", "AT_LEAST_ONCE"),
+        "EXACTLY_ONCE",
+        "How often a record counts in state after a failure",
+    )
+    CHECKPOINTING_DIR = _option(
+        "execution.checkpointing.dir",
+        _text,
+        None,
+        "Where checkpoints are kept: s3://bucket/prefix or file:///folder",
+        "state.checkpoints.dir",
+    )
+    SAVEPOINT_DIR = _option(
+        "execution.checkpointing.savepoint-dir",
+        _text,
+        None,
+        "Where savepoints are put unless they say otherwise",
+        "state.savepoints.dir",
+    )
+    CHECKPOINTING_NUM_RETAINED = _option(
+        "execution.checkpointing.num-retained",
+        _integer(1, 1000),
+        3,
+        "Completed checkpoints that are kept (Flink: 1)",
+        "state.checkpoints.num-retained",
+    )
+    CHECKPOINTING_RETENTION = _option(
+        "execution.checkpointing.externalized-checkpoint-retention",
+        _one_of(
+            "RETAIN_ON_CANCELLATION", "DELETE_ON_CANCELLATION", "NO_EXTERNALIZED_CHECKPOINTS"
+        ),
+        "RETAIN_ON_CANCELLATION",
+        "What becomes of checkpoints when the job is cancelled (Flink: deleted)",
+    )
+    CHECKPOINTING_TOLERABLE_FAILURES = _option(
+        "execution.checkpointing.tolerable-failed-checkpoints",
+        _integer(0),
+        100,
+        "Consecutive failed checkpoints after which the job fails (Flink: 0)",
+    )
+    CHECKPOINTING_ALIGNED_TIMEOUT = _option(
+        "execution.checkpointing.aligned-checkpoint-timeout",
+        _not_yet("0 ms", _duration()),
+        0,
+        "After which an aligned checkpoint goes on unaligned",
+    )
+    CHECKPOINTING_UNALIGNED = _option(
+        "execution.checkpointing.unaligned.enabled",
+        _not_yet("false", parse_boolean),
+        False,
+        "Whether barriers overtake records",
+        "execution.checkpointing.unaligned",
+    )
+    STATE_BACKEND = _option(
+        "state.backend.type",
+        _one_of("hashmap", later=("rocksdb", "forst")),
+        "hashmap",
+        "Where working state is kept",
+    )
+    RECOVERY_IGNORE_UNCLAIMED_STATE = _option(
+        "execution.state-recovery.ignore-unclaimed-state",
+        parse_boolean,
+        False,
+        "Restore although the checkpoint holds state of operators that the job does not have",
+    )
+    RECOVERY_FALL_BACK_PAST_COMMITS = _option(
+        "execution.state-recovery.fall-back-past-commits",
+        parse_boolean,
+        False,
+        "Restore an older checkpoint when newer ones are damaged although their output may have "
+        "been committed, which is then written again",
+    )
+
+    # ------------------------------------------------------------------- restarts and failover
+    RESTART_STRATEGY = _option(
+        "restart-strategy.type",
+        _one_of("none", "fixed-delay", "failure-rate", "exponential-delay"),
+        None,
+        "By default exponential-delay when checkpointing is on, else none",
+        "restart-strategy",
+    )
+    RESTART_FIXED_DELAY_ATTEMPTS = _option(
+        "restart-strategy.fixed-delay.attempts", _integer(0), 1, "Restarts in all"
+    )
+    RESTART_FIXED_DELAY_DELAY = _option(
+        "restart-strategy.fixed-delay.delay", _duration(), _SECOND, "Wait before a restart"
+    )
+    RESTART_FAILURE_RATE_MAX_FAILURES = _option(
+        "restart-strategy.failure-rate.max-failures-per-interval",
+        _integer(1, 100_000),
+        1,
+        "Failures within an interval that are followed by a restart",
+    )
+    RESTART_FAILURE_RATE_INTERVAL = _option(
+        "restart-strategy.failure-rate.failure-rate-interval",
+        _duration(at_least=1),
+        _MINUTE,
+        "Over which failures are counted",
+    )
+    RESTART_FAILURE_RATE_DELAY = _option(
+        "restart-strategy.failure-rate.delay", _duration(), _SECOND, "Wait before a restart"
+    )
+    RESTART_EXPONENTIAL_INITIAL_BACKOFF = _option(
+        "restart-strategy.exponential-delay.initial-backoff",
+        _duration(at_least=1),
+        100,
+        "Wait before the first restart (Flink: 1 s)",
+    )
+    RESTART_EXPONENTIAL_MAX_BACKOFF = _option(
+        "restart-strategy.exponential-delay.max-backoff",
+        _duration(at_least=1),
+        _MINUTE,
+        "Longest wait before a restart",
+    )
+    RESTART_EXPONENTIAL_MULTIPLIER = _option(
+        "restart-strategy.exponential-delay.backoff-multiplier",
+        _float(1.0, 1000.0),
+        2.0,
+        "By which the wait grows with every failure (Flink: 1.5)",
+    )
+    RESTART_EXPONENTIAL_JITTER = _option(
+        "restart-strategy.exponential-delay.jitter-factor",
+        _float(0.0, 1.0),
+        0.1,
+        "Part of the wait that is random",
+    )
+    RESTART_EXPONENTIAL_RESET_THRESHOLD = _option(
+        "restart-strategy.exponential-delay.reset-backoff-threshold",
+        _duration(at_least=1),
+        _HOUR,
+        "Time without failures after which the wait is the initial one again",
+    )
+    RESTART_EXPONENTIAL_ATTEMPTS = _option(
+        "restart-strategy.exponential-delay.attempts-before-reset-backoff",
+        _integer(1),
+        None,
+        "Restarts before the reset; by default without limit",
+    )
+    FAILOVER_STRATEGY = _option(
+        "jobmanager.execution.failover-strategy",
+        _one_of("region", "full"),
+        "region",
+        "What is restarted: the tasks connected with the failed one, or all",
+    )
+    TASK_CANCELLATION_TIMEOUT = _option(
+        "task.cancellation.timeout",
+        _duration(at_least=1),
+        30 * _SECOND,
+        "After which a task that does not stop is ended with its TaskManager (Flink: 180 s)",
+    )
+
+    # -------------------------------------------------------------------------------- cluster
+    HEARTBEAT_INTERVAL = _option(
+        "heartbeat.interval",
+        _duration(at_least=10),
+        _SECOND,
+        "Between two signs of life of a TaskManager (Flink: 10 s)",
+    )
+    HEARTBEAT_TIMEOUT = _option(
+        "heartbeat.timeout",
+        _duration(at_least=20),
+        10 * _SECOND,
+        "After which a silent TaskManager counts as lost (Flink: 50 s)",
+    )
+    TASKMANAGER_SLOTS = _option(
+        "taskmanager.numberOfTaskSlots",
+        _integer(1, 1024),
+        1,
+        "Slots of one TaskManager; they share an interpreter lock",
+    )
+    TASKMANAGER_CPUS = _option(
+        "taskmanager.resources.cpus",
+        _float(0.0, 100_000.0),
+        1.0,
+        "Ray CPUs that a TaskManager reserves",
+    )
+    SLOT_REQUEST_TIMEOUT = _option(
+        "slot.request.timeout",
+        _duration(at_least=1),
+        5 * _MINUTE,
+        "After which a job that does not get its slots fails",
+    )
+    CHANNEL_BATCHES_MAX = _option(
+        "taskmanager.network.channel.batches-max",
+        _integer(1, 4096),
+        8,
+        "Batches under way on one channel",
+    )
+    CHANNEL_BYTES_MAX = _option(
+        "taskmanager.network.channel.bytes-max",
+        _size(64 * 1024, 1 << 40),
+        4 << 20,
+        "Bytes under way on one channel",
+    )
+    CHANNEL_BATCH_ROWS_MAX = _option(
+        "taskmanager.network.channel.batch-rows-max",
+        _integer(1, 1_000_000),
+        2048,
+        "Rows in one batch on a channel",
+    )
+    RECORD_BYTES_MAX = _option(
+        "taskmanager.network.record-bytes-max",
+        _size(1024, 2 << 30),
+        16 << 20,
+        "Size of one record; a larger one fails the job",
+    )
+    LATENCY_INTERVAL = _option(
+        "metrics.latency.interval",
+        _duration(),
+        0,
+        "Between two latency markers of a source; 0 for none",
+    )
+
+    @staticmethod
+    def key(key: str) -> OptionBuilder:
+        """Describe an option: ``key("k").int_type().default_value(3)``."""
+        return OptionBuilder(key)
+
+
+class OptionBuilder:
+    """Asks for the type of an option."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+
+    def boolean_type(self) -> TypedOptionBuilder[bool]:
+        return TypedOptionBuilder(self._key, parse_boolean)
+
+    def int_type(self) -> TypedOptionBuilder[int]:
+        return TypedOptionBuilder(self._key, _integer(-(2**31), 2**31 - 1))
+
+    def long_type(self) -> TypedOptionBuilder[int]:
+        return TypedOptionBuilder(self._key, _integer(-(2**63), 2**63 - 1))
+
+    def float_type(self) -> TypedOptionBuilder[float]:
+        return TypedOptionBuilder(self._key, parse_float)
+
+    def double_type(self) -> TypedOptionBuilder[float]:
+        return TypedOptionBuilder(self._key, parse_float)
+
+    def string_type(self) -> TypedOptionBuilder[str]:
+        return TypedOptionBuilder(self._key, str)
+
+    def duration_type(self) -> TypedOptionBuilder[int]:
+        """Milliseconds."""
+        return TypedOptionBuilder(self._key, parse_duration)
+
+
+class TypedOptionBuilder(Generic[T]):
+    """Asks for the default of an option."""
+
+    def __init__(self, key: str, parse: Callable[[str], T]) -> None:
+        self._key = key
+        self._parse = parse
+
+    def default_value(self, value: T) -> ConfigOption[T]:
+        return ConfigOption(self._key, self._parse, value)
+
+    def no_default_value(self) -> ConfigOption[T | None]:
+        return ConfigOption(self._key, self._parse, None)
+
+
+# ----------------------------------------------------------------------------------------- faults
+
+#: What programs written for PyFlink set and what has no counterpart here.
+_IGNORED = re.compile(r"python\.[a-z.-]+|pipeline\.(generic-types|force-kryo|force-avro)")
+
+
+def canonical_key(key: str) -> str:
+    """The key itself, or the one that it is an alias of."""
+    option = _OPTIONS.get(key)
+    return key if option is None else option.key
+
+
+def default_of(key: str) -> Any:
+    """The default of a known key, None for others."""
+    option = _OPTIONS.get(key)
+    return None if option is None else option.default
+
+
+def all_options() -> list[ConfigOption[Any]]:
+    """Every option once, in the order of the table."""
+    return [option for name, option in _OPTIONS.items() if name == option.key]
+
+
+def validate(configuration: Mapping[str, str]) -> list[str]:
+    """Everything that is wrong: unknown keys, impossible values, values that conflict.
+
+    Warns (UserWarning) of keys that are accepted and have no effect.
+    """
+    faults = []
+    values: dict[str, Any] = {}
+    for key, text in configuration.items():
+        option = _OPTIONS.get(key)
+        if option is not None:
+            try:
+                values[option.key] = option.value_of(text)
+            except ConfigError as error:
+                faults.append(str(error))
+        elif _IGNORED.fullmatch(key):
+            warnings.warn(f"{key} has no effect here: there is no JVM", UserWarning, stacklevel=2)
+        else:
+            faults.append(_unknown(key))
+    return faults + _conflicts(values)
+
+
+def _unknown(key: str) -> str:
+    close = difflib.get_close_matches(key, _OPTIONS, n=1, cutoff=0.0)
+    return f"unknown configuration key {key!r:.120}; the nearest known one is {close[0]!r}"
+
+
+def _conflicts(values: dict[str, Any]) -> list[str]:
+    """Pairs of which one value must not exceed the other; only if the program set one of them."""
+    faults = []
+    for low, high, strict in (
+        (ConfigOptions.CHECKPOINTING_MIN_PAUSE, ConfigOptions.CHECKPOINTING_INTERVAL, False),
+        (ConfigOptions.HEARTBEAT_INTERVAL, ConfigOptions.HEARTBEAT_TIMEOUT, True),
+        (ConfigOptions.PARALLELISM, ConfigOptions.MAX_PARALLELISM, False),
+        (
+            ConfigOptions.RESTART_EXPONENTIAL_INITIAL_BACKOFF,
+            ConfigOptions.RESTART_EXPONENTIAL_MAX_BACKOFF,
+            False,
+        ),
+    ):
+        if low.key not in values and high.key not in values:
+            continue
+        least, most = values.get(low.key, low.default), values.get(high.key, high.default)
+        if least is None or most is None:
+            continue
+        if least > most or (strict and least == most):
+            relation = "below" if strict else "at most"
+            unit = "" if low is ConfigOptions.PARALLELISM else " ms"
+            faults.append(
+                f"{low.key} ({least}{unit}) must be {relation} {high.key} ({most}{unit})"
+            )
+    return faults

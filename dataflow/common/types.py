@@ -1,0 +1,166 @@
+"""Row: a record whose fields have positions and, if given, names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from enum import Enum
+from typing import Any
+
+
+class RowKind(Enum):
+    """What a row says about a changing table; rows of a plain stream are INSERTs."""
+
+    INSERT = 0
+    UPDATE_BEFORE = 1
+    UPDATE_AFTER = 2
+    DELETE = 3
+
+    def __str__(self) -> str:
+        return ("+I", "-U", "+U", "-D")[self.value]
+
+
+def _create_row(
+    fields: Sequence[str] | None, values: Sequence[Any], row_kind: RowKind | None = None
+) -> Row:
+    row = Row(*values)
+    row._fields = None if fields is None else list(fields)
+    if row_kind is not None:
+        row._row_kind = row_kind
+    return row
+
+
+class Row:
+    """A record with named fields, ``Row(name="Ann", age=11)``, or without, ``Row("Ann", 11)``.
+
+    A field is reached as ``row["name"]``, ``row.name`` or ``row[0]``, and set by the first or
+    last. A row of names makes rows: ``Person = Row("name", "age"); Person("Ann", 11)``.
+    Rows with names are equal if they agree by name, whatever the order of the fields.
+    """
+
+    __slots__ = ("_fields", "_row_kind", "_values")
+
+    _fields: list[str] | None
+    _values: list[Any]
+    _row_kind: RowKind
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if args and kwargs:
+            raise ValueError("a Row takes either positional or named values, not both")
+        self._fields = list(kwargs) if kwargs else None
+        self._values = list(kwargs.values()) if kwargs else list(args)
+        self._row_kind = RowKind.INSERT
+
+    @staticmethod
+    def of_kind(row_kind: RowKind, *args: Any, **kwargs: Any) -> Row:
+        """A row of another kind than INSERT."""
+        row = Row(*args, **kwargs)
+        row.set_row_kind(row_kind)
+        return row
+
+    def as_dict(self, recursive: bool = False) -> dict[str, Any]:
+        """The fields by name; ``recursive`` for rows inside rows, lists and dicts too.
+
+        Raises TypeError for a row without names.
+        """
+        if self._fields is None:
+            raise TypeError("a Row without field names cannot become a dict")
+        values = map(_as_plain, self._values) if recursive else self._values
+        return dict(zip(self._fields, values, strict=False))
+
+    def get_row_kind(self) -> RowKind:
+        return self._row_kind
+
+    def set_row_kind(self, row_kind: RowKind) -> None:
+        self._row_kind = row_kind
+
+    def set_field_names(self, field_names: Sequence[str]) -> None:
+        self._fields = list(field_names)
+
+    def get_fields_by_names(self, names: Sequence[str]) -> list[Any]:
+        """The values of these fields; all values if the row has no names.
+
+        Raises KeyError for a name it does not have.
+        """
+        if self._fields is None:
+            return self._values
+        return [self[name] for name in names]
+
+    def _index(self, name: str) -> int:
+        if self._fields is not None and name in self._fields:
+            return self._fields.index(name)
+        has = "no field names" if self._fields is None else f"the fields {', '.join(self._fields)}"
+        raise KeyError(f"no field {name!r} in a Row with {has}")
+
+    def __contains__(self, item: object) -> bool:
+        return item in (self._values if self._fields is None else self._fields)
+
+    def __call__(self, *args: Any) -> Row:
+        """A row with this one's values as its field names."""
+        if len(args) > len(self):
+            raise ValueError(f"{len(args)} values for the {len(self)} fields of {self!r}")
+        return _create_row(self._values, args, self._row_kind)
+
+    def __getitem__(self, item: int | slice | str) -> Any:
+        if isinstance(item, (int, slice)):
+            return self._values[item]
+        return self._values[self._index(item)]
+
+    def __setitem__(self, key: int | slice | str, value: Any) -> None:
+        if isinstance(key, (int, slice)):
+            self._values[key] = value
+        else:
+            self._values[self._index(key)] = value
+
+    def __getattr__(self, item: str) -> Any:
+        # Only for names that are no attributes; "_" ones are asked for by copy and pickle.
+        if not item.startswith("_") and self._fields is not None and item in self._fields:
+            return self._values[self._fields.index(item)]
+        raise AttributeError(f"a Row has no field {item!r}")
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        if key not in Row.__slots__:
+            raise AttributeError(f"set a field of a Row with row[{key!r}] = ...")
+        object.__setattr__(self, key, value)
+
+    def __reduce__(self) -> Any:
+        fields = None if self._fields is None else tuple(self._fields)
+        return _create_row, (fields, tuple(self._values), self._row_kind)
+
+    def __repr__(self) -> str:
+        if self._fields is None:
+            return f"<Row({', '.join(map(repr, self._values))})>"
+        named = zip(self._fields, self._values, strict=False)
+        return f"Row({', '.join(f'{name}={value!r}' for name, value in named)})"
+
+    def _by_name(self) -> list[tuple[str, Any]]:
+        assert self._fields is not None
+        return sorted(zip(self._fields, self._values, strict=False), key=lambda field: field[0])
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Row):
+            return False
+        if self._row_kind != other._row_kind or (self._fields is None) != (other._fields is None):
+            return False
+        if self._fields == other._fields:
+            return self._values == other._values
+        return self._by_name() == other._by_name()
+
+    def __hash__(self) -> int:
+        parts = self._values if self._fields is None else self._by_name()
+        return tuple(parts).__hash__()
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+def _as_plain(value: Any) -> Any:
+    if isinstance(value, Row):
+        return value.as_dict(recursive=True)
+    if isinstance(value, list):
+        return [_as_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _as_plain(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,401 @@
+"""The functions of a job, as a user writes them: PyFlink's classes, or plain callables.
+
+A function object is pickled on the client, once, and unpickled in every subtask; what cannot be
+pickled (connections, models on a GPU) belongs into ``open``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from dataflow.common.callables import require_arity
+from dataflow.datastream.time_domain import TimeDomain
+from dataflow.datastream.timerservice import TimerService
+
+if TYPE_CHECKING:
+    from dataflow.datastream.state import (
+        AggregatingState,
+        AggregatingStateDescriptor,
+        ListState,
+        ListStateDescriptor,
+        MapState,
+        MapStateDescriptor,
+        ReducingState,
+        ReducingStateDescriptor,
+        ValueState,
+        ValueStateDescriptor,
+    )
+
+IN = TypeVar("IN")
+OUT = TypeVar("OUT")
+KEY = TypeVar("KEY")
+W = TypeVar("W")
+W2 = TypeVar("W2")
+
+
+# --------------------------------------------------------------------------------- run time side
+
+
+class KeyedStateStore(ABC):
+    """Hands out state of the current key; a state is asked for once, in ``open``."""
+
+    @abstractmethod
+    def get_state(self, state_descriptor: ValueStateDescriptor) -> ValueState[Any]: ...
+
+    @abstractmethod
+    def get_list_state(self, state_descriptor: ListStateDescriptor) -> ListState[Any]: ...
+
+    @abstractmethod
+    def get_map_state(self, state_descriptor: MapStateDescriptor) -> MapState[Any, Any]: ...
+
+    @abstractmethod
+    def get_reducing_state(
+        self, state_descriptor: ReducingStateDescriptor
+    ) -> ReducingState[Any]: ...
+
+    @abstractmethod
+    def get_aggregating_state(
+        self, state_descriptor: AggregatingStateDescriptor
+    ) -> AggregatingState[Any, Any]: ...
+
+
+class Counter(Protocol):
+    """A metric that counts."""
+
+    def inc(self, n: int = 1) -> None: ...
+
+    def dec(self, n: int = 1) -> None: ...
+
+    def get_count(self) -> int: ...
+
+
+class MetricGroup(Protocol):
+    """Metrics of a function, named by the groups they are in."""
+
+    def add_group(self, name: str, extra: str | None = None) -> MetricGroup:
+        """A group inside this one; ``extra`` makes it a key with a value."""
+
+    def counter(self, name: str) -> Counter:
+        """A counter that starts at 0."""
+
+    def gauge(self, name: str, obj: Callable[[], float]) -> None:
+        """A number that is asked for when it is reported."""
+
+
+class RuntimeContext(KeyedStateStore):
+    """What a function learns in ``open``: which subtask it is, its metrics and its state."""
+
+    @abstractmethod
+    def get_task_name(self) -> str: ...
+
+    @abstractmethod
+    def get_number_of_parallel_subtasks(self) -> int: ...
+
+    @abstractmethod
+    def get_max_number_of_parallel_subtasks(self) -> int:
+        """The number of key groups."""
+
+    @abstractmethod
+    def get_index_of_this_subtask(self) -> int:
+        """From 0."""
+
+    @abstractmethod
+    def get_attempt_number(self) -> int:
+        """How often this subtask was restarted, from 0."""
+
+    @abstractmethod
+    def get_task_name_with_subtasks(self) -> str:
+        """Such as ``parse (1/4)``."""
+
+    @abstractmethod
+    def get_job_parameter(self, key: str, default_value: str) -> str:
+        """A parameter of ``env.get_config().set_global_job_parameters``."""
+
+    @abstractmethod
+    def get_metrics_group(self) -> MetricGroup: ...
+
+
+# ------------------------------------------------------------------------------------- functions
+
+
+class Function(ABC):
+    """Base of all functions."""
+
+    def open(self, runtime_context: RuntimeContext) -> None:  # noqa: B027
+        """Called once in every subtask before the first record."""
+
+    def close(self) -> None:  # noqa: B027
+        """Called once at the end, also after a failure."""
+
+
+class MapFunction(Function):
+    """One record in, one out."""
+
+    @abstractmethod
+    def map(self, value: Any) -> Any: ...
+
+
+class FlatMapFunction(Function):
+    """One record in, any number out."""
+
+    @abstractmethod
+    def flat_map(self, value: Any) -> Iterable[Any]:
+        """An iterable; a generator is one."""
+
+
+class FilterFunction(Function):
+    """Which records stay."""
+
+    @abstractmethod
+    def filter(self, value: Any) -> bool: ...
+
+
+class ReduceFunction(Function):
+    """Two records into one of the same kind; must be associative."""
+
+    @abstractmethod
+    def reduce(self, value1: Any, value2: Any) -> Any: ...
+
+
+class AggregateFunction(Function):
+    """Records into an accumulator, and that into a result."""
+
+    @abstractmethod
+    def create_accumulator(self) -> Any: ...
+
+    @abstractmethod
+    def add(self, value: Any, accumulator: Any) -> Any:
+        """The accumulator with ``value`` in it; it may be the same object, changed."""
+
+    @abstractmethod
+    def get_result(self, accumulator: Any) -> Any: ...
+
+    @abstractmethod
+    def merge(self, acc_a: Any, acc_b: Any) -> Any:
+        """One accumulator of two; only merging windows need it."""
+
+
+class KeySelector(Function):
+    """The key of a record: it must depend on the record alone, and have a stable hash."""
+
+    @abstractmethod
+    def get_key(self, value: Any) -> Any: ...
+
+
+class Partitioner(Function):
+    """Which subtask a key goes to."""
+
+    @abstractmethod
+    def partition(self, key: Any, num_partitions: int) -> int:
+        """0 .. num_partitions - 1."""
+
+
+class ProcessFunction(Function):
+    """Any number of records out, with timestamps and side outputs.
+
+    ``process_element`` is a generator or returns an iterable or None; ``(tag, value)`` with an
+    OutputTag goes to that side output.
+    """
+
+    class Context(ABC):
+        @abstractmethod
+        def timer_service(self) -> TimerService:
+            """Times; timers need a keyed stream."""
+
+        @abstractmethod
+        def timestamp(self) -> int | None:
+            """The record's event time in ms, or None."""
+
+    @abstractmethod
+    def process_element(self, value: Any, ctx: Context) -> Iterable[Any] | None: ...
+
+
+class KeyedProcessFunction(Function):
+    """As ProcessFunction, with state and timers per key."""
+
+    class Context(ABC):
+        @abstractmethod
+        def get_current_key(self) -> Any: ...
+
+        @abstractmethod
+        def timer_service(self) -> TimerService: ...
+
+        @abstractmethod
+        def timestamp(self) -> int | None:
+            """Event time in ms of the record or event-time timer, or None."""
+
+    class OnTimerContext(Context):
+        @abstractmethod
+        def time_domain(self) -> TimeDomain: ...
+
+    @abstractmethod
+    def process_element(self, value: Any, ctx: Context) -> Iterable[Any] | None: ...
+
+    def on_timer(self, timestamp: int, ctx: OnTimerContext) -> Iterable[Any] | None:
+        """A timer of the current key is due."""
+        return None
+
+
+# ---------------------------------------------------------------------------------------- windows
+
+
+class WindowFunction(Function, Generic[IN, OUT, KEY, W]):
+    """The records of one window of one key into results."""
+
+    @abstractmethod
+    def apply(self, key: KEY, window: W, inputs: Iterable[IN]) -> Iterable[OUT]: ...
+
+
+class AllWindowFunction(Function, Generic[IN, OUT, W]):
+    """The records of one window of a stream without keys into results."""
+
+    @abstractmethod
+    def apply(self, window: W, inputs: Iterable[IN]) -> Iterable[OUT]: ...
+
+
+class ProcessWindowFunction(Function, Generic[IN, OUT, KEY, W]):
+    """As WindowFunction, with times and with state per window and per key."""
+
+    class Context(ABC, Generic[W2]):
+        @abstractmethod
+        def window(self) -> W2: ...
+
+        @abstractmethod
+        def current_processing_time(self) -> int: ...
+
+        @abstractmethod
+        def current_watermark(self) -> int: ...
+
+        @abstractmethod
+        def window_state(self) -> KeyedStateStore:
+            """State of this window of this key; clear it in ``clear``."""
+
+        @abstractmethod
+        def global_state(self) -> KeyedStateStore:
+            """State of this key."""
+
+    @abstractmethod
+    def process(self, key: KEY, context: Context[W], elements: Iterable[IN]) -> Iterable[OUT]: ...
+
+    def clear(self, context: Context[W]) -> None:  # noqa: B027
+        """The window is over for good."""
+
+
+class ProcessAllWindowFunction(Function, Generic[IN, OUT, W]):
+    """As AllWindowFunction, with state per window."""
+
+    class Context(ABC, Generic[W2]):
+        @abstractmethod
+        def window(self) -> W2: ...
+
+        @abstractmethod
+        def window_state(self) -> KeyedStateStore: ...
+
+        @abstractmethod
+        def global_state(self) -> KeyedStateStore: ...
+
+    @abstractmethod
+    def process(self, context: Context[W], elements: Iterable[IN]) -> Iterable[OUT]: ...
+
+    def clear(self, context: Context[W]) -> None:  # noqa: B027
+        """The window is over for good."""
+
+
+# ------------------------------------------------------------------- plain callables as functions
+#
+# The wrapper's method is the user's callable itself, so that a call costs nothing more.
+
+
+class _Map(MapFunction):
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.map = function  # type: ignore[method-assign]
+
+    def map(self, value: Any) -> Any:
+        raise NotImplementedError
+
+
+class _FlatMap(FlatMapFunction):
+    def __init__(self, function: Callable[[Any], Iterable[Any]]) -> None:
+        self.flat_map = function  # type: ignore[method-assign]
+
+    def flat_map(self, value: Any) -> Iterable[Any]:
+        raise NotImplementedError
+
+
+class _Filter(FilterFunction):
+    def __init__(self, function: Callable[[Any], bool]) -> None:
+        self.filter = function  # type: ignore[method-assign]
+
+    def filter(self, value: Any) -> bool:
+        raise NotImplementedError
+
+
+class _Reduce(ReduceFunction):
+    def __init__(self, function: Callable[[Any, Any], Any]) -> None:
+        self.reduce = function  # type: ignore[method-assign]
+
+    def reduce(self, value1: Any, value2: Any) -> Any:
+        raise NotImplementedError
+
+
+class _Key(KeySelector):
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.get_key = function  # type: ignore[method-assign]
+
+    def get_key(self, value: Any) -> Any:
+        raise NotImplementedError
+
+
+class _Partition(Partitioner):
+    def __init__(self, function: Callable[[Any, int], int]) -> None:
+        self.partition = function  # type: ignore[method-assign]
+
+    def partition(self, key: Any, num_partitions: int) -> int:
+        raise NotImplementedError
+
+
+def as_map_function(function: MapFunction | Callable[[Any], Any]) -> MapFunction:
+    """Raises JobGraphError if it is neither, as do the others."""
+    if isinstance(function, MapFunction):
+        return function
+    require_arity("map()", function, 1)
+    return _Map(function)
+
+
+def as_flat_map_function(
+    function: FlatMapFunction | Callable[[Any], Iterable[Any]],
+) -> FlatMapFunction:
+    if isinstance(function, FlatMapFunction):
+        return function
+    require_arity("flat_map()", function, 1)
+    return _FlatMap(function)
+
+
+def as_filter_function(function: FilterFunction | Callable[[Any], bool]) -> FilterFunction:
+    if isinstance(function, FilterFunction):
+        return function
+    require_arity("filter()", function, 1)
+    return _Filter(function)
+
+
+def as_reduce_function(function: ReduceFunction | Callable[[Any, Any], Any]) -> ReduceFunction:
+    if isinstance(function, ReduceFunction):
+        return function
+    require_arity("reduce()", function, 2)
+    return _Reduce(function)
+
+
+def as_key_selector(function: KeySelector | Callable[[Any], Any]) -> KeySelector:
+    if isinstance(function, KeySelector):
+        return function
+    require_arity("key_by()", function, 1)
+    return _Key(function)
+
+
+def as_partitioner(function: Partitioner | Callable[[Any, int], int]) -> Partitioner:
+    if isinstance(function, Partitioner):
+        return function
+    require_arity("partition_custom()", function, 2)
+    return _Partition(function)

@@ -1,0 +1,405 @@
+"""Keyed state: what a function remembers per key, and how it asks for it.
+
+A descriptor names a state; the same name in the same operator is the same state, also after a
+restart. Types are accepted for PyFlink's sake and not needed.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Generic, TypeVar
+
+from dataflow.common.time import Duration, DurationLike, Time, to_millis
+from dataflow.common.typeinfo import TypeInformation
+from dataflow.datastream.functions import AggregateFunction, ReduceFunction, as_reduce_function
+from dataflow.errors import JobGraphError
+
+T = TypeVar("T")
+K = TypeVar("K")
+V = TypeVar("V")
+IN = TypeVar("IN")
+OUT = TypeVar("OUT")
+
+
+# ----------------------------------------------------------------------------------------- states
+
+
+class State(ABC):
+    """Of the key of the record being processed."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Forget it."""
+
+
+class ValueState(State, Generic[T]):
+    """One value."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def value(self) -> T | None:
+        """None if there is none."""
+
+    @abstractmethod
+    def update(self, value: T) -> None:
+        """None clears it."""
+
+
+class AppendingState(State, Generic[IN, OUT]):
+    """State that is added to."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def get(self) -> OUT | None: ...
+
+    @abstractmethod
+    def add(self, value: IN) -> None: ...
+
+
+class MergingState(AppendingState[IN, OUT]):
+    """State that windows can merge."""
+
+    __slots__ = ()
+
+
+class ReducingState(MergingState[T, T]):
+    """All that was added, reduced to one value."""
+
+    __slots__ = ()
+
+
+class AggregatingState(MergingState[IN, OUT]):
+    """All that was added, aggregated."""
+
+    __slots__ = ()
+
+
+class ListState(MergingState[T, Iterable[T]]):
+    """A list."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def get(self) -> Iterable[T]:
+        """Empty if nothing was added."""
+
+    @abstractmethod
+    def update(self, values: Iterable[T]) -> None:
+        """Replace all elements."""
+
+    @abstractmethod
+    def add_all(self, values: Iterable[T]) -> None: ...
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self.get())
+
+
+class MapState(State, Generic[K, V]):
+    """A dict."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def get(self, key: K) -> V | None:
+        """None if there is no such key."""
+
+    @abstractmethod
+    def put(self, key: K, value: V) -> None: ...
+
+    @abstractmethod
+    def put_all(self, dict_value: dict[K, V]) -> None: ...
+
+    @abstractmethod
+    def remove(self, key: K) -> None:
+        """Nothing happens if there is no such key."""
+
+    @abstractmethod
+    def contains(self, key: K) -> bool: ...
+
+    @abstractmethod
+    def items(self) -> Iterable[tuple[K, V]]: ...
+
+    @abstractmethod
+    def keys(self) -> Iterable[K]: ...
+
+    @abstractmethod
+    def values(self) -> Iterable[V]: ...
+
+    @abstractmethod
+    def is_empty(self) -> bool: ...
+
+    def __getitem__(self, key: K) -> V | None:
+        return self.get(key)
+
+    def __setitem__(self, key: K, value: V) -> None:
+        self.put(key, value)
+
+    def __delitem__(self, key: K) -> None:
+        self.remove(key)
+
+    def __contains__(self, key: K) -> bool:
+        return self.contains(key)
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(self.keys())
+
+
+# -------------------------------------------------------------------------------------- TTL
+
+
+class StateTtlConfig:
+    """After how long a value that is not written (or read) expires; see ``new_builder``."""
+
+    class UpdateType(Enum):
+        """What starts the time again."""
+
+        Disabled = 0
+        OnCreateAndWrite = 1
+        OnReadAndWrite = 2
+
+    class StateVisibility(Enum):
+        """Whether a value that has expired may still be seen until it is removed."""
+
+        ReturnExpiredIfNotCleanedUp = 0
+        NeverReturnExpired = 1
+
+    class TtlTimeCharacteristic(Enum):
+        ProcessingTime = 0
+
+    @dataclass(frozen=True)
+    class CleanupStrategies:
+        """When expired values are removed besides on access.
+
+        What is given is kept as a hint: the heap backend removes them when it takes a snapshot.
+        """
+
+        full_snapshot: bool = False
+        incremental: tuple[int, bool] | None = None  # (keys per access, for every record)
+        rocksdb_compact_filter: tuple[int, Duration] | None = None  # (entries, period)
+        background: bool = True
+
+        def is_cleanup_in_background(self) -> bool:
+            return self.background
+
+        def in_full_snapshot(self) -> bool:
+            return self.full_snapshot
+
+    def __init__(
+        self,
+        update_type: UpdateType,
+        state_visibility: StateVisibility,
+        ttl_time_characteristic: TtlTimeCharacteristic,
+        ttl: DurationLike,
+        cleanup_strategies: CleanupStrategies,
+    ) -> None:
+        self._update_type = update_type
+        self._state_visibility = state_visibility
+        self._ttl_time_characteristic = ttl_time_characteristic
+        self._ttl = Time.milliseconds(to_millis(ttl, "StateTtlConfig: ttl", at_least=1))
+        self._cleanup_strategies = cleanup_strategies
+
+    @staticmethod
+    def new_builder(ttl: DurationLike) -> StateTtlConfig.Builder:
+        return StateTtlConfig.Builder(ttl)
+
+    def get_update_type(self) -> UpdateType:
+        return self._update_type
+
+    def get_state_visibility(self) -> StateVisibility:
+        return self._state_visibility
+
+    def get_ttl(self) -> Time:
+        return self._ttl
+
+    def get_ttl_time_characteristic(self) -> TtlTimeCharacteristic:
+        return self._ttl_time_characteristic
+
+    def is_enabled(self) -> bool:
+        return self._update_type is not StateTtlConfig.UpdateType.Disabled
+
+    def get_cleanup_strategies(self) -> CleanupStrategies:
+        return self._cleanup_strategies
+
+    def __repr__(self) -> str:
+        return (
+            f"StateTtlConfig(ttl={self._ttl}, {self._update_type.name}, "
+            f"{self._state_visibility.name})"
+        )
+
+    @dataclass
+    class Builder:
+        """By default a value expires unless it is written, and is not seen afterwards."""
+
+        _ttl: DurationLike
+        _update_type: StateTtlConfig.UpdateType = field(
+            default_factory=lambda: StateTtlConfig.UpdateType.OnCreateAndWrite
+        )
+        _visibility: StateTtlConfig.StateVisibility = field(
+            default_factory=lambda: StateTtlConfig.StateVisibility.NeverReturnExpired
+        )
+        _characteristic: StateTtlConfig.TtlTimeCharacteristic = field(
+            default_factory=lambda: StateTtlConfig.TtlTimeCharacteristic.ProcessingTime
+        )
+        _cleanup: dict[str, Any] = field(default_factory=dict)
+
+        def set_ttl(self, ttl: DurationLike) -> StateTtlConfig.Builder:
+            self._ttl = ttl
+            return self
+
+        def set_update_type(
+            self, update_type: StateTtlConfig.UpdateType
+        ) -> StateTtlConfig.Builder:
+            self._update_type = update_type
+            return self
+
+        def update_ttl_on_create_and_write(self) -> StateTtlConfig.Builder:
+            return self.set_update_type(StateTtlConfig.UpdateType.OnCreateAndWrite)
+
+        def update_ttl_on_read_and_write(self) -> StateTtlConfig.Builder:
+            return self.set_update_type(StateTtlConfig.UpdateType.OnReadAndWrite)
+
+        def set_state_visibility(
+            self, state_visibility: StateTtlConfig.StateVisibility
+        ) -> StateTtlConfig.Builder:
+            self._visibility = state_visibility
+            return self
+
+        def return_expired_if_not_cleaned_up(self) -> StateTtlConfig.Builder:
+            return self.set_state_visibility(
+                StateTtlConfig.StateVisibility.ReturnExpiredIfNotCleanedUp
+            )
+
+        def never_return_expired(self) -> StateTtlConfig.Builder:
+            return self.set_state_visibility(StateTtlConfig.StateVisibility.NeverReturnExpired)
+
+        def set_ttl_time_characteristic(
+            self, ttl_time_characteristic: StateTtlConfig.TtlTimeCharacteristic
+        ) -> StateTtlConfig.Builder:
+            self._characteristic = ttl_time_characteristic
+            return self
+
+        def use_processing_time(self) -> StateTtlConfig.Builder:
+            return self.set_ttl_time_characteristic(
+                StateTtlConfig.TtlTimeCharacteristic.ProcessingTime
+            )
+
+        def cleanup_full_snapshot(self) -> StateTtlConfig.Builder:
+            self._cleanup["full_snapshot"] = True
+            return self
+
+        def cleanup_incrementally(
+            self, cleanup_size: int, run_cleanup_for_every_record: bool
+        ) -> StateTtlConfig.Builder:
+            self._cleanup["incremental"] = (cleanup_size, run_cleanup_for_every_record)
+            return self
+
+        def cleanup_in_rocksdb_compact_filter(
+            self,
+            query_time_after_num_entries: int,
+            periodic_compaction_time: Duration | None = None,
+        ) -> StateTtlConfig.Builder:
+            period = periodic_compaction_time or Duration.of_days(30)
+            self._cleanup["rocksdb_compact_filter"] = (query_time_after_num_entries, period)
+            return self
+
+        def disable_cleanup_in_background(self) -> StateTtlConfig.Builder:
+            self._cleanup["background"] = False
+            return self
+
+        def build(self) -> StateTtlConfig:
+            """Raises ConfigError for a time to live below 1 ms."""
+            return StateTtlConfig(
+                self._update_type,
+                self._visibility,
+                self._characteristic,
+                self._ttl,
+                StateTtlConfig.CleanupStrategies(**self._cleanup),
+            )
+
+
+# ------------------------------------------------------------------------------------ descriptors
+
+
+class StateDescriptor:
+    """Names a state. ``ttl_config`` None: it never expires."""
+
+    def __init__(self, name: str, type_info: TypeInformation | None = None) -> None:
+        if not isinstance(name, str) or not name:
+            raise JobGraphError(
+                f"{type(self).__name__}({name!r:.60}): the name must be a text that is not empty"
+            )
+        self.name = name
+        self.type_info = type_info
+        self.ttl_config: StateTtlConfig | None = None
+
+    def get_name(self) -> str:
+        return self.name
+
+    def enable_time_to_live(self, ttl_config: StateTtlConfig) -> None:
+        if not isinstance(ttl_config, StateTtlConfig):
+            raise JobGraphError(
+                f"enable_time_to_live() of state {self.name!r} needs a StateTtlConfig, and got "
+                f"{type(ttl_config).__name__}"
+            )
+        self.ttl_config = ttl_config
+
+
+class ValueStateDescriptor(StateDescriptor):
+    def __init__(self, name: str, value_type_info: TypeInformation | None = None) -> None:
+        super().__init__(name, value_type_info)
+
+
+class ListStateDescriptor(StateDescriptor):
+    def __init__(self, name: str, elem_type_info: TypeInformation | None = None) -> None:
+        super().__init__(name, elem_type_info)
+
+
+class MapStateDescriptor(StateDescriptor):
+    def __init__(
+        self,
+        name: str,
+        key_type_info: TypeInformation | None = None,
+        value_type_info: TypeInformation | None = None,
+    ) -> None:
+        super().__init__(name, value_type_info)
+        self.key_type_info = key_type_info
+
+
+class ReducingStateDescriptor(StateDescriptor):
+    def __init__(
+        self,
+        name: str,
+        reduce_function: ReduceFunction | Callable[[Any, Any], Any],
+        type_info: TypeInformation | None = None,
+    ) -> None:
+        super().__init__(name, type_info)
+        self._reduce_function = as_reduce_function(reduce_function)
+
+    def get_reduce_function(self) -> ReduceFunction:
+        return self._reduce_function
+
+
+class AggregatingStateDescriptor(StateDescriptor):
+    def __init__(
+        self,
+        name: str,
+        agg_function: AggregateFunction,
+        state_type_info: TypeInformation | None = None,
+    ) -> None:
+        super().__init__(name, state_type_info)
+        if not isinstance(agg_function, AggregateFunction):
+            raise JobGraphError(
+                f"AggregatingStateDescriptor({name!r}): an AggregateFunction is needed, not a "
+                f"{type(agg_function).__name__}"
+            )
+        self._agg_function = agg_function
+
+    def get_agg_function(self) -> AggregateFunction:
+        return self._agg_function

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import ray
 
@@ -53,7 +53,7 @@ class RayCluster:
             if name in wanted:
                 options[name] = wanted.pop(name)
         job_manager = ray.get_runtime_context().current_actor
-        actor = TaskManagerActor.options(
+        actor = cast(Any, TaskManagerActor).options(
             resources=wanted or None, scheduling_strategy="SPREAD", **options
         ).remote(taskmanager_id, job_manager, self._heartbeat_ms, self._sys_path)
         with self._lock:
@@ -88,8 +88,11 @@ class RayCluster:
             mentioned = {
                 peer
                 for descriptor in message.descriptors
-                for channels in (*descriptor.inputs, *descriptor.outputs)
-                for _, peer in channels.channels
+                for channels in (
+                    *(input_.channels for input_ in descriptor.inputs),
+                    *(output.channels for output in descriptor.outputs),
+                )
+                for _, peer in channels
             }
             peers = {peer: self._actors[peer] for peer in mentioned if peer in self._actors}
         actor.control.remote(dumps_data(message), peers)
@@ -133,29 +136,29 @@ class JobManagerActor:
         time.sleep(0.1)  # let the answer to `release` out
         ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
 
-    @ray.method(concurrency_group="reports")  # type: ignore[untyped-decorator,unused-ignore]
+    @ray.method(concurrency_group="reports")
     def report(self, payload: bytes) -> None:
         for report in loads_data(payload):
             self._manager.report(report)
 
-    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator,unused-ignore]
+    @ray.method(concurrency_group="control")
     def info(self) -> JobInfo:
         return self._manager.info()
 
-    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator,unused-ignore]
+    @ray.method(concurrency_group="control")
     def fetch(self, outbox_id: int, taken: int) -> Outgoing:
         return self._manager.fetch(outbox_id, taken)
 
-    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator,unused-ignore]
+    @ray.method(concurrency_group="control")
     def cancel(self) -> None:
         self._manager.cancel()
 
-    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator,unused-ignore]
+    @ray.method(concurrency_group="control")
     def release(self) -> None:
         """The client has the result: no need to linger."""
         self._released.set()
 
-    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator,unused-ignore]
+    @ray.method(concurrency_group="control")
     def pids(self) -> dict[str, int]:
         """Process ids of this actor ("jobmanager") and its TaskManagers, for chaos tests."""
         return {"jobmanager": os.getpid(), **self._cluster.pids}

@@ -222,12 +222,12 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from dataflow.graph.plan import PlanReady, draw, plan_as_json
+    from dataflow.graph.plan import PlanReady, plan_as_json, plan_as_text
 
     try:
         _run_program(options, {"DATAFLOW_PLAN_ONLY": "1"})
     except PlanReady as ready:
-        print(plan_as_json(ready.job_graph) if options.json else draw(ready.job_graph))
+        print(plan_as_json(ready.job_graph) if options.json else plan_as_text(ready.job_graph))
         return 0
     raise ConfigError(f"{options.program} ended without calling env.execute()")
 
@@ -409,13 +409,14 @@ def _when(milliseconds: Any) -> str:
     return moment.strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]], empty: str) -> None:
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], empty: str) -> None:
     if not rows:
         print(empty)
         return
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     for row in [header, *rows]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        print("  ".join(cells).rstrip())
 
 
 if __name__ == "__main__":

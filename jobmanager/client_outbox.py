@@ -51,7 +51,7 @@ class ClientOutbox:
     def fetch(
         self, taken: int, bytes_max: int = 8 << 20
     ) -> tuple[list[Delivery], list[ClientAcknowledged]]:
-        """The client has taken everything up to number ``taken``: what is next, and whom to tell."""
+        """The client has taken everything up to ``taken``: what is next, and whom to tell."""
         acknowledged = []
         while self._chunks and self._chunks[0][0] <= taken:
             _, chunk = self._chunks.popleft()

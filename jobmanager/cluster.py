@@ -8,7 +8,7 @@ import sys
 import time
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 
@@ -19,7 +19,7 @@ from dataflow.graph.job_graph import JobGraph
 from jobmanager.actor import NAME_PREFIX, NAMESPACE, JobManagerActor
 from jobmanager.client import PollingJobClient
 from jobmanager.job_manager import JobInfo, Outgoing
-from state.checkpoint_metadata import check_job_id
+from state.checkpoint_paths import check_job_id
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def submit(
     heartbeat_ms = options.get(ConfigOptions.HEARTBEAT_INTERVAL)
     cpus = options.get(ConfigOptions.TASKMANAGER_CPUS)
     paths = [os.path.abspath(path) for path in python_files]
-    actor = JobManagerActor.options(
+    actor = cast(Any, JobManagerActor).options(
         name=NAME_PREFIX + job_id,
         namespace=NAMESPACE,
         lifetime="detached",

@@ -21,12 +21,11 @@ from dataflow.errors import DataflowError, RestoreError
 from dataflow.filesystem import parse
 from dataflow.graph.job_graph import JobGraph
 from jobmanager.client_outbox import ClientOutbox, Delivery
-from jobmanager.job_master import (
+from jobmanager.job_events import (
     Action,
     CancelJob,
     DiscardCheckpoint,
     Event,
-    JobMaster,
     JobStatusChanged,
     MarkCommitted,
     Marked,
@@ -42,6 +41,7 @@ from jobmanager.job_master import (
     TaskManagerReady,
     Tick,
 )
+from jobmanager.job_master import JobMaster
 from jobmanager.settings import job_settings, restart_backoff
 from state.checkpoint_store import CheckpointStore, PublishOutcome
 from taskmanager.messages import ClientChunk, ControlMessage, Report

@@ -24,14 +24,33 @@ from enum import Enum
 from dataflow.common.job_status import JobStatus
 from dataflow.graph.job_graph import JobGraph
 from jobmanager import checkpoint_coordinator as checkpointing
-from jobmanager.checkpoint_coordinator import CheckpointCoordinator, CheckpointSettings
+from jobmanager.checkpoint_coordinator import CheckpointCoordinator
 from jobmanager.execution_graph import ExecutionGraph
+from jobmanager.job_events import (
+    Action,
+    CancelJob,
+    DiscardCheckpoint,
+    Event,
+    JobSettings,
+    JobStatusChanged,
+    MarkCommitted,
+    Marked,
+    Publish,
+    Published,
+    Recover,
+    Recovered,
+    Send,
+    StartTaskManager,
+    StopFenced,
+    StopTaskManager,
+    TaskManagerLost,
+    TaskManagerReady,
+    Tick,
+)
 from jobmanager.restart_backoff import RestartBackoff
 from jobmanager.restore import plan_restore
 from state.checkpoint_store import (
-    CheckpointManifest,
     CommitPermit,
-    PublishOutcome,
     Recovery,
 )
 from taskmanager.elements import Attempt
@@ -59,161 +78,6 @@ from taskmanager.messages import (
     TaskMetrics,
     TaskReady,
     TriggerCheckpoint,
-)
-
-
-@dataclass(frozen=True)
-class JobSettings:
-    """What the JobMaster needs of a job's configuration. Times in ms."""
-
-    slots_per_taskmanager: int = 1
-    heartbeat_timeout: int = 10_000
-    slot_request_timeout: int = 300_000
-    cancellation_timeout: int = 30_000
-    failover_region: bool = True
-    start_retry: int = 1_000
-    recover_retry: int = 1_000
-    recover_attempts_max: int = 60
-    ignore_unclaimed_state: bool = False
-    fall_back_past_commits: bool = False
-    checkpoints: CheckpointSettings | None = None  # None: checkpointing is off
-
-
-# -------------------------------------------------------------------------------------- events
-
-
-@dataclass(frozen=True)
-class TaskManagerReady:
-    taskmanager_id: str
-
-
-@dataclass(frozen=True)
-class TaskManagerLost:
-    """Its process is gone, or is treated as gone."""
-
-    taskmanager_id: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Recovered:
-    """The outcome of Recover; ``permit`` allows to commit the restored checkpoint again."""
-
-    recovery: Recovery | None
-    permit: CommitPermit | None = None
-    error: str | None = None
-    fenced: bool = False
-    refused: bool = False  # there are checkpoints, but none can be used
-
-
-@dataclass(frozen=True)
-class Published:
-    checkpoint_id: int
-    outcome: PublishOutcome | None
-    permit: CommitPermit | None = None
-    error: str | None = None
-
-
-@dataclass(frozen=True)
-class Marked:
-    checkpoint_id: int
-    error: str | None = None
-
-
-@dataclass(frozen=True)
-class CancelJob:
-    """The user's wish."""
-
-
-@dataclass(frozen=True)
-class Tick:
-    """Time has passed."""
-
-
-Event = (
-    TaskManagerReady | TaskManagerLost | Recovered | Published | Marked | CancelJob | Tick | Report
-)
-
-# ------------------------------------------------------------------------------------- actions
-
-
-@dataclass(frozen=True)
-class StartTaskManager:
-    """Answered by TaskManagerReady or TaskManagerLost."""
-
-    taskmanager_id: str
-    resources: tuple[tuple[str, float], ...]
-    delay_ms: int = 0
-
-
-@dataclass(frozen=True)
-class StopTaskManager:
-    """Kill it, whatever it is doing."""
-
-    taskmanager_id: str
-
-
-@dataclass(frozen=True)
-class Send:
-    taskmanager_id: str
-    message: ControlMessage
-
-
-@dataclass(frozen=True)
-class Recover:
-    """Store operation: find the newest usable checkpoint but for ``exclude``."""
-
-    exclude: frozenset[int] = frozenset()
-    delay_ms: int = 0
-
-
-@dataclass(frozen=True)
-class Publish:
-    """Store operation."""
-
-    manifest: CheckpointManifest
-
-
-@dataclass(frozen=True)
-class MarkCommitted:
-    """Store operation; afterwards old checkpoints may be collected."""
-
-    permit: CommitPermit
-    delay_ms: int = 0
-
-
-@dataclass(frozen=True)
-class DiscardCheckpoint:
-    """Store operation: the files of an aborted checkpoint."""
-
-    checkpoint_id: int
-
-
-@dataclass(frozen=True)
-class JobStatusChanged:
-    """For clients and logs; ``error`` says why a job restarts or failed."""
-
-    status: JobStatus
-    error: str | None = None
-
-
-@dataclass(frozen=True)
-class StopFenced:
-    """A newer JobManager owns the job: end without touching anything but own TaskManagers."""
-
-    reason: str
-
-
-Action = (
-    StartTaskManager
-    | StopTaskManager
-    | Send
-    | Recover
-    | Publish
-    | MarkCommitted
-    | DiscardCheckpoint
-    | JobStatusChanged
-    | StopFenced
 )
 
 
@@ -309,7 +173,6 @@ class JobMaster:
     def start(self, now: int) -> list[Action]:
         """Ask for slots and for what is to be restored."""
         actions: list[Action] = []
-        self._set_status(JobStatus.INITIALIZING, actions)
         self._request_slots(now, actions)
         self._recover(actions)
         return actions
@@ -484,12 +347,9 @@ class JobMaster:
                 and now - region.canceling_since >= settings.cancellation_timeout
             ):
                 # User code that does not return can only be stopped with its process.
-                for taskmanager_id in {self._location(task) for task in region.stopping}:
-                    if taskmanager_id is not None:
-                        actions.append(StopTaskManager(taskmanager_id))
-                        self._on_taskmanager_lost(
-                            taskmanager_id, "a task did not stop in time", now, actions
-                        )
+                for hung in sorted({self._location(task) or "" for task in region.stopping}):
+                    actions.append(StopTaskManager(hung))
+                    self._on_taskmanager_lost(hung, "a task did not stop in time", now, actions)
 
     # -------------------------------------------------------------------------------- slots
 
@@ -725,8 +585,7 @@ class JobMaster:
             return
         waiting = [r for r in self._regions if r.state is RegionState.WAITING]
         for region in waiting:
-            locations = {task: self._location(task) for task in region.tasks}
-            if now < region.deploy_at or None in locations.values():
+            if now < region.deploy_at or not all(self._location(t) for t in region.tasks):
                 continue
             restore, faults = plan_restore(
                 self.graph.job_graph, recovery.manifest, self._settings.ignore_unclaimed_state

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataflow.common.config_options import ConfigOptions
 from dataflow.common.configuration import Configuration
 from jobmanager.checkpoint_coordinator import CheckpointSettings
-from jobmanager.job_master import JobSettings
+from jobmanager.job_events import JobSettings
 from jobmanager.restart_backoff import (
     ExponentialDelay,
     FailureRate,

@@ -168,21 +168,21 @@ class TaskManagerActor:
         self._heartbeat_s = heartbeat_ms / 1000
         self._stopped = threading.Event()
 
-    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator,unused-ignore]
+    @ray.method(concurrency_group="control")
     def pid(self) -> int:
         """Answers once the actor is up."""
         self._reporter.start()
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
         return os.getpid()
 
-    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator,unused-ignore]
+    @ray.method(concurrency_group="control")
     def control(self, payload: bytes, peers: dict[str, Any]) -> None:
         """A message of the JobManager, with handles of the TaskManagers it mentions."""
         self._transport.add_peers(peers)
         message: ControlMessage = loads_data(payload)
         self._taskmanager.handle(message)
 
-    @ray.method(concurrency_group="data")  # type: ignore[untyped-decorator,unused-ignore]
+    @ray.method(concurrency_group="data")
     def deliver(self, payload: bytes) -> bytes:
         """Elements for tasks here; answers what was consumed of their channels."""
         attempt_, channels = loads_data(payload)
@@ -193,13 +193,13 @@ class TaskManagerActor:
         ]
         return encode_feedback(self._taskmanager.deliver(messages))
 
-    @ray.method(concurrency_group="data")  # type: ignore[untyped-decorator,unused-ignore]
+    @ray.method(concurrency_group="data")
     def feedback(self, payload: bytes) -> bytes:
         """What tasks elsewhere consumed of what tasks here sent."""
         self._taskmanager.on_feedback(decode_feedback(payload))
         return b""
 
-    @ray.method(concurrency_group="life")  # type: ignore[untyped-decorator,unused-ignore]
+    @ray.method(concurrency_group="life")
     def live(self) -> None:
         """Returns never: its failure tells the JobManager at once that the process is gone."""
         self._stopped.wait()

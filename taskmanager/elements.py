@@ -1,4 +1,4 @@
-"""What travels on a channel, in order: batches of records, and the control elements between them."""
+"""What travels on a channel, in order: batches of records, and control elements between them."""
 
 from __future__ import annotations
 

@@ -23,7 +23,9 @@ class InputGate:
         self._ready: deque[int] = deque()
         self._blocked: set[int] = set()
 
-    def receive(self, channel_id: ChannelId, first: int, items: list[Any], sizes: list[int]) -> None:
+    def receive(
+        self, channel_id: ChannelId, first: int, items: list[Any], sizes: list[int]
+    ) -> None:
         """Elements (or their bytes) numbered from ``first``. Raises ChannelProtocolError."""
         position = self._index[channel_id]
         channel = self.channels[position]

@@ -53,7 +53,7 @@ class _ChainOutput:
             self._side.setdefault(target.tag, []).append(emit)
         if len(self._main) == 1:
             # The commonest chain has one way on: call it without a detour.
-            self.emit = self._main[0]  # type: ignore[method-assign]
+            self.emit = self._main[0]  # type: ignore[method-assign, assignment]
         else:
             self.__dict__.pop("emit", None)
 

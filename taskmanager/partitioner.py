@@ -84,7 +84,7 @@ class ChoosingPartitioner(Partitioner):
         choose = self._choose
         chosen = [choose(row) for row in rows.rows]
         count = len(self.channels)
-        if chosen and not (0 <= min(chosen) and max(chosen) < count):
+        if chosen and (min(chosen) < 0 or max(chosen) >= count):
             wrong = next(c for c in chosen if not 0 <= c < count)
             raise ValueError(f"the partitioner chose channel {wrong} of {count}")
         _emit_rows(self.channels, rows, chosen)
@@ -98,7 +98,10 @@ class HashPartitioner(Partitioner):
     """
 
     def __init__(
-        self, channels: list[OutputChannel], key_selector: Callable[[Any], Any], max_parallelism: int
+        self,
+        channels: list[OutputChannel],
+        key_selector: Callable[[Any], Any],
+        max_parallelism: int,
     ) -> None:
         super().__init__(channels)
         self._key_selector = key_selector

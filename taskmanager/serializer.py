@@ -28,7 +28,8 @@ def serialize(element: Element) -> bytes:
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, data.schema) as writer:
             writer.write_batch(data)
-        return _ARROW + sink.getvalue().to_pybytes()
+        payload: bytes = _ARROW + sink.getvalue().to_pybytes()
+        return payload
     return _CONTROL + dumps_data(element)
 
 

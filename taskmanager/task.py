@@ -19,6 +19,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from typing import Any, Protocol
 
 from dataflow.common.batch import MAX_TIMESTAMP, MIN_TIMESTAMP, ArrowBatch, RowBatch
@@ -534,10 +535,7 @@ class Task:
             self._services.report(CommitSucceeded(self.id, self.attempt, checkpoint_id))
 
         self._when_all_done(
-            [
-                lambda done, operator=operator: operator.commit(checkpoint_id, done)  # type: ignore[misc]
-                for operator in self._chain.operators
-            ],
+            [partial(operator.commit, checkpoint_id) for operator in self._chain.operators],
             committed,
             f"the commit of checkpoint {checkpoint_id}",
         )

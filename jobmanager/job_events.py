@@ -1,0 +1,170 @@
+"""What a JobMaster is told (events) and what it wants done (actions), as values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dataflow.common.job_status import JobStatus
+from jobmanager.checkpoint_coordinator import CheckpointSettings
+from state.checkpoint_store import (
+    CheckpointManifest,
+    CommitPermit,
+    PublishOutcome,
+    Recovery,
+)
+from taskmanager.messages import ControlMessage, Report
+
+
+@dataclass(frozen=True)
+class JobSettings:
+    """What the JobMaster needs of a job's configuration. Times in ms."""
+
+    slots_per_taskmanager: int = 1
+    heartbeat_timeout: int = 10_000
+    slot_request_timeout: int = 300_000
+    cancellation_timeout: int = 30_000
+    failover_region: bool = True
+    start_retry: int = 1_000
+    recover_retry: int = 1_000
+    recover_attempts_max: int = 60
+    ignore_unclaimed_state: bool = False
+    fall_back_past_commits: bool = False
+    checkpoints: CheckpointSettings | None = None  # None: checkpointing is off
+
+
+# -------------------------------------------------------------------------------------- events
+
+
+@dataclass(frozen=True)
+class TaskManagerReady:
+    taskmanager_id: str
+
+
+@dataclass(frozen=True)
+class TaskManagerLost:
+    """Its process is gone, or is treated as gone."""
+
+    taskmanager_id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """The outcome of Recover; ``permit`` allows to commit the restored checkpoint again."""
+
+    recovery: Recovery | None
+    permit: CommitPermit | None = None
+    error: str | None = None
+    fenced: bool = False
+    refused: bool = False  # there are checkpoints, but none can be used
+
+
+@dataclass(frozen=True)
+class Published:
+    checkpoint_id: int
+    outcome: PublishOutcome | None
+    permit: CommitPermit | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Marked:
+    checkpoint_id: int
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class CancelJob:
+    """The user's wish."""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time has passed."""
+
+
+Event = (
+    TaskManagerReady | TaskManagerLost | Recovered | Published | Marked | CancelJob | Tick | Report
+)
+
+# ------------------------------------------------------------------------------------- actions
+
+
+@dataclass(frozen=True)
+class StartTaskManager:
+    """Answered by TaskManagerReady or TaskManagerLost."""
+
+    taskmanager_id: str
+    resources: tuple[tuple[str, float], ...]
+    delay_ms: int = 0
+
+
+@dataclass(frozen=True)
+class StopTaskManager:
+    """Kill it, whatever it is doing."""
+
+    taskmanager_id: str
+
+
+@dataclass(frozen=True)
+class Send:
+    taskmanager_id: str
+    message: ControlMessage
+
+
+@dataclass(frozen=True)
+class Recover:
+    """Store operation: find the newest usable checkpoint but for ``exclude``."""
+
+    exclude: frozenset[int] = frozenset()
+    delay_ms: int = 0
+
+
+@dataclass(frozen=True)
+class Publish:
+    """Store operation."""
+
+    manifest: CheckpointManifest
+
+
+@dataclass(frozen=True)
+class MarkCommitted:
+    """Store operation; afterwards old checkpoints may be collected."""
+
+    permit: CommitPermit
+    delay_ms: int = 0
+
+
+@dataclass(frozen=True)
+class DiscardCheckpoint:
+    """Store operation: the files of an aborted checkpoint."""
+
+    checkpoint_id: int
+
+
+@dataclass(frozen=True)
+class JobStatusChanged:
+    """For clients and logs; ``error`` says why a job restarts or failed."""
+
+    status: JobStatus
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class StopFenced:
+    """A newer JobManager owns the job: end without touching anything but own TaskManagers."""
+
+    reason: str
+
+
+Action = (
+    StartTaskManager
+    | StopTaskManager
+    | Send
+    | Recover
+    | Publish
+    | MarkCommitted
+    | DiscardCheckpoint
+    | JobStatusChanged
+    | StopFenced
+)

@@ -58,6 +58,7 @@ class OperatorNode:
     targets: tuple[Target, ...]
     generated_uid: bool = False
     stateful: bool = False
+    description: str = ""  # for people; empty means the name says it all
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,7 @@ def _encode_graph(graph: JobGraph) -> dict[str, Any]:
                         "targets": [[t.tag, t.chained, t.edge] for t in o.targets],
                         "generated_uid": o.generated_uid,
                         "stateful": o.stateful,
+                        "description": o.description,
                     }
                     for o in v.operators
                 ],
@@ -200,6 +202,7 @@ def _decode_graph(data: dict[str, Any]) -> JobGraph:
                     targets=tuple(Target(*t) for t in o["targets"]),
                     generated_uid=o["generated_uid"],
                     stateful=o["stateful"],
+                    description=o["description"],
                 )
                 for o in v["operators"]
             ),

@@ -1,0 +1,176 @@
+"""The compiler: transformations to a JobGraph.
+
+Settle the defaults (``stream_graph``), find every fault (``validation``), group operators into
+chains (``chaining``), pickle the user's functions (``pickling``), and write it all down as plain
+data. The same program gives the same ids in every process.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from dataflow.errors import FunctionPicklingError, JobGraphError
+from dataflow.graph.chaining import Chain, build_chains
+from dataflow.graph.job_graph import (
+    JobEdge,
+    JobGraph,
+    JobVertex,
+    OperatorNode,
+    Partitioning,
+    Target,
+)
+from dataflow.graph.pickling import dump_function, dump_main_classes, dump_spec
+from dataflow.graph.stream_graph import Link, Node, StreamGraph, build_stream_graph, stable_id
+from dataflow.graph.transformation import GraphSettings, Transformation
+from dataflow.graph.validation import find_faults
+
+_log = logging.getLogger(__name__)
+
+
+def build_job_graph(
+    name: str, transformations: Sequence[Transformation], settings: GraphSettings
+) -> JobGraph:
+    """Compile a program. Raises JobGraphError with every fault of it."""
+    graph = build_stream_graph(transformations, settings)
+    faults = find_faults(name, graph)
+    blobs = _Blobs(graph)
+    if faults:
+        raise JobGraphError(faults + blobs.faults)
+    if blobs.faults:
+        raise FunctionPicklingError(blobs.faults)
+    _warn_of_generated_uids(graph)
+    chains = build_chains(graph)
+    edges = _edges(chains, blobs)
+    return JobGraph(
+        name=name,
+        vertices=_vertices(chains, edges, blobs, settings),
+        edges=tuple(edges.values()),
+        configuration=dict(settings.configuration),
+        main_classes=blobs.main_classes,
+    )
+
+
+class _Blobs:
+    """Everything pickled, and what could not be."""
+
+    def __init__(self, graph: StreamGraph) -> None:
+        self.faults: list[str] = []
+        self.specs: dict[Node, bytes] = {}
+        self.functions: dict[Link, bytes] = {}
+        self.main_classes = b""
+        for node in graph.nodes:
+            try:
+                self.specs[node] = dump_spec(node.transformation.spec, node.label)
+                for link in node.inputs:
+                    if link.input.function is not None:
+                        part = _PARTS[link.partitioning]
+                        blob = dump_function(link.input.function, node.label, part)
+                        self.functions[link] = blob
+            except FunctionPicklingError as error:
+                self.faults += error.faults
+        try:
+            self.main_classes = dump_main_classes()
+        except FunctionPicklingError as error:
+            self.faults += error.faults
+
+
+_PARTS = {Partitioning.HASH: "key selector", Partitioning.CUSTOM: "partitioner or key selector"}
+
+
+def vertex_id(head: Node) -> str:
+    return stable_id("vertex", head.uid)
+
+
+def _edges(chains: list[Chain], blobs: _Blobs) -> dict[Link, JobEdge]:
+    """One per link that leaves its chain, which is any link into a head."""
+    ids = {node: vertex_id(chain.head) for chain in chains for node in chain.nodes}
+    edges = {}
+    for chain in chains:
+        for link in chain.head.inputs:
+            edges[link] = JobEdge(
+                id=stable_id(
+                    "edge", link.source.uid, link.tag or "", link.target.uid, str(link.ordinal)
+                ),
+                source=ids[link.source],
+                target=ids[link.target],
+                partitioning=link.partitioning,
+                function=blobs.functions.get(link),
+            )
+    return edges
+
+
+def _vertices(
+    chains: list[Chain], edges: dict[Link, JobEdge], blobs: _Blobs, settings: GraphSettings
+) -> tuple[JobVertex, ...]:
+    extra = _profile_holders(chains, settings)
+    vertices = []
+    for chain in chains:
+        index = {node: position for position, node in enumerate(chain.nodes)}
+        resources = dict(extra.get(chain, {}))
+        for node in chain.nodes:
+            for resource, amount in node.transformation.resources.items():
+                resources[resource] = resources.get(resource, 0) + amount
+        operators = []
+        for node in chain.nodes:
+            targets = tuple(
+                Target(link.tag, edge=edges[link].id)
+                if link in edges
+                else Target(link.tag, chained=index[link.target])
+                for link in node.outputs
+            )
+            operators.append(_operator(node, blobs.specs[node], targets))
+        vertices.append(
+            JobVertex(
+                id=vertex_id(chain.head),
+                name=chain.name,
+                parallelism=chain.head.parallelism,
+                max_parallelism=chain.head.max_parallelism,
+                operators=tuple(operators),
+                slot_sharing_group=chain.head.slot_sharing_group,
+                resources=resources,
+            )
+        )
+    return tuple(vertices)
+
+
+def _operator(node: Node, spec: bytes, targets: tuple[Target, ...]) -> OperatorNode:
+    transformation = node.transformation
+    return OperatorNode(
+        uid=node.uid,
+        name=transformation.name,
+        kind=transformation.kind,
+        spec=spec,
+        targets=targets,
+        generated_uid=node.generated_uid,
+        stateful=transformation.stateful,
+        description=transformation.description or "",
+    )
+
+
+def _profile_holders(chains: list[Chain], settings: GraphSettings) -> dict[Chain, dict[str, float]]:
+    """Which chain carries the resource profile of a slot sharing group: the widest one.
+
+    Each slot of the group holds one of its subtasks, so each slot gets the profile exactly once.
+    """
+    widest: dict[str, Chain] = {}
+    for chain in chains:
+        group = chain.head.slot_sharing_group
+        if group not in widest or chain.head.parallelism > widest[group].head.parallelism:
+            widest[group] = chain
+    profiles = settings.slot_profiles
+    return {chain: profiles[group] for group, chain in widest.items() if group in profiles}
+
+
+def _warn_of_generated_uids(graph: StreamGraph) -> None:
+    names = [
+        f"'{node.transformation.name}'"
+        for node in graph.nodes
+        if node.transformation.stateful and node.generated_uid
+    ]
+    if names:
+        _log.warning(
+            "stateful operators without a uid: %s; a changed program finds their state again "
+            "only if each has one, set with .uid(...)",
+            ", ".join(names),
+        )

@@ -1,0 +1,198 @@
+"""User functions on their way to the TaskManagers, and what is said of those that cannot go."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dataflow.common.codec import loads_code
+from dataflow.datastream import MapFunction, StreamExecutionEnvironment
+from dataflow.errors import FunctionPicklingError
+from dataflow.graph.pickling import BLOB_BYTES_MAX, dump_function
+
+LOCK = threading.Lock()
+
+
+def fault_of(function: Any) -> str:
+    with pytest.raises(FunctionPicklingError) as caught:
+        dump_function(function, "operator 'm'")
+    (fault,) = caught.value.faults
+    return fault
+
+
+def make_closure(value: Any) -> Callable[[Any], Any]:
+    return lambda record: (record, value)
+
+
+class Client:
+    def __init__(self) -> None:
+        self.settings = {"url": "x", "session": [1, threading.Lock()]}
+
+    def call(self, record: Any) -> Any:
+        return record
+
+
+def test_a_closure_variable_is_named() -> None:
+    fault = fault_of(make_closure(threading.Lock()))
+    assert fault.startswith(
+        "operator 'm': the function's closure variable 'value' (_thread.lock) cannot be pickled"
+    )
+
+
+def test_the_way_to_a_nested_object_is_named() -> None:
+    fault = fault_of(make_closure(Client()))
+    assert (
+        "the function's closure variable 'value' -> attribute 'settings' -> item 'session' -> "
+        "item 1 (_thread.lock)"
+    ) in fault
+
+
+def test_a_bound_method_leads_to_its_object() -> None:
+    assert "bound object -> attribute 'settings'" in fault_of(Client().call)
+
+
+def test_a_partial_leads_to_its_arguments() -> None:
+    assert "argument 0 (_thread.lock)" in fault_of(functools.partial(max, threading.Lock()))
+    assert "argument 'key'" in fault_of(functools.partial(max, key=make_closure(LOCK)))
+
+
+def test_a_default_value_is_named() -> None:
+    def function(record: Any, lock: Any = LOCK) -> Any:
+        return record
+
+    assert "default value 0 (_thread.lock)" in fault_of(function)
+
+
+def test_an_inner_function_is_followed() -> None:
+    assert "closure variable 'value' -> closure variable 'value' (_thread.lock)" in fault_of(
+        make_closure(make_closure(LOCK))
+    )
+
+
+def test_generators_files_and_endless_nesting_are_reported_too(tmp_path: Path) -> None:
+    assert "(generator)" in fault_of(make_closure(x for x in ()))
+    with (tmp_path / "f").open("w") as file:
+        assert "(_io.TextIOWrapper)" in fault_of(make_closure(file))
+    nested: list[Any] = []
+    for _ in range(100_000):
+        nested = [nested]
+    assert "cannot be pickled" in fault_of(make_closure(nested))
+    while nested:
+        nested = nested.pop()
+
+
+def test_a_self_containing_object_does_not_keep_the_search_busy() -> None:
+    loop: dict[str, Any] = {}
+    loop["self"] = loop
+    loop["lock"] = LOCK
+    assert "(_thread.lock)" in fault_of(make_closure(loop))
+
+
+def test_the_environment_cannot_be_used_inside_a_function() -> None:
+    env = StreamExecutionEnvironment()
+    env.from_sequence(1, 2).map(lambda x: env.get_parallelism()).name("m").print()
+    with pytest.raises(FunctionPicklingError) as caught:
+        env.get_job_graph("job")
+    assert "closure variable 'env'" in str(caught.value)
+    assert "part of the program and cannot be used inside a function" in str(caught.value)
+
+
+def test_our_wrappers_do_not_show_in_the_path() -> None:
+    class Mine(MapFunction):
+        def __init__(self) -> None:
+            self.lock = LOCK
+
+        def map(self, value: Any) -> Any:
+            return value
+
+    env = StreamExecutionEnvironment()
+    stream = env.from_sequence(1, 2)
+    stream.map(make_closure(LOCK)).name("a").print()
+    stream.map(Mine()).name("b").print()
+    stream.key_by(make_closure(LOCK)).reduce(max).name("c").print()
+    with pytest.raises(FunctionPicklingError) as caught:
+        env.get_job_graph("job")
+    lines = [fault.partition(" cannot")[0] for fault in caught.value.faults]
+    assert lines == [
+        "operator 'a': the function's closure variable 'value' (_thread.lock)",
+        "operator 'b': the function's attribute 'lock' (_thread.lock)",
+        "operator 'c': the function's closure variable 'value' (_thread.lock)",
+    ]
+
+
+def test_a_function_that_carries_too_much_is_refused() -> None:
+    big = b"x" * (BLOB_BYTES_MAX + 1)
+    fault = fault_of(make_closure(big))
+    assert "its function is 10.0 MiB when pickled, and at most 10 MiB is allowed" in fault
+
+
+def test_what_pickles_comes_back() -> None:
+    function = loads_code(dump_function(make_closure(7), "operator 'm'"))
+    assert function(1) == (1, 7)
+
+
+def run_script(path: Path, text: str) -> str:
+    path.write_text(textwrap.dedent(text))
+    done = subprocess.run(
+        [sys.executable, str(path)], capture_output=True, text=True, cwd=Path.cwd(), check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_classes_of_the_script_reach_another_process(tmp_path: Path) -> None:
+    """A record pickled in one process by plain pickle is read in another, as TaskManagers do."""
+    run_script(
+        tmp_path / "job.py",
+        f"""
+        import pickle, threading
+        from dataclasses import dataclass
+        from enum import Enum
+        from dataflow.datastream import StreamExecutionEnvironment
+
+        class Color(Enum):
+            RED = 1
+
+        @dataclass(frozen=True)
+        class Flight:
+            origin: str
+            color: Color
+
+        class Unpicklable:
+            lock = threading.Lock()
+
+        env = StreamExecutionEnvironment()
+        stream = env.from_collection([Flight("EWR", Color.RED)])
+        stream.map(lambda f: Flight("JFK", f.color)).print()
+        open({str(tmp_path / "graph")!r}, "wb").write(env.get_job_graph("job").to_bytes())
+        open({str(tmp_path / "record")!r}, "wb").write(pickle.dumps(Flight("EWR", Color.RED)))
+        """,
+    )
+    printed = run_script(
+        tmp_path / "worker.py",
+        f"""
+        import pickle
+        from dataflow.graph.job_graph import JobGraph
+        from dataflow.graph.pickling import install_main_classes, load_spec
+
+        graph = JobGraph.from_bytes(open({str(tmp_path / "graph")!r}, "rb").read())
+        install_main_classes(graph.main_classes)
+        record = pickle.loads(open({str(tmp_path / "record")!r}, "rb").read())
+        source, mapper, _ = (load_spec(o.spec) for v in graph.vertices for o in v.operators)
+        mapped = mapper.function.map(record)
+        print(mapped, type(mapped) is type(record), source.source.records == [record])
+        print(pickle.loads(pickle.dumps(mapped)) == mapped, "Unpicklable" in globals())
+        """,
+    )
+    assert printed.splitlines() == [
+        "Flight(origin='JFK', color=<Color.RED: 1>) True True",
+        "True False",
+    ]

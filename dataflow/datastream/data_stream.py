@@ -1,0 +1,573 @@
+"""Streams and what can be done with them: the program side of a job.
+
+Nothing runs here. Every method adds an operator, or a way to distribute records, to the
+environment's program; ``execute`` compiles it (``dataflow.graph``). ``output_type`` and the like
+are accepted wherever PyFlink has them and never needed.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from dataflow.common.callables import require_arity
+from dataflow.common.time import DurationLike, to_millis
+from dataflow.common.typeinfo import TypeInformation, Types
+from dataflow.common.watermark_strategy import WatermarkStrategy
+from dataflow.datastream.connectors.base import Sink
+from dataflow.datastream.fields import FieldAggregate, FieldSelector
+from dataflow.datastream.functions import (
+    AggregateFunction,
+    FilterFunction,
+    FlatMapFunction,
+    Function,
+    KeyedProcessFunction,
+    KeySelector,
+    MapFunction,
+    Partitioner,
+    ProcessFunction,
+    ProcessWindowFunction,
+    ReduceFunction,
+    WindowFunction,
+    as_filter_function,
+    as_flat_map_function,
+    as_key_selector,
+    as_map_function,
+    as_partitioner,
+    as_reduce_function,
+)
+from dataflow.datastream.keyed_functions import KeyedFilter, KeyedFlatMap, KeyedMap
+from dataflow.datastream.operator_settings import OperatorSettings
+from dataflow.datastream.output_tag import OutputTag
+from dataflow.datastream.window import WindowAssigner
+from dataflow.errors import JobGraphError
+from dataflow.graph.job_graph import Partitioning
+from dataflow.graph.specs import (
+    FilterSpec,
+    FlatMapSpec,
+    MapBatchesSpec,
+    MapSpec,
+    OperatorSpec,
+    ProcessSpec,
+    ReduceSpec,
+    SinkSpec,
+    TimestampsSpec,
+    WindowSpec,
+)
+from dataflow.graph.transformation import Input, Transformation
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from dataflow.common.job_client import JobClient
+    from dataflow.datastream.stream_execution_environment import StreamExecutionEnvironment
+
+KeySelection = Callable[[Any], Any] | KeySelector | str | int
+
+
+class DataStream(OperatorSettings):
+    """A stream of records."""
+
+    def __init__(
+        self,
+        env: StreamExecutionEnvironment,
+        inputs: tuple[Input, ...],
+        transformation: Transformation | None = None,
+        type_info: TypeInformation | None = None,
+    ) -> None:
+        """``transformation`` is the operator whose output this is, if it is one's."""
+        self._env = env
+        self._inputs = inputs
+        self._transformation = transformation
+        self._type = type_info
+
+    def get_type(self) -> TypeInformation:
+        """The declared type of the records; by default that of pickled objects."""
+        return Types.PICKLED_BYTE_ARRAY() if self._type is None else self._type
+
+    def get_execution_environment(self) -> StreamExecutionEnvironment:
+        return self._env
+
+    # ------------------------------------------------------------------------------- operators
+
+    def map(
+        self,
+        func: Callable[[Any], Any] | MapFunction,
+        output_type: TypeInformation | None = None,
+    ) -> DataStream:
+        """One record for each record."""
+        function = as_map_function(_synchronous("map", func))
+        return self._operate("map", _title("Map", func), MapSpec(function), output_type)
+
+    def flat_map(
+        self,
+        func: Callable[[Any], Any] | FlatMapFunction,
+        output_type: TypeInformation | None = None,
+    ) -> DataStream:
+        """Any number of records for each record: ``func`` returns an iterable or is a generator."""
+        function = as_flat_map_function(_synchronous("flat_map", func))
+        title = _title("Flat Map", func)
+        return self._operate("flat_map", title, FlatMapSpec(function), output_type)
+
+    def filter(self, func: Callable[[Any], Any] | FilterFunction) -> DataStream:
+        """The records for which ``func`` is true."""
+        function = as_filter_function(_synchronous("filter", func))
+        return self._operate("filter", _title("Filter", func), FilterSpec(function), self._type)
+
+    def map_batches(
+        self, func: Callable[[pa.RecordBatch], Any], output_schema: pa.Schema | None = None
+    ) -> DataStream:
+        """Work on Arrow: ``func`` gets a RecordBatch and returns one, a Table, None, or several.
+
+        Batches have whatever size they arrive in. With ``output_schema`` results are cast to it.
+        """
+        require_arity("map_batches()", _synchronous("map_batches", func), 1)
+        function = func if output_schema is None else _CastTo(output_schema, func)
+        return self._operate("map_batches", _title("Map Batches", func), MapBatchesSpec(function))
+
+    def process(
+        self, func: ProcessFunction, output_type: TypeInformation | None = None
+    ) -> DataStream:
+        """Any number of records for each record, with its timestamp and side outputs."""
+        function = _instance("process", func, ProcessFunction, KeyedProcessFunction)
+        spec = ProcessSpec(function, None)
+        return self._operate("process", _title("Process", func), spec, output_type)
+
+    def assign_timestamps_and_watermarks(self, watermark_strategy: WatermarkStrategy) -> DataStream:
+        """Give every record a timestamp and the stream watermarks, replacing what it had."""
+        strategy = _instance(
+            "assign_timestamps_and_watermarks", watermark_strategy, WatermarkStrategy
+        )
+        spec = TimestampsSpec(strategy)
+        return self._operate("timestamps", "Timestamps/Watermarks", spec, self._type)
+
+    def _operate(
+        self,
+        kind: str,
+        title: str,
+        spec: OperatorSpec,
+        type_info: TypeInformation | None = None,
+        stateful: bool = False,
+    ) -> DataStream:
+        transformation = Transformation(kind, title, spec, self._inputs, stateful=stateful)
+        self._env._add(transformation)
+        return DataStream(self._env, (Input(transformation),), transformation, type_info)
+
+    # -------------------------------------------------------------- which records go where
+
+    def key_by(
+        self, key_selector: KeySelection, key_type: TypeInformation | None = None
+    ) -> KeyedStream:
+        """Bring records of one key together; the key is a field's name or position, or computed."""
+        return KeyedStream(self, _key_selector("key_by", key_selector))
+
+    def union(self, *streams: DataStream) -> DataStream:
+        """The records of all streams, in no particular order; a stream given twice counts twice."""
+        inputs = self._inputs
+        for stream in streams:
+            if not isinstance(stream, DataStream):
+                raise JobGraphError(f"union({stream!r:.60}): a DataStream is needed")
+            if stream._env is not self._env:
+                raise JobGraphError("union() of streams from two environments is not possible")
+            inputs += stream._inputs
+        return DataStream(self._env, inputs, None, self._type) if streams else self
+
+    def get_side_output(self, output_tag: OutputTag) -> DataStream:
+        """What the operator emits to ``output_tag``."""
+        operator = self._operator("get_side_output")
+        tag = _instance("get_side_output", output_tag, OutputTag)
+        return DataStream(self._env, (Input(operator, tag.tag_id),), None, tag.type_info)
+
+    def rebalance(self) -> DataStream:
+        """Round-robin over all subtasks."""
+        return self._partition(Partitioning.REBALANCE)
+
+    def rescale(self) -> DataStream:
+        """Round-robin over the subtasks next to the sending one."""
+        return self._partition(Partitioning.RESCALE)
+
+    def shuffle(self) -> DataStream:
+        """To random subtasks, evenly."""
+        return self._partition(Partitioning.SHUFFLE)
+
+    def forward(self) -> DataStream:
+        """To the same subtask; needs equal parallelisms."""
+        return self._partition(Partitioning.FORWARD)
+
+    def broadcast(self) -> DataStream:
+        """Every record to every subtask."""
+        return self._partition(Partitioning.BROADCAST)
+
+    def global_(self) -> DataStream:
+        """Everything to the first subtask."""
+        return self._partition(Partitioning.GLOBAL)
+
+    def partition_custom(
+        self,
+        partitioner: Callable[[Any, int], int] | Partitioner,
+        key_selector: KeySelection,
+    ) -> DataStream:
+        """To the subtask ``partitioner(key, number_of_subtasks)``."""
+        partition = as_partitioner(_synchronous("partition_custom", partitioner)).partition
+        selector = _key_selector("partition_custom", key_selector)
+        return self._partition(Partitioning.CUSTOM, (partition, selector))
+
+    def _partition(self, partitioning: Partitioning, function: Any = None) -> DataStream:
+        inputs = tuple(i.partitioned(partitioning, function) for i in self._inputs)
+        return DataStream(self._env, inputs, None, self._type)
+
+    # ------------------------------------------------------------------------------------ ends
+
+    def sink_to(self, sink: Sink[Any]) -> DataStreamSink:
+        """End the stream in ``sink``."""
+        _instance("sink_to", sink, Sink)
+        kind = type(sink)
+        stateful = (
+            kind.create_committer is not Sink.create_committer
+            or kind.restore_writer is not Sink.restore_writer
+        )
+        title = f"Sink: {kind.__name__}"
+        stream = self._operate("sink", title, SinkSpec(sink), stateful=stateful)
+        return DataStreamSink(self._env, stream._operator("sink_to"))
+
+    def print(self, sink_identifier: str | None = None) -> DataStreamSink:
+        """Print every record where the program runs, with ``sink_identifier`` before it."""
+        from dataflow.datastream.connectors.print_sink import PrintSink
+
+        return self.sink_to(PrintSink(sink_identifier)).name("Sink: print")
+
+    def execute_and_collect(
+        self, job_execution_name: str | None = None, limit: int | None = None
+    ) -> CloseableIterator | list[Any]:
+        """Run the job and bring its records here: an iterator, or a list of at most ``limit``.
+
+        The iterator cancels the job when it is closed; use it in a ``with`` statement. With
+        checkpoints records come when one is complete, and each comes once whatever fails.
+        """
+        from dataflow.datastream.connectors.collect_sink import CollectSink
+
+        if limit is not None and (not isinstance(limit, int) or limit < 0):
+            raise JobGraphError(f"execute_and_collect(limit={limit!r}): 0 or more is allowed")
+        self.sink_to(CollectSink())
+        records = CloseableIterator(self._env._submit(job_execution_name, attached=True))
+        if limit is None:
+            return records
+        with records:
+            return [record for _, record in zip(range(limit), records, strict=False)]
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a stream is part of the program and cannot be used inside a function")
+
+
+class KeyedStream(DataStream):
+    """A stream partitioned by key; operators on it may keep state per key."""
+
+    def __init__(self, stream: DataStream, key_selector: Callable[[Any], Any]) -> None:
+        inputs = tuple(i.partitioned(Partitioning.HASH, key_selector) for i in stream._inputs)
+        super().__init__(stream._env, inputs, None, stream._type)
+        self._key_selector = key_selector
+
+    def _operator(self, setting: str) -> Transformation:
+        raise JobGraphError(
+            f"{setting}() is not possible on a KeyedStream, which is no operator; set it on the "
+            "operator before or after"
+        )
+
+    def _partition(self, partitioning: Partitioning, function: Any = None) -> DataStream:
+        raise JobGraphError(
+            f"{partitioning.value.lower()} partitioning is not possible on a KeyedStream: its "
+            "records go where their key belongs"
+        )
+
+    def map(
+        self,
+        func: Callable[[Any], Any] | MapFunction,
+        output_type: TypeInformation | None = None,
+    ) -> DataStream:
+        """One record for each record; a MapFunction may use keyed state."""
+        if isinstance(func, MapFunction) and _has_open(func):
+            return self._keyed("map", _title("Map", func), KeyedMap(func), output_type)
+        return super().map(func, output_type)
+
+    def flat_map(
+        self,
+        func: Callable[[Any], Any] | FlatMapFunction,
+        output_type: TypeInformation | None = None,
+    ) -> DataStream:
+        """Any number of records for each; a FlatMapFunction may use keyed state."""
+        if isinstance(func, FlatMapFunction) and _has_open(func):
+            return self._keyed(
+                "flat_map", _title("Flat Map", func), KeyedFlatMap(func), output_type
+            )
+        return super().flat_map(func, output_type)
+
+    def filter(self, func: Callable[[Any], Any] | FilterFunction) -> DataStream:
+        """The records for which ``func`` is true; a FilterFunction may use keyed state."""
+        if isinstance(func, FilterFunction) and _has_open(func):
+            return self._keyed("filter", _title("Filter", func), KeyedFilter(func), self._type)
+        return super().filter(func)
+
+    def process(  # type: ignore[override]
+        self, func: KeyedProcessFunction, output_type: TypeInformation | None = None
+    ) -> DataStream:
+        """Any number of records for each, with keyed state and timers."""
+        _instance("process", func, KeyedProcessFunction, ProcessFunction)
+        return self._keyed("keyed_process", _title("Keyed Process", func), func, output_type)
+
+    def _keyed(
+        self, kind: str, title: str, func: Any, output_type: TypeInformation | None
+    ) -> DataStream:
+        spec = ProcessSpec(func, self._key_selector)
+        return self._operate(kind, title, spec, output_type, stateful=True)
+
+    def reduce(self, func: Callable[[Any, Any], Any] | ReduceFunction) -> DataStream:
+        """Emit, for every record, all records of its key so far combined by ``func``."""
+        function = as_reduce_function(_synchronous("reduce", func))
+        return self._reduce(_title("Keyed Reduce", func), function)
+
+    def sum(self, position_to_sum: int | str | None = 0) -> DataStream:
+        """Rolling sum of a field; the other fields are those of the key's first record."""
+        return self._aggregate_field("sum", position_to_sum)
+
+    def min(self, position_to_min: int | str | None = 0) -> DataStream:
+        """Rolling minimum of a field; the other fields are those of the key's first record."""
+        return self._aggregate_field("min", position_to_min)
+
+    def max(self, position_to_max: int | str | None = 0) -> DataStream:
+        """Rolling maximum of a field; the other fields are those of the key's first record."""
+        return self._aggregate_field("max", position_to_max)
+
+    def min_by(self, position_to_min_by: int | str | None = 0) -> DataStream:
+        """The record with the smallest field so far, the earliest of equal ones."""
+        return self._aggregate_field("min_by", position_to_min_by)
+
+    def max_by(self, position_to_max_by: int | str | None = 0) -> DataStream:
+        """The record with the largest field so far, the earliest of equal ones."""
+        return self._aggregate_field("max_by", position_to_max_by)
+
+    def _aggregate_field(self, aggregation: Any, field: int | str | None) -> DataStream:
+        if isinstance(field, bool) or not isinstance(field, (int, str, type(None))):
+            raise JobGraphError(
+                f"{aggregation}({field!r:.60}): a field's position (int) or name (str) is needed"
+            )
+        title = f"Keyed {aggregation.replace('_', ' ').title()}"
+        return self._reduce(title, FieldAggregate(aggregation, field))
+
+    def _reduce(self, title: str, function: ReduceFunction) -> DataStream:
+        spec = ReduceSpec(function, self._key_selector)
+        return self._operate("reduce", title, spec, self._type, stateful=True)
+
+    def window(self, window_assigner: WindowAssigner[Any, Any]) -> WindowedStream:
+        """Group the records of each key into windows."""
+        return WindowedStream(self, _instance("window", window_assigner, WindowAssigner))
+
+
+class WindowedStream:
+    """The windows of a keyed stream, to be reduced, aggregated or processed."""
+
+    def __init__(self, stream: KeyedStream, assigner: WindowAssigner[Any, Any]) -> None:
+        self._stream = stream
+        self._assigner = assigner
+        self._allowed_lateness_ms = 0
+        self._late_tag: OutputTag | None = None
+
+    def get_execution_environment(self) -> StreamExecutionEnvironment:
+        return self._stream.get_execution_environment()
+
+    def get_input_type(self) -> TypeInformation:
+        return self._stream.get_type()
+
+    def allowed_lateness(self, time_ms: DurationLike) -> WindowedStream:
+        """Keep windows this much longer (ms if an int); each late record fires its window again."""
+        self._allowed_lateness_ms = to_millis(time_ms, "allowed_lateness")
+        return self
+
+    def side_output_late_data(self, output_tag: OutputTag) -> WindowedStream:
+        """Send records that are too late to ``output_tag`` instead of dropping them."""
+        self._late_tag = _instance("side_output_late_data", output_tag, OutputTag)
+        return self
+
+    def reduce(
+        self,
+        reduce_function: Callable[[Any, Any], Any] | ReduceFunction,
+        window_function: WindowFunction[Any, Any, Any, Any]
+        | ProcessWindowFunction[Any, Any, Any, Any]
+        | None = None,
+        output_type: TypeInformation | None = None,
+    ) -> DataStream:
+        """Combine each window's records as they come; ``window_function`` gets the one result."""
+        function = as_reduce_function(_synchronous("reduce", reduce_function))
+        if window_function is None and output_type is None:
+            output_type = self._stream._type
+        return self._window("reduce", reduce_function, output_type, function, None, window_function)
+
+    def aggregate(
+        self,
+        aggregate_function: AggregateFunction,
+        window_function: WindowFunction[Any, Any, Any, Any]
+        | ProcessWindowFunction[Any, Any, Any, Any]
+        | None = None,
+        accumulator_type: TypeInformation | None = None,
+        output_type: TypeInformation | None = None,
+    ) -> DataStream:
+        """Aggregate each window's records as they come; ``window_function`` gets the result."""
+        function = _instance("aggregate", aggregate_function, AggregateFunction)
+        return self._window("aggregate", function, output_type, None, function, window_function)
+
+    def apply(
+        self,
+        window_function: WindowFunction[Any, Any, Any, Any],
+        output_type: TypeInformation | None = None,
+    ) -> DataStream:
+        """Give all records of a window, kept until it fires, to ``window_function``."""
+        function = _instance("apply", window_function, WindowFunction)
+        return self._window("apply", function, output_type, None, None, function)
+
+    def process(
+        self,
+        process_window_function: ProcessWindowFunction[Any, Any, Any, Any],
+        output_type: TypeInformation | None = None,
+    ) -> DataStream:
+        """As ``apply``, with a context that knows the watermark and has state."""
+        function = _instance("process", process_window_function, ProcessWindowFunction)
+        return self._window("process", function, output_type, None, None, function)
+
+    def _window(
+        self,
+        method: str,
+        titled: Any,
+        output_type: TypeInformation | None,
+        reduce: ReduceFunction | None,
+        aggregate: AggregateFunction | None,
+        function: Any,
+    ) -> DataStream:
+        if function is not None:
+            _instance(method, function, WindowFunction, ProcessWindowFunction)
+        spec = WindowSpec(
+            assigner=self._assigner,
+            key_selector=self._stream._key_selector,
+            allowed_lateness_ms=self._allowed_lateness_ms,
+            late_tag=self._late_tag,
+            reduce=reduce,
+            aggregate=aggregate,
+            function=function,
+        )
+        title = _title(type(self._assigner).__name__, titled)
+        return self._stream._operate("window", title, spec, output_type, stateful=True)
+
+
+class DataStreamSink(OperatorSettings):
+    """The end of a stream."""
+
+    def __init__(self, env: StreamExecutionEnvironment, transformation: Transformation) -> None:
+        self._env = env
+        self._transformation = transformation
+
+
+class CloseableIterator(Iterator[Any]):
+    """The records a running job sends back; closing it cancels the job if it still runs."""
+
+    def __init__(self, client: JobClient) -> None:
+        self._client = client
+        self._records = self._receive()
+        self._ended = False
+
+    def _receive(self) -> Iterator[Any]:
+        from dataflow.datastream.connectors.collect_sink import CHANNEL, CollectedChunks
+
+        chunks = CollectedChunks()
+        for payload in self._client.receive(CHANNEL):
+            yield from chunks.take(payload)
+        self._ended = True
+
+    def __next__(self) -> Any:
+        return next(self._records)
+
+    def next(self) -> Any:
+        """As the builtin ``next``: raises StopIteration at the end."""
+        return next(self)
+
+    def close(self) -> None:
+        """Stop the job, unless it has ended by itself."""
+        if not self._ended:
+            self._ended = True
+            self._client.cancel().result()
+
+    def __enter__(self) -> CloseableIterator:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+# ------------------------------------------------------------------------------ judging arguments
+
+
+def _instance(method: str, value: Any, *kinds: type) -> Any:
+    """``value`` if it is one of ``kinds``, of which the first is the one to name."""
+    if isinstance(value, kinds):
+        return value
+    given = value.__name__ if isinstance(value, type) else type(value).__name__
+    hint = (
+        f"; give an instance: {given}(...)" if value in kinds or _is_subclass(value, kinds) else ""
+    )
+    raise JobGraphError(f"{method}() needs a {kinds[0].__name__}, and got {given}{hint}")
+
+
+def _is_subclass(value: Any, kinds: tuple[type, ...]) -> bool:
+    return isinstance(value, type) and issubclass(value, kinds)
+
+
+def _synchronous(method: str, function: Any) -> Any:
+    """``function`` unless it is asynchronous."""
+    candidates = [function, getattr(function, method, None)]
+    if callable(function) and not isinstance(function, type):
+        candidates.append(function.__call__)
+    for candidate in candidates:
+        if inspect.iscoroutinefunction(candidate) or inspect.isasyncgenfunction(candidate):
+            raise JobGraphError(
+                f"{method}({_function_name(function)}): an async function is not possible here; "
+                "make it a plain def"
+            )
+    return function
+
+
+def _key_selector(method: str, selection: KeySelection) -> Callable[[Any], Any]:
+    if isinstance(selection, (str, int)) and not isinstance(selection, bool):
+        return FieldSelector(selection)
+    return as_key_selector(_synchronous(method, selection)).get_key
+
+
+def _has_open(function: Function) -> bool:
+    """Whether the function sets itself up at run time, which is where it would ask for state."""
+    return type(function).open is not Function.open
+
+
+def _function_name(function: Any) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _title(operation: str, function: Any) -> str:
+    """An operator's default name, such as ``Map(parse)``."""
+    name = _function_name(function)
+    return operation if name == "<lambda>" else f"{operation}({name})"
+
+
+class _CastTo:
+    """Brings what a ``map_batches`` function returns to the schema it was declared with."""
+
+    def __init__(self, schema: pa.Schema, function: Callable[[Any], Any]) -> None:
+        self._schema = schema
+        self._function = function
+
+    def __call__(self, batch: Any) -> Any:
+        import pyarrow as pa
+
+        result = self._function(batch)
+        if result is None:
+            return
+        several = not isinstance(result, (pa.RecordBatch, pa.Table))
+        for part in result if several else (result,):
+            table = part if isinstance(part, pa.Table) else pa.Table.from_batches([part])
+            yield table.cast(self._schema)

@@ -1,0 +1,332 @@
+"""The environment of a program: its settings, its sources, and the way to run it.
+
+Settings are Flink's configuration keys, and setters are another way to write them. What counts,
+first to last: the operator's own setting, the environment's setters and ``configure``, the
+Configuration given to ``get_execution_environment``, the command line (``-p``, ``-D``), defaults.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from dataflow.common.config_options import ConfigOption, ConfigOptions, validate
+from dataflow.common.configuration import Configuration
+from dataflow.common.execution_config import ExecutionConfig
+from dataflow.common.job_client import JobClient
+from dataflow.common.job_execution_result import JobExecutionResult
+from dataflow.common.restart_strategy import RestartStrategyConfiguration
+from dataflow.common.time import DurationLike, to_millis
+from dataflow.common.typeinfo import TypeInformation
+from dataflow.common.watermark_strategy import WatermarkStrategy
+from dataflow.datastream.checkpoint_config import CheckpointConfig
+from dataflow.datastream.checkpointing_mode import CheckpointingMode
+from dataflow.datastream.connectors.base import Source
+from dataflow.datastream.data_stream import DataStream
+from dataflow.datastream.execution_mode import RuntimeExecutionMode
+from dataflow.datastream.slot_sharing_group import SlotSharingGroup
+from dataflow.errors import ConfigError, JobGraphError
+from dataflow.graph.job_graph import JobGraph
+from dataflow.graph.specs import SourceSpec
+from dataflow.graph.transformation import GraphSettings, Input, Transformation
+
+T = TypeVar("T")
+
+COMMAND_LINE_CONFIGURATION = "DATAFLOW_CONF"  # environment variable: a JSON object
+PLAN_ONLY = "DATAFLOW_PLAN_ONLY"  # environment variable: plan instead of running
+
+DEFAULT_JOB_NAME = "dataflow job"
+
+
+class StreamExecutionEnvironment:
+    """Where a program begins and is run."""
+
+    def __init__(self, configuration: Configuration | None = None) -> None:
+        """Programs call ``get_execution_environment``, which minds the command line too."""
+        self._configuration = Configuration()
+        if configuration is not None:
+            self._configuration.add_all(configuration)
+        self._checkpoint_config = CheckpointConfig(self._configuration)
+        self._execution_config = ExecutionConfig(self._configuration)
+        self._transformations: list[Transformation] = []
+        self._slot_profiles: dict[str, dict[str, float]] = {}
+        self._python_files: list[str] = []
+        self._requirements: str | None = None
+
+    @staticmethod
+    def get_execution_environment(
+        configuration: Configuration | None = None,
+    ) -> StreamExecutionEnvironment:
+        """An environment with the command line's settings, and ``configuration`` over them.
+
+        Raises ConfigError for a setting that is not possible.
+        """
+        merged = Configuration()
+        for key, value in _command_line_settings().items():
+            merged.set_string(key, value)
+        if configuration is not None:
+            merged.add_all(configuration)
+        return StreamExecutionEnvironment(merged)
+
+    # -------------------------------------------------------------------------------- settings
+
+    def configure(self, configuration: Configuration) -> None:
+        """Take over every key of ``configuration``."""
+        self._configuration.add_all(configuration)
+
+    def get_config(self) -> ExecutionConfig:
+        """The same settings, seen as PyFlink's ExecutionConfig."""
+        return self._execution_config
+
+    def set_parallelism(self, parallelism: int) -> StreamExecutionEnvironment:
+        """Subtasks of every operator that does not say otherwise."""
+        self._execution_config.set_parallelism(parallelism)
+        return self
+
+    def get_parallelism(self) -> int:
+        return self._execution_config.get_parallelism()
+
+    def set_max_parallelism(self, max_parallelism: int) -> StreamExecutionEnvironment:
+        """Key groups of every operator that does not say otherwise."""
+        self._execution_config.set_max_parallelism(max_parallelism)
+        return self
+
+    def get_max_parallelism(self) -> int:
+        """-1 when each operator's follows from its parallelism."""
+        return self._execution_config.get_max_parallelism()
+
+    def set_runtime_mode(self, execution_mode: RuntimeExecutionMode) -> StreamExecutionEnvironment:
+        """STREAMING, or AUTOMATIC, which is the same: programs that end do so by themselves."""
+        self._configuration.set(ConfigOptions.RUNTIME_MODE, execution_mode.name)
+        return self
+
+    def set_buffer_timeout(self, timeout_millis: DurationLike) -> StreamExecutionEnvironment:
+        """Accepted for Flink's sake: a batch leaves as soon as its channel is free anyway."""
+        self._configuration.set(ConfigOptions.BUFFER_TIMEOUT, to_millis(timeout_millis))
+        return self
+
+    def get_buffer_timeout(self) -> int:
+        return self._configuration.get(ConfigOptions.BUFFER_TIMEOUT)
+
+    def disable_operator_chaining(self) -> StreamExecutionEnvironment:
+        """Run every operator in a task of its own."""
+        self._configuration.set(ConfigOptions.OPERATOR_CHAINING, False)
+        return self
+
+    def is_chaining_enabled(self) -> bool:
+        return self._configuration.get(ConfigOptions.OPERATOR_CHAINING)
+
+    def enable_checkpointing(
+        self,
+        interval: DurationLike,
+        mode: CheckpointingMode | None = None,
+    ) -> StreamExecutionEnvironment:
+        """Checkpoint the job every ``interval`` (ms if an int)."""
+        self._checkpoint_config.set_checkpoint_interval(
+            to_millis(interval, "enable_checkpointing", at_least=1)
+        )
+        if mode is not None:
+            self._checkpoint_config.set_checkpointing_mode(mode)
+        return self
+
+    def get_checkpoint_config(self) -> CheckpointConfig:
+        return self._checkpoint_config
+
+    def get_checkpoint_interval(self) -> int:
+        """In milliseconds; -1 when checkpointing is off."""
+        return self._checkpoint_config.get_checkpoint_interval()
+
+    def get_checkpointing_mode(self) -> CheckpointingMode:
+        return self._checkpoint_config.get_checkpointing_mode()
+
+    def set_restart_strategy(
+        self, restart_strategy: RestartStrategyConfiguration
+    ) -> StreamExecutionEnvironment:
+        """What to do when a task fails."""
+        self._configuration.add_all(restart_strategy.to_configuration())
+        return self
+
+    def register_slot_sharing_group(
+        self, slot_sharing_group: SlotSharingGroup
+    ) -> StreamExecutionEnvironment:
+        """Say what a slot of that group has; operators then refer to the group by name."""
+        profile = slot_sharing_group.to_resources()
+        if profile:
+            self._slot_profiles[slot_sharing_group.get_name()] = profile
+        return self
+
+    # ------------------------------------------------------------------------------------ code
+
+    def add_python_file(self, file_path: str) -> None:
+        """Ship a module, package folder or zip file, importable wherever the job runs."""
+        path = os.path.abspath(os.fspath(file_path))
+        if not os.path.exists(path):
+            raise ConfigError(f"add_python_file({file_path!r}): there is no such file or folder")
+        self._python_files.append(path)
+
+    def set_python_requirements(
+        self, requirements_file_path: str, requirements_cache_dir: str | None = None
+    ) -> None:
+        """Install the packages of a requirements file wherever the job runs."""
+        if requirements_cache_dir is not None:
+            raise ConfigError(
+                "set_python_requirements(): requirements_cache_dir is not supported; point pip at "
+                "an index or a folder inside the requirements file (--find-links)"
+            )
+        path = os.path.abspath(os.fspath(requirements_file_path))
+        if not os.path.isfile(path):
+            raise ConfigError(
+                f"set_python_requirements({requirements_file_path!r}): there is no such file"
+            )
+        self._requirements = path
+
+    def set_python_executable(self, python_exec: str) -> None:
+        """Accepted for PyFlink's sake: the cluster's own Python runs the job."""
+        if not isinstance(python_exec, str) or not python_exec:
+            raise ConfigError(f"set_python_executable({python_exec!r}): a path is needed")
+
+    def add_python_archive(self, archive_path: str, target_dir: str | None = None) -> None:
+        """Refused: archives are not unpacked on the cluster."""
+        raise ConfigError(
+            f"add_python_archive({archive_path!r}) is not supported; ship Python code with "
+            "add_python_file() and read data through a file source"
+        )
+
+    # --------------------------------------------------------------------------------- sources
+
+    def from_source(
+        self,
+        source: Source[Any, Any],
+        watermark_strategy: WatermarkStrategy,
+        source_name: str,
+        type_info: TypeInformation | None = None,
+    ) -> DataStream:
+        """The records of ``source``; the strategy's timestamp assigner applies too."""
+        for argument, value, kind in (
+            ("source", source, Source),
+            ("watermark_strategy", watermark_strategy, WatermarkStrategy),
+            ("source_name", source_name, str),
+        ):
+            if not isinstance(value, kind):
+                raise JobGraphError(
+                    f"from_source(): {argument} must be a {kind.__name__}, and is a "
+                    f"{type(value).__name__}"
+                )
+        return self._source(source, watermark_strategy, source_name, type_info)
+
+    def from_collection(
+        self, collection: Iterable[Any], type_info: TypeInformation | None = None
+    ) -> DataStream:
+        """The records of a collection, which travel with the job; always in one subtask."""
+        from dataflow.datastream.connectors.collection import CollectionSource
+
+        if isinstance(collection, (str, bytes, Mapping)) or not isinstance(collection, Iterable):
+            raise JobGraphError(
+                f"from_collection({collection!r:.60}): a list or another iterable is needed"
+            )
+        source = CollectionSource(collection)
+        return self._source(source, None, "Collection Source", type_info).force_non_parallel()
+
+    def from_sequence(self, start: int, end: int) -> DataStream:
+        """The integers from ``start`` to ``end``, both included."""
+        from dataflow.datastream.connectors.number_seq import NumberSequenceSource
+
+        return self._source(NumberSequenceSource(start, end), None, "Sequence Source", None)
+
+    def _source(
+        self,
+        source: Source[Any, Any],
+        watermarks: WatermarkStrategy | None,
+        name: str,
+        type_info: TypeInformation | None,
+    ) -> DataStream:
+        spec = SourceSpec(source, watermarks)
+        transformation = Transformation("source", f"Source: {name}", spec, stateful=True)
+        return DataStream(self, (Input(transformation),), transformation, type_info)
+
+    # --------------------------------------------------------------------------------- running
+
+    def get_execution_plan(self) -> str:
+        """The program as JSON: operators in the shape of Flink's plan, and their chains."""
+        from dataflow.graph.plan import plan_as_json
+
+        return plan_as_json(self.get_job_graph())
+
+    def get_job_graph(self, job_name: str | None = None) -> JobGraph:
+        """Compile the program as it stands. Raises JobGraphError with every fault of it."""
+        from dataflow.graph.generator import build_job_graph
+
+        configuration = self._configuration.to_dict()
+        settings = GraphSettings(
+            parallelism=self._setting(ConfigOptions.PARALLELISM),
+            max_parallelism=self._setting(ConfigOptions.MAX_PARALLELISM),
+            chaining=self._setting(ConfigOptions.OPERATOR_CHAINING),
+            slot_profiles=dict(self._slot_profiles),
+            # Functions look up job parameters by their own names.
+            configuration=(self._setting(ConfigOptions.GLOBAL_JOB_PARAMETERS) or {})
+            | configuration,
+            faults=tuple(validate(configuration)),
+        )
+        if job_name is None:
+            job_name = self._setting(ConfigOptions.PIPELINE_NAME) or DEFAULT_JOB_NAME
+        return build_job_graph(job_name, self._transformations, settings)
+
+    def _setting(self, option: ConfigOption[T]) -> T:
+        """The option's value; its default if that is faulty, which is reported with the rest."""
+        try:
+            return self._configuration.get(option)
+        except ConfigError:
+            return option.default
+
+    def execute(self, job_name: str | None = None) -> JobExecutionResult:
+        """Run the program and wait for its end. Raises JobExecutionError if the job fails."""
+        return self._submit(job_name, attached=True).get_job_execution_result().result()
+
+    def execute_async(self, job_name: str | None = None) -> JobClient:
+        """Run the program; the client is its handle."""
+        return self._submit(job_name, attached=False)
+
+    def _submit(self, job_name: str | None, attached: bool) -> JobClient:
+        job_graph = self.get_job_graph(job_name)
+        # What comes next in the program is another job.
+        self._transformations.clear()
+        if os.environ.get(PLAN_ONLY):
+            from dataflow.graph.plan import PlanReady
+
+            raise PlanReady(job_graph)
+        # The one upward import of this package: running a job is the job manager's part.
+        from jobmanager.client import execute_job_graph
+
+        client: JobClient = execute_job_graph(
+            job_graph,
+            python_files=list(self._python_files),
+            requirements=self._requirements,
+            attached=attached,
+        )
+        return client
+
+    def _add(self, transformation: Transformation) -> None:
+        self._transformations.append(transformation)
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "the environment is part of the program and cannot be used inside a function"
+        )
+
+
+def _command_line_settings() -> dict[str, str]:
+    text = os.environ.get(COMMAND_LINE_CONFIGURATION)
+    if not text:
+        return {}
+    try:
+        settings = json.loads(text)
+    except ValueError:
+        settings = None
+    if not isinstance(settings, dict) or not all(isinstance(v, str) for v in settings.values()):
+        raise ConfigError(
+            f"the environment variable {COMMAND_LINE_CONFIGURATION} must be a JSON object of "
+            'strings, such as {"parallelism.default": "2"}'
+        )
+    return settings

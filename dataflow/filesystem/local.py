@@ -26,7 +26,7 @@ from dataflow.filesystem.base import (
 
 _TEMPORARY = re.compile(r"\..*\.(inprogress|tmp)\.[0-9a-f]{32}")
 _UPLOAD_ID = re.compile(r"[0-9a-f]{32}")
-_FOLDER_RACES_MAX = 5  # a concurrent delete may remove the folder just made
+_FOLDER_RACES_MAX = 20  # a concurrent delete may remove the folder just made
 
 
 def _local(path: str) -> str:
@@ -57,24 +57,27 @@ def _sync_folder(folder: str) -> None:
         os.close(descriptor)
 
 
-def _make_folder(folder: str) -> None:
-    """Create ``folder`` and its parents, each made durable in its own parent."""
+def _create(path: str) -> BinaryIO:
+    """Open a new file for writing; folders that are missing are made, and made durable."""
+    for _ in range(_FOLDER_RACES_MAX):
+        made: list[str] = []
+        with contextlib.suppress(FileNotFoundError):
+            _make_folder(os.path.dirname(path), made)
+            file = open(path, "xb")  # noqa: SIM115
+            for folder in made:
+                _sync_folder(os.path.dirname(folder))
+            return file
+    raise StorageError(f"the folder of {path} vanishes as soon as it is made")
+
+
+def _make_folder(folder: str, made: list[str]) -> None:
+    """Create ``folder`` and its parents; ``made`` receives those that did not exist."""
     if os.path.isdir(folder):
         return
-    parent = os.path.dirname(folder)
-    _make_folder(parent)
+    _make_folder(os.path.dirname(folder), made)
+    made.append(folder)
     with contextlib.suppress(FileExistsError):
         os.mkdir(folder)
-    _sync_folder(parent)
-
-
-def _create(path: str) -> BinaryIO:
-    """Open a new file for writing, in a folder that is made when missing."""
-    for _ in range(_FOLDER_RACES_MAX):
-        with contextlib.suppress(FileNotFoundError):
-            _make_folder(os.path.dirname(path))
-            return open(path, "xb")
-    raise StorageError(f"the folder of {path} vanishes as soon as it is made")
 
 
 def _sync(file: BinaryIO) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -277,11 +276,3 @@ def test_a_paused_job_manager_does_no_harm_when_it_goes_on(
         with contextlib.suppress(StorageError):
             run(FaultyFileSystem(MemoryFileSystem(), pause(number)), "paused", discards=discards)
         check(zombies=True)
-
-
-def test_the_whole_enumeration_is_fast_enough_to_run_always() -> None:
-    """The budget is a minute for all of this file; one scenario must stay in the milliseconds."""
-    begin = time.process_time()
-    run(MemoryFileSystem(), "timed")
-    check()
-    assert time.process_time() - begin < 0.5

@@ -222,9 +222,7 @@ class CheckpointCoordinator:
             if now - pending.started >= self._settings.timeout:
                 return self._abort(f"timed out after {self._settings.timeout} ms", now)
             return []
-        if self._attempts is None or now < self._trigger_at or self.finished:
-            return []
-        if self._drained and any(completed.covers_end for completed in self._committing):
+        if not self._wants_checkpoints or now < self._trigger_at:
             return []
         checkpoint_id = self._next_id
         self._next_id += 1
@@ -238,7 +236,14 @@ class CheckpointCoordinator:
             if pending.publishing is not None:
                 return pending.publish_at
             return pending.started + self._settings.timeout
-        return None if self._attempts is None or self.finished else self._trigger_at
+        return self._trigger_at if self._wants_checkpoints else None
+
+    @property
+    def _wants_checkpoints(self) -> bool:
+        """The job runs, and no checkpoint covers its end yet."""
+        if self._attempts is None or self.finished:
+            return False
+        return not (self._drained and any(done.covers_end for done in self._committing))
 
     # ------------------------------------------------------------------ acknowledgements
 

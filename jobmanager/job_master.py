@@ -221,7 +221,7 @@ class JobMaster:
         for region in self._regions:
             if region.state is RegionState.CANCELING:
                 times.append(region.canceling_since + settings.cancellation_timeout)
-            elif region.state is RegionState.WAITING and self._recovery is not None:
+            elif self._deployable(region):
                 times.append(region.deploy_at)
         if self.coordinator is not None:
             tick_at = self.coordinator.next_tick_at()
@@ -579,13 +579,21 @@ class JobMaster:
 
     # --------------------------------------------------------------------------- deployment
 
+    def _deployable(self, region: Region) -> bool:
+        """It waits for nothing but its back-off."""
+        return (
+            region.state is RegionState.WAITING
+            and self._recovery is not None
+            and not self._recovering
+            and all(self._location(task) is not None for task in region.tasks)
+        )
+
     def _deploy_waiting(self, now: int, actions: list[Action]) -> None:
         recovery = self._recovery
-        if recovery is None or self._recovering:
+        if recovery is None:
             return
-        waiting = [r for r in self._regions if r.state is RegionState.WAITING]
-        for region in waiting:
-            if now < region.deploy_at or not all(self._location(t) for t in region.tasks):
+        for region in self._regions:
+            if not self._deployable(region) or now < region.deploy_at:
                 continue
             restore, faults = plan_restore(
                 self.graph.job_graph, recovery.manifest, self._settings.ignore_unclaimed_state

@@ -13,8 +13,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from dataflow.common.config_values import (
+    duration,
+    integer,
+    not_yet,
+    number,
+    one_of,
+    parse_boolean,
+    parse_float,
+    parse_map,
+    size,
+    some_text,
+)
 from dataflow.common.keys import MAX_MAX_PARALLELISM
-from dataflow.common.time import format_millis, parse_duration
+from dataflow.common.time import parse_duration
 from dataflow.errors import ConfigError
 
 T = TypeVar("T")
@@ -39,126 +51,6 @@ class ConfigOption(Generic[T]):
         except ValueError as error:
             raise ConfigError(f"{self.key} = {text!r:.80}: {error}") from None
         return value
-
-
-# ---------------------------------------------------------------------------------------- parsers
-
-
-def parse_boolean(text: str) -> bool:
-    if text.strip().lower() not in ("true", "false"):
-        raise ValueError("true or false is needed")
-    return text.strip().lower() == "true"
-
-
-def parse_float(text: str) -> float:
-    value = float(text) if re.fullmatch(r"\s*[-+0-9.eE]{1,40}\s*", text) else float("nan")
-    if value - value != 0:  # infinite or not a number
-        raise ValueError("a number is needed")
-    return value
-
-
-_SIZE = re.compile(r"([0-9]{1,18})\s*([a-z]*)")
-_SIZE_UNITS = {
-    unit: 1024**power
-    for power, units in enumerate(
-        (" b bytes", "k kb kib kibibytes", "m mb mib mebibytes", "g gb gib gibibytes", "t tb tib")
-    )
-    for unit in units.split(" ")
-}
-
-
-def parse_memory_size(text: str) -> int:
-    """Bytes of ``4 mb``, ``64kb``, ``1024``; units are powers of 1024, as in Flink."""
-    found = _SIZE.fullmatch(text.strip().lower())
-    if found is None or found[2] not in _SIZE_UNITS:
-        raise ValueError("a size such as '4 mb', '64 kb' or a number of bytes is needed")
-    return int(found[1]) * _SIZE_UNITS[found[2]]
-
-
-def parse_map(text: str) -> dict[str, str]:
-    """``a:1,b:2``; single quotes protect commas and colons, doubled quotes stand for one."""
-    if not text.strip():
-        return {}
-    item = r"\s*(?:'((?:[^']|'')*)'|([^',:]*))\s*"
-    pair = re.compile(rf"{item}:{item}(?:,|$)")
-    pairs: dict[str, str] = {}
-    position = 0
-    while position < len(text):
-        found = pair.match(text, position)
-        if found is None:
-            raise ValueError("a list of key:value pairs separated by commas is needed")
-        quoted_key, key, quoted_value, value = found.groups()
-        name = key.strip() if quoted_key is None else quoted_key.replace("''", "'")
-        plain = value.strip() if quoted_value is None else quoted_value.replace("''", "'")
-        pairs[name] = plain
-        position = found.end()
-    return pairs
-
-
-def format_map(pairs: Mapping[str, str]) -> str:
-    """The inverse of ``parse_map``."""
-
-    def quoted(text: str) -> str:
-        return "'" + text.replace("'", "''") + "'"
-
-    return ",".join(f"{quoted(key)}:{quoted(value)}" for key, value in pairs.items())
-
-
-def _integer(at_least: int, at_most: int = 2**31 - 1) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not re.fullmatch(r"\s*[-+]?[0-9]{1,18}\s*", text):
-            raise ValueError("an integer is needed")
-        return _in_range(int(text), at_least, at_most, str)
-
-    return parse
-
-
-def _float(at_least: float, at_most: float) -> Callable[[str], float]:
-    return lambda text: _in_range(parse_float(text), at_least, at_most, str)
-
-
-def _duration(at_least: int = 0, at_most: int = 366 * 86_400_000) -> Callable[[str], int]:
-    return lambda text: _in_range(parse_duration(text), at_least, at_most, format_millis)
-
-
-def _size(at_least: int, at_most: int) -> Callable[[str], int]:
-    return lambda text: _in_range(parse_memory_size(text), at_least, at_most, "{} bytes".format)
-
-
-def _in_range(value: V, at_least: Any, at_most: Any, show: Callable[[Any], str]) -> V:
-    if value < at_least or value > at_most:
-        raise ValueError(f"{show(at_least)} to {show(at_most)} is allowed")
-    return value
-
-
-def _one_of(*allowed: str, later: tuple[str, ...] = ()) -> Callable[[str], str]:
-    """``later`` are Flink's values that this engine does not have yet."""
-
-    def parse(text: str) -> str:
-        if text in allowed:
-            return text
-        missing = "not supported yet; " if text in later else ""
-        raise ValueError(f"{missing}{' or '.join(allowed)} is allowed")
-
-    return parse
-
-
-def _not_yet(supported: str, parse: Callable[[str], V]) -> Callable[[str], V]:
-    """For what this engine does not have yet: only the value that switches it off."""
-
-    def parse_supported(text: str) -> V:
-        value = parse(text)
-        if value != parse(supported):
-            raise ValueError(f"not supported yet; only {supported} is allowed")
-        return value
-
-    return parse_supported
-
-
-def _text(text: str) -> str:
-    if not text.strip():
-        raise ValueError("the text must not be empty")
-    return text
 
 
 # ------------------------------------------------------------------------------------------ table
@@ -186,17 +78,17 @@ class ConfigOptions:
     # ------------------------------------------------------------------------------- pipeline
     PARALLELISM = _option(
         "parallelism.default",
-        _integer(1, MAX_MAX_PARALLELISM),
+        integer(1, MAX_MAX_PARALLELISM),
         1,
         "Subtasks of every operator that does not say otherwise",
     )
     MAX_PARALLELISM = _option(
         "pipeline.max-parallelism",
-        _integer(1, MAX_MAX_PARALLELISM),
+        integer(1, MAX_MAX_PARALLELISM),
         None,
         "Key groups; by default each operator's follow from its parallelism",
     )
-    PIPELINE_NAME = _option("pipeline.name", _text, None, "The job's name")
+    PIPELINE_NAME = _option("pipeline.name", some_text, None, "The job's name")
     OPERATOR_CHAINING = _option(
         "pipeline.operator-chaining.enabled",
         parse_boolean,
@@ -206,7 +98,7 @@ class ConfigOptions:
     )
     AUTO_WATERMARK_INTERVAL = _option(
         "pipeline.auto-watermark-interval",
-        _duration(at_least=1),
+        duration(at_least=1),
         200,
         "How often watermark generators are asked for a watermark",
     )
@@ -224,13 +116,13 @@ class ConfigOptions:
     )
     RUNTIME_MODE = _option(
         "execution.runtime-mode",
-        _one_of("STREAMING", "AUTOMATIC", later=("BATCH",)),
+        one_of("STREAMING", "AUTOMATIC", later=("BATCH",)),
         "STREAMING",
         "How the program is executed; bounded programs end by themselves in every mode",
     )
     BUFFER_TIMEOUT = _option(
         "execution.buffer-timeout.interval",
-        _duration(at_most=_HOUR),
+        duration(at_most=_HOUR),
         100,
         "The longest that a record waits for others to travel with",
         "execution.buffer-timeout",
@@ -239,85 +131,83 @@ class ConfigOptions:
     # ---------------------------------------------------------------------------- checkpoints
     CHECKPOINTING_INTERVAL = _option(
         "execution.checkpointing.interval",
-        _duration(at_least=10),
+        duration(at_least=10),
         None,
         "Time between the starts of two checkpoints; without it there are none",
     )
     CHECKPOINTING_TIMEOUT = _option(
         "execution.checkpointing.timeout",
-        _duration(at_least=10),
+        duration(at_least=10),
         10 * _MINUTE,
         "After which a checkpoint that is not complete is given up",
     )
     CHECKPOINTING_MIN_PAUSE = _option(
         "execution.checkpointing.min-pause",
-        _duration(),
+        duration(),
         0,
         "Least time between the end of a checkpoint and the start of the next",
     )
     CHECKPOINTING_MAX_CONCURRENT = _option(
         "execution.checkpointing.max-concurrent-checkpoints",
-        _not_yet("1", _integer(1)),
+        not_yet("1", integer(1)),
         1,
         "Checkpoints under way at a time",
     )
     CHECKPOINTING_MODE = _option(
         "execution.checkpointing.mode",
-        _one_of("EXACTLY_ONCE", "AT_LEAST_ONCE"),
+        one_of("EXACTLY_ONCE", "AT_LEAST_ONCE"),
         "EXACTLY_ONCE",
         "How often a record counts in state after a failure",
     )
     CHECKPOINTING_DIR = _option(
         "execution.checkpointing.dir",
-        _text,
+        some_text,
         None,
         "Where checkpoints are kept: s3://bucket/prefix or file:///folder",
         "state.checkpoints.dir",
     )
     SAVEPOINT_DIR = _option(
         "execution.checkpointing.savepoint-dir",
-        _text,
+        some_text,
         None,
         "Where savepoints are put unless they say otherwise",
         "state.savepoints.dir",
     )
     CHECKPOINTING_NUM_RETAINED = _option(
         "execution.checkpointing.num-retained",
-        _integer(1, 1000),
+        integer(1, 1000),
         3,
         "Completed checkpoints that are kept (Flink: 1)",
         "state.checkpoints.num-retained",
     )
     CHECKPOINTING_RETENTION = _option(
         "execution.checkpointing.externalized-checkpoint-retention",
-        _one_of(
-            "RETAIN_ON_CANCELLATION", "DELETE_ON_CANCELLATION", "NO_EXTERNALIZED_CHECKPOINTS"
-        ),
+        one_of("RETAIN_ON_CANCELLATION", "DELETE_ON_CANCELLATION", "NO_EXTERNALIZED_CHECKPOINTS"),
         "RETAIN_ON_CANCELLATION",
         "What becomes of checkpoints when the job is cancelled (Flink: deleted)",
     )
     CHECKPOINTING_TOLERABLE_FAILURES = _option(
         "execution.checkpointing.tolerable-failed-checkpoints",
-        _integer(0),
+        integer(0),
         100,
         "Consecutive failed checkpoints after which the job fails (Flink: 0)",
     )
     CHECKPOINTING_ALIGNED_TIMEOUT = _option(
         "execution.checkpointing.aligned-checkpoint-timeout",
-        _not_yet("0 ms", _duration()),
+        not_yet("0 ms", duration()),
         0,
         "After which an aligned checkpoint goes on unaligned",
     )
     CHECKPOINTING_UNALIGNED = _option(
         "execution.checkpointing.unaligned.enabled",
-        _not_yet("false", parse_boolean),
+        not_yet("false", parse_boolean),
         False,
         "Whether barriers overtake records",
         "execution.checkpointing.unaligned",
     )
     STATE_BACKEND = _option(
         "state.backend.type",
-        _one_of("hashmap", later=("rocksdb", "forst")),
+        one_of("hashmap", later=("rocksdb", "forst")),
         "hashmap",
         "Where working state is kept",
     )
@@ -338,77 +228,77 @@ class ConfigOptions:
     # ------------------------------------------------------------------- restarts and failover
     RESTART_STRATEGY = _option(
         "restart-strategy.type",
-        _one_of("none", "fixed-delay", "failure-rate", "exponential-delay"),
+        one_of("none", "fixed-delay", "failure-rate", "exponential-delay"),
         None,
         "By default exponential-delay when checkpointing is on, else none",
         "restart-strategy",
     )
     RESTART_FIXED_DELAY_ATTEMPTS = _option(
-        "restart-strategy.fixed-delay.attempts", _integer(0), 1, "Restarts in all"
+        "restart-strategy.fixed-delay.attempts", integer(0), 1, "Restarts in all"
     )
     RESTART_FIXED_DELAY_DELAY = _option(
-        "restart-strategy.fixed-delay.delay", _duration(), _SECOND, "Wait before a restart"
+        "restart-strategy.fixed-delay.delay", duration(), _SECOND, "Wait before a restart"
     )
     RESTART_FAILURE_RATE_MAX_FAILURES = _option(
         "restart-strategy.failure-rate.max-failures-per-interval",
-        _integer(1, 100_000),
+        integer(1, 100_000),
         1,
         "Failures within an interval that are followed by a restart",
     )
     RESTART_FAILURE_RATE_INTERVAL = _option(
         "restart-strategy.failure-rate.failure-rate-interval",
-        _duration(at_least=1),
+        duration(at_least=1),
         _MINUTE,
         "Over which failures are counted",
     )
     RESTART_FAILURE_RATE_DELAY = _option(
-        "restart-strategy.failure-rate.delay", _duration(), _SECOND, "Wait before a restart"
+        "restart-strategy.failure-rate.delay", duration(), _SECOND, "Wait before a restart"
     )
     RESTART_EXPONENTIAL_INITIAL_BACKOFF = _option(
         "restart-strategy.exponential-delay.initial-backoff",
-        _duration(at_least=1),
+        duration(at_least=1),
         100,
         "Wait before the first restart (Flink: 1 s)",
     )
     RESTART_EXPONENTIAL_MAX_BACKOFF = _option(
         "restart-strategy.exponential-delay.max-backoff",
-        _duration(at_least=1),
+        duration(at_least=1),
         _MINUTE,
         "Longest wait before a restart",
     )
     RESTART_EXPONENTIAL_MULTIPLIER = _option(
         "restart-strategy.exponential-delay.backoff-multiplier",
-        _float(1.0, 1000.0),
+        number(1.0, 1000.0),
         2.0,
         "By which the wait grows with every failure (Flink: 1.5)",
     )
     RESTART_EXPONENTIAL_JITTER = _option(
         "restart-strategy.exponential-delay.jitter-factor",
-        _float(0.0, 1.0),
+        number(0.0, 1.0),
         0.1,
         "Part of the wait that is random",
     )
     RESTART_EXPONENTIAL_RESET_THRESHOLD = _option(
         "restart-strategy.exponential-delay.reset-backoff-threshold",
-        _duration(at_least=1),
+        duration(at_least=1),
         _HOUR,
         "Time without failures after which the wait is the initial one again",
     )
     RESTART_EXPONENTIAL_ATTEMPTS = _option(
         "restart-strategy.exponential-delay.attempts-before-reset-backoff",
-        _integer(1),
+        integer(1),
         None,
         "Restarts before the reset; by default without limit",
     )
     FAILOVER_STRATEGY = _option(
         "jobmanager.execution.failover-strategy",
-        _one_of("region", "full"),
+        one_of("region", "full"),
         "region",
         "What is restarted: the tasks connected with the failed one, or all",
     )
     TASK_CANCELLATION_TIMEOUT = _option(
         "task.cancellation.timeout",
-        _duration(at_least=1),
+        duration(at_least=1),
         30 * _SECOND,
         "After which a task that does not stop is ended with its TaskManager (Flink: 180 s)",
     )
@@ -416,61 +306,61 @@ class ConfigOptions:
     # -------------------------------------------------------------------------------- cluster
     HEARTBEAT_INTERVAL = _option(
         "heartbeat.interval",
-        _duration(at_least=10),
+        duration(at_least=10),
         _SECOND,
         "Between two signs of life of a TaskManager (Flink: 10 s)",
     )
     HEARTBEAT_TIMEOUT = _option(
         "heartbeat.timeout",
-        _duration(at_least=20),
+        duration(at_least=20),
         10 * _SECOND,
         "After which a silent TaskManager counts as lost (Flink: 50 s)",
     )
     TASKMANAGER_SLOTS = _option(
         "taskmanager.numberOfTaskSlots",
-        _integer(1, 1024),
+        integer(1, 1024),
         1,
         "Slots of one TaskManager; they share an interpreter lock",
     )
     TASKMANAGER_CPUS = _option(
         "taskmanager.resources.cpus",
-        _float(0.0, 100_000.0),
+        number(0.0, 100_000.0),
         1.0,
         "Ray CPUs that a TaskManager reserves",
     )
     SLOT_REQUEST_TIMEOUT = _option(
         "slot.request.timeout",
-        _duration(at_least=1),
+        duration(at_least=1),
         5 * _MINUTE,
         "After which a job that does not get its slots fails",
     )
     CHANNEL_BATCHES_MAX = _option(
         "taskmanager.network.channel.batches-max",
-        _integer(1, 4096),
+        integer(1, 4096),
         8,
         "Batches under way on one channel",
     )
     CHANNEL_BYTES_MAX = _option(
         "taskmanager.network.channel.bytes-max",
-        _size(64 * 1024, 1 << 40),
+        size(64 * 1024, 1 << 40),
         4 << 20,
         "Bytes under way on one channel",
     )
     CHANNEL_BATCH_ROWS_MAX = _option(
         "taskmanager.network.channel.batch-rows-max",
-        _integer(1, 1_000_000),
+        integer(1, 1_000_000),
         2048,
         "Rows in one batch on a channel",
     )
     RECORD_BYTES_MAX = _option(
         "taskmanager.network.record-bytes-max",
-        _size(1024, 2 << 30),
+        size(1024, 2 << 30),
         16 << 20,
         "Size of one record; a larger one fails the job",
     )
     LATENCY_INTERVAL = _option(
         "metrics.latency.interval",
-        _duration(),
+        duration(),
         0,
         "Between two latency markers of a source; 0 for none",
     )
@@ -491,10 +381,10 @@ class OptionBuilder:
         return TypedOptionBuilder(self._key, parse_boolean)
 
     def int_type(self) -> TypedOptionBuilder[int]:
-        return TypedOptionBuilder(self._key, _integer(-(2**31), 2**31 - 1))
+        return TypedOptionBuilder(self._key, integer(-(2**31), 2**31 - 1))
 
     def long_type(self) -> TypedOptionBuilder[int]:
-        return TypedOptionBuilder(self._key, _integer(-(2**63), 2**63 - 1))
+        return TypedOptionBuilder(self._key, integer(-(2**63), 2**63 - 1))
 
     def float_type(self) -> TypedOptionBuilder[float]:
         return TypedOptionBuilder(self._key, parse_float)
@@ -594,7 +484,5 @@ def _conflicts(values: dict[str, Any]) -> list[str]:
         if least > most or (strict and least == most):
             relation = "below" if strict else "at most"
             unit = "" if low is ConfigOptions.PARALLELISM else " ms"
-            faults.append(
-                f"{low.key} ({least}{unit}) must be {relation} {high.key} ({most}{unit})"
-            )
+            faults.append(f"{low.key} ({least}{unit}) must be {relation} {high.key} ({most}{unit})")
     return faults

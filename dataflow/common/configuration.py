@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -9,9 +10,9 @@ from dataflow.common.config_options import (
     ConfigOption,
     canonical_key,
     default_of,
-    parse_boolean,
     validate,
 )
+from dataflow.common.config_values import parse_boolean
 from dataflow.common.time import Duration, Time, format_millis, parse_duration, to_millis
 from dataflow.errors import ConfigError
 
@@ -124,8 +125,8 @@ class Configuration:
 
     # ------------------------------------------------------------------------------------ whole
 
-    def key_set(self) -> set[str]:
-        return set(self._values)
+    def key_set(self) -> builtins.set[str]:
+        return builtins.set(self._values)
 
     def contains_key(self, key: str) -> bool:
         return canonical_key(key) in self._values

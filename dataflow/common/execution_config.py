@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dataflow.common.config_options import ConfigOption, ConfigOptions, format_map
+from dataflow.common.config_options import ConfigOption, ConfigOptions
+from dataflow.common.config_values import format_map
 from dataflow.common.configuration import Configuration
 from dataflow.common.time import DurationLike, to_millis
 

@@ -27,6 +27,10 @@ from dataflow.errors import KeyTypeError
 _MASK64 = (1 << 64) - 1
 _PHI = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio, odd
 
+_EPOCH = datetime.datetime(1970, 1, 1)
+_EPOCH_UTC = _EPOCH.replace(tzinfo=datetime.timezone.utc)
+_MICROSECOND = datetime.timedelta(microseconds=1)
+
 DEFAULT_MAX_PARALLELISM = 128
 MAX_MAX_PARALLELISM = 32768
 
@@ -61,7 +65,7 @@ def subtask_for(key_group: int, max_parallelism: int, parallelism: int) -> int:
 
 
 def default_max_parallelism(parallelism: int) -> int:
-    """Flink's rule: next power of two above 1.5 × parallelism, within [128, 32768]."""
+    """Flink's rule: next power of two above 1.5 times the parallelism, within [128, 32768]."""
     wanted = parallelism + parallelism // 2
     power = 1 << max(0, wanted - 1).bit_length()
     return min(max(power, DEFAULT_MAX_PARALLELISM), MAX_MAX_PARALLELISM)
@@ -90,7 +94,7 @@ def stable_hash(key: Any) -> int:
 
 
 def _uncommon_hash(key: Any) -> int:
-    if isinstance(key, enum.Enum) and not isinstance(key, (int, str)):
+    if isinstance(key, enum.Enum) and not isinstance(key, (int, float, str, bytes, tuple)):
         return stable_hash(key.name)
     if isinstance(key, (bool, np.bool_)):
         return stable_hash(int(key))
@@ -109,11 +113,19 @@ def _uncommon_hash(key: Any) -> int:
         return _spread(zlib.crc32(key, 1))
     if isinstance(key, tuple):
         return stable_hash(tuple(key))
-    if isinstance(key, (datetime.datetime, datetime.date, datetime.time)):
+    if isinstance(key, datetime.datetime):
+        # The instant, not its text: equal datetimes may be in different time zones.
+        epoch = _EPOCH if key.utcoffset() is None else _EPOCH_UTC
+        return stable_hash((key - epoch) // _MICROSECOND)
+    if isinstance(key, datetime.time):
+        since_midnight = datetime.datetime.combine(_EPOCH, key.replace(tzinfo=None)) - _EPOCH
+        offset = key.utcoffset() or datetime.timedelta(0)
+        return stable_hash((since_midnight - offset) // _MICROSECOND)
+    if isinstance(key, datetime.date):
         return stable_hash(key.isoformat())
     raise KeyTypeError(
         f"a key of type {type(key).__name__} has no stable hash; use str, bytes, int, float, "
-        "bool, date, datetime, an Enum, or a tuple of these"
+        "bool, date, datetime, time, an Enum, or a tuple of these"
     )
 
 
@@ -122,19 +134,41 @@ def key_group(key: Any, max_parallelism: int) -> int:
     return stable_hash(key) % max_parallelism
 
 
-def key_groups_of_array(column: pa.Array, max_parallelism: int) -> np.ndarray[Any, Any]:
+def key_groups_of_array(
+    column: pa.Array | pa.ChunkedArray, max_parallelism: int
+) -> np.ndarray[Any, Any]:
     """The key groups of an Arrow column, equal to ``key_group`` of each of its Python values."""
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
+    if pa.types.is_dictionary(column.type):
+        # A dictionary may hold values that no row has, and the same one twice.
+        column = column.dictionary_decode()
     if column.null_count:
         raise KeyTypeError("null cannot be a key")
-    if pa.types.is_integer(column.type) and column.type != pa.uint64():
-        numbers = column.cast(pa.int64()).to_numpy(zero_copy_only=False).astype(np.uint64)
-        spread = (numbers * np.uint64(_PHI)) >> np.uint64(32)
-        return (spread % np.uint64(max_parallelism)).astype(np.int64)
-    encoded = column if pa.types.is_dictionary(column.type) else pc.dictionary_encode(column)
+    numbers = _as_numbers(column)
+    if numbers is not None:
+        spread = (numbers.astype(np.uint64) * np.uint64(_PHI)) >> np.uint64(32)
+        return (spread % np.uint64(max_parallelism)).astype(np.int64, copy=False)
+    try:
+        encoded = pc.dictionary_encode(column)
+    except pa.ArrowNotImplementedError:  # few and rare types, such as string_view
+        return np.asarray([key_group(value, max_parallelism) for value in column.to_pylist()])
     groups = [key_group(value, max_parallelism) for value in encoded.dictionary.to_pylist()]
-    return np.asarray(groups, dtype=np.int64)[encoded.indices.to_numpy(zero_copy_only=False)]
+    found = np.asarray(groups, np.int64)[encoded.indices.to_numpy(zero_copy_only=False)]
+    return np.asarray(found)
+
+
+def _as_numbers(column: pa.Array) -> np.ndarray[Any, Any] | None:
+    """The int64 that ``stable_hash`` makes of each value, for types where it is always one."""
+    kind = column.type
+    if pa.types.is_integer(kind) and kind != pa.uint64():
+        return np.asarray(column.cast(pa.int64()))
+    if pa.types.is_timestamp(kind):
+        numbers = np.asarray(column.cast(pa.int64()))
+        if kind.unit == "ns":
+            return np.asarray(numbers // 1000)
+        return np.asarray(numbers * {"s": 1_000_000, "ms": 1000, "us": 1}[kind.unit])
+    return None
 
 
 class KeyGroupMemo:

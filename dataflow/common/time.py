@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Union
 
 from dataflow.errors import ConfigError
 
@@ -100,7 +99,7 @@ class Time:
 
 
 #: Whatever a span of time may be given as; an int is milliseconds.
-DurationLike = Union[Duration, Time, timedelta, int]
+DurationLike = Duration | Time | timedelta | int
 
 
 def to_millis(value: DurationLike, what: str = "duration", at_least: int | None = 0) -> int:

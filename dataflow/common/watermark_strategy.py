@@ -34,7 +34,7 @@ class _FunctionAssigner(TimestampAssigner):
     """A plain function ``(value, record_timestamp)`` as an assigner, called without detour."""
 
     def __init__(self, function: Callable[[Any, int], int]) -> None:
-        self.extract_timestamp = function  # type: ignore[method-assign]
+        vars(self).update(extract_timestamp=function)
 
     def extract_timestamp(self, value: Any, record_timestamp: int) -> int:
         raise AssertionError("hidden by the instance's own")

@@ -120,7 +120,7 @@ class RuntimeContext(KeyedStateStore):
 # ------------------------------------------------------------------------------------- functions
 
 
-class Function(ABC):
+class Function(ABC):  # noqa: B024
     """Base of all functions."""
 
     def open(self, runtime_context: RuntimeContext) -> None:  # noqa: B027
@@ -279,7 +279,7 @@ class ProcessWindowFunction(Function, Generic[IN, OUT, KEY, W]):
     @abstractmethod
     def process(self, key: KEY, context: Context[W], elements: Iterable[IN]) -> Iterable[OUT]: ...
 
-    def clear(self, context: Context[W]) -> None:  # noqa: B027
+    def clear(self, context: Context[W]) -> None:
         """The window is over for good."""
 
 
@@ -299,7 +299,7 @@ class ProcessAllWindowFunction(Function, Generic[IN, OUT, W]):
     @abstractmethod
     def process(self, context: Context[W], elements: Iterable[IN]) -> Iterable[OUT]: ...
 
-    def clear(self, context: Context[W]) -> None:  # noqa: B027
+    def clear(self, context: Context[W]) -> None:
         """The window is over for good."""
 
 
@@ -310,7 +310,7 @@ class ProcessAllWindowFunction(Function, Generic[IN, OUT, W]):
 
 class _Map(MapFunction):
     def __init__(self, function: Callable[[Any], Any]) -> None:
-        self.map = function  # type: ignore[method-assign]
+        vars(self).update(map=function)
 
     def map(self, value: Any) -> Any:
         raise NotImplementedError
@@ -318,7 +318,7 @@ class _Map(MapFunction):
 
 class _FlatMap(FlatMapFunction):
     def __init__(self, function: Callable[[Any], Iterable[Any]]) -> None:
-        self.flat_map = function  # type: ignore[method-assign]
+        vars(self).update(flat_map=function)
 
     def flat_map(self, value: Any) -> Iterable[Any]:
         raise NotImplementedError
@@ -326,7 +326,7 @@ class _FlatMap(FlatMapFunction):
 
 class _Filter(FilterFunction):
     def __init__(self, function: Callable[[Any], bool]) -> None:
-        self.filter = function  # type: ignore[method-assign]
+        vars(self).update(filter=function)
 
     def filter(self, value: Any) -> bool:
         raise NotImplementedError
@@ -334,7 +334,7 @@ class _Filter(FilterFunction):
 
 class _Reduce(ReduceFunction):
     def __init__(self, function: Callable[[Any, Any], Any]) -> None:
-        self.reduce = function  # type: ignore[method-assign]
+        vars(self).update(reduce=function)
 
     def reduce(self, value1: Any, value2: Any) -> Any:
         raise NotImplementedError
@@ -342,7 +342,7 @@ class _Reduce(ReduceFunction):
 
 class _Key(KeySelector):
     def __init__(self, function: Callable[[Any], Any]) -> None:
-        self.get_key = function  # type: ignore[method-assign]
+        vars(self).update(get_key=function)
 
     def get_key(self, value: Any) -> Any:
         raise NotImplementedError
@@ -350,7 +350,7 @@ class _Key(KeySelector):
 
 class _Partition(Partitioner):
     def __init__(self, function: Callable[[Any, int], int]) -> None:
-        self.partition = function  # type: ignore[method-assign]
+        vars(self).update(partition=function)
 
     def partition(self, key: Any, num_partitions: int) -> int:
         raise NotImplementedError

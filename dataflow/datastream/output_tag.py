@@ -20,7 +20,9 @@ class OutputTag:
         self, tag_id: str, type_info: TypeInformation | Sequence[TypeInformation] | None = None
     ) -> None:
         if not isinstance(tag_id, str) or not tag_id:
-            raise JobGraphError(f"OutputTag({tag_id!r:.60}): the id must be a text that is not empty")
+            raise JobGraphError(
+                f"OutputTag({tag_id!r:.60}): the id must be a text that is not empty"
+            )
         if type_info is None:
             type_info = Types.PICKLED_BYTE_ARRAY()
         elif not isinstance(type_info, TypeInformation):

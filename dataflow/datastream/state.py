@@ -253,9 +253,7 @@ class StateTtlConfig:
             self._ttl = ttl
             return self
 
-        def set_update_type(
-            self, update_type: StateTtlConfig.UpdateType
-        ) -> StateTtlConfig.Builder:
+        def set_update_type(self, update_type: StateTtlConfig.UpdateType) -> StateTtlConfig.Builder:
             self._update_type = update_type
             return self
 

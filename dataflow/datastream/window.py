@@ -74,39 +74,26 @@ class WindowAssigner(ABC, Generic[T, W]):
         """Whether windows end by watermarks, not by the wall clock."""
 
 
-class SlidingEventTimeWindows(WindowAssigner[T, TimeWindow]):
-    """Windows of ``size`` that begin every ``slide``, shifted by ``offset``.
-
-    A record belongs to all that hold its timestamp: to none, if it falls between two windows that
-    slide by more than their size.
-    """
+class _EventTimeWindows(WindowAssigner[T, TimeWindow]):
+    """Windows of ``size`` that begin every ``slide``, shifted by ``offset``."""
 
     def __init__(self, size: int, slide: int, offset: int) -> None:
+        name = type(self).__name__
+        if size < 1 or slide < 1:
+            raise JobGraphError(f"{name}: windows of {size} ms every {slide} ms are not possible")
         if abs(offset) >= slide:
             raise JobGraphError(
-                f"{type(self).__name__}: the offset ({offset} ms) must be shorter than the "
+                f"{name}: the offset ({offset} ms) must be shorter than the "
                 f"{'size' if slide == size else 'slide'} ({slide} ms)"
             )
         if size > slide * PANES_MAX:
             raise JobGraphError(
-                f"{type(self).__name__}: size {size} ms and slide {slide} ms put each record into "
+                f"{name}: size {size} ms and slide {slide} ms put each record into "
                 f"{-(-size // slide)} windows; at most {PANES_MAX} is allowed"
             )
         self.size = size
         self.slide = slide
         self.offset = offset
-
-    @staticmethod
-    def of(
-        size: DurationLike, slide: DurationLike, offset: DurationLike = 0
-    ) -> SlidingEventTimeWindows[Any]:
-        """Raises ConfigError or JobGraphError for sizes that are not possible."""
-        where = "SlidingEventTimeWindows.of"
-        return SlidingEventTimeWindows(
-            to_millis(size, f"{where}: size", at_least=1),
-            to_millis(slide, f"{where}: slide", at_least=1),
-            to_millis(0 if offset is None else offset, f"{where}: offset", at_least=None),
-        )
 
     def assign_starts(self, timestamp: int) -> Sequence[int]:
         """The starts of the windows that hold ``timestamp``, latest first."""
@@ -122,20 +109,15 @@ class SlidingEventTimeWindows(WindowAssigner[T, TimeWindow]):
     def is_event_time(self) -> bool:
         return True
 
-    def __repr__(self) -> str:
-        return f"SlidingEventTimeWindows({self.size}, {self.slide}, {self.offset})"
 
-
-class TumblingEventTimeWindows(SlidingEventTimeWindows[T]):
+class TumblingEventTimeWindows(_EventTimeWindows[T]):
     """Windows of ``size`` one after the other, shifted by ``offset``."""
 
     def __init__(self, size: int, offset: int) -> None:
         super().__init__(size, size, offset)
 
     @staticmethod
-    def of(  # type: ignore[override]
-        size: DurationLike, offset: DurationLike = 0
-    ) -> TumblingEventTimeWindows[Any]:
+    def of(size: DurationLike, offset: DurationLike | None = None) -> TumblingEventTimeWindows[Any]:
         """Raises ConfigError or JobGraphError for sizes that are not possible."""
         where = "TumblingEventTimeWindows.of"
         return TumblingEventTimeWindows(
@@ -145,3 +127,26 @@ class TumblingEventTimeWindows(SlidingEventTimeWindows[T]):
 
     def __repr__(self) -> str:
         return f"TumblingEventTimeWindows({self.size}, {self.offset})"
+
+
+class SlidingEventTimeWindows(_EventTimeWindows[T]):
+    """Windows of ``size`` that begin every ``slide``, shifted by ``offset``.
+
+    A record belongs to all that hold its timestamp: to none, if it falls between two windows that
+    slide by more than their size.
+    """
+
+    @staticmethod
+    def of(
+        size: DurationLike, slide: DurationLike, offset: DurationLike | None = None
+    ) -> SlidingEventTimeWindows[Any]:
+        """Raises ConfigError or JobGraphError for sizes that are not possible."""
+        where = "SlidingEventTimeWindows.of"
+        return SlidingEventTimeWindows(
+            to_millis(size, f"{where}: size", at_least=1),
+            to_millis(slide, f"{where}: slide", at_least=1),
+            to_millis(0 if offset is None else offset, f"{where}: offset", at_least=None),
+        )
+
+    def __repr__(self) -> str:
+        return f"SlidingEventTimeWindows({self.size}, {self.slide}, {self.offset})"

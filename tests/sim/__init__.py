@@ -1,0 +1,1 @@
+"""The deterministic simulator: the real job, coordinator, store and tasks under a seed."""

@@ -1,0 +1,260 @@
+"""Ten deliberate bugs, put in from outside: a simulator that misses one proves nothing.
+
+Each canary is a context manager around ``run_seed``, with the options that give it its chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+from unittest import mock
+
+from dataflow.common.keys import KeyGroupMemo
+from jobmanager.checkpoint_coordinator import CheckpointCoordinator
+from state import checkpoint_protocol as protocol
+from state.checkpoint_paths import JobPaths
+from state.checkpoint_metadata import EpochRecord, encode_epoch
+from state.checkpoint_store import CheckpointStore, StateHandle
+from state.heap_backend import KeyedStateBackend
+from taskmanager.messages import CheckpointAcknowledged, DataMessage, Feedback, TaskId
+from taskmanager.operators.sink import SinkOperator
+from taskmanager.task import Task
+from tests.sim import ledger
+from tests.sim.jobs import SimReader, SimSplit
+from tests.sim.nemesis import Rates
+from tests.sim.run import Options
+from tests.sim.world import MS, SECOND
+
+
+def _busy(rates: Rates) -> Rates:
+    """Many kills, nothing that hides them."""
+    return replace(
+        rates,
+        enabled=frozenset({"F01", "F02", "F04"}),
+        failpoint=0.02,
+        strike_every_us=700 * MS,
+        steady=False,
+    )
+
+
+def _slow_messages(rates: Rates) -> Rates:
+    return replace(
+        _busy(rates),
+        message_repeat=0.3,
+        slow_message_us=3 * SECOND,
+        enabled=frozenset({"F01", "F11", "F13"}),
+    )
+
+
+def _deposed(rates: Rates) -> Rates:
+    """Two JobManagers at once, which overtake each other in the middle of store calls."""
+    return replace(
+        rates,
+        enabled=frozenset({"F12", "F27"}),
+        interleave=0.3,
+        strike_every_us=700 * MS,
+        steady=False,
+    )
+
+
+@dataclass(frozen=True)
+class Canary:
+    """``plant`` puts the bug in; ``options`` say where it would show."""
+
+    name: str
+    plant: Callable[[], AbstractContextManager[Any]]
+    options: Options = field(default_factory=lambda: Options(scenario="faults", rates=_busy))
+
+
+# ---------------------------------------------------------------------------------- the ten bugs
+
+
+@contextmanager
+def skip_alignment_blocking() -> Iterator[None]:
+    """1: records behind the barrier are processed before the snapshot."""
+    original = Task.__init__
+
+    def init(self: Task, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        self._aligned_exactly = False
+
+    with mock.patch.object(Task, "__init__", init):
+        yield
+
+
+@contextmanager
+def acknowledge_before_upload() -> Iterator[None]:
+    """2: the handle is handed out although the write may still fail."""
+    original = CheckpointStore.write_state
+
+    def write_state(
+        self: CheckpointStore, generation: int, checkpoint_id: int, name: str, data: bytes
+    ) -> StateHandle:
+        discarded = mock.Mock()
+        with mock.patch.object(self, "_fs", discarded):
+            handle = original(self, generation, checkpoint_id, name, data)
+        ledger.current().later(lambda: original(self, generation, checkpoint_id, name, data))
+        return handle
+
+    with mock.patch.object(CheckpointStore, "write_state", write_state):
+        yield
+
+
+@contextmanager
+def publish_before_last_ack() -> Iterator[None]:
+    """3: the last subtask's state is taken from the checkpoint before."""
+    original = CheckpointCoordinator.acknowledge
+    before: dict[TaskId, CheckpointAcknowledged] = {}
+
+    def acknowledge(
+        self: CheckpointCoordinator, ack: CheckpointAcknowledged, now: int
+    ) -> Any:
+        result, actions = original(self, ack, now)
+        pending = self._pending
+        missing = [] if pending is None else [t for t in self._tasks if t not in pending.acks]
+        if pending is not None and len(missing) == 1 and missing[0] in before:
+            late = replace(
+                before[missing[0]],
+                attempt=ack.attempt,
+                checkpoint_id=pending.checkpoint_id,
+            )
+            return original(self, late, now)
+        before[ack.task] = ack
+        return result, actions
+
+    with mock.patch.object(CheckpointCoordinator, "acknowledge", acknowledge):
+        yield
+
+
+@contextmanager
+def plain_put_of_epoch_record() -> Iterator[None]:
+    """4: who comes last wins, and whoever came first believes to have won."""
+
+    def put_epoch(
+        self: CheckpointStore, attempt: tuple[int, int], manifest_sha256: str | None
+    ) -> bool:
+        record = EpochRecord(attempt[1], attempt[0], manifest_sha256)
+        self._fs.put(self._path(JobPaths.epoch(attempt[1])), encode_epoch(record, self._key))
+        return True
+
+    with mock.patch.object(CheckpointStore, "_put_epoch", put_epoch):
+        yield
+
+
+@contextmanager
+def commit_without_permit() -> Iterator[None]:
+    """5: the sink commits when it has been snapshotted."""
+    original = SinkOperator.snapshot
+
+    def snapshot(self: SinkOperator, checkpoint_id: int) -> Any:
+        result = original(self, checkpoint_id)
+        self.commit(checkpoint_id, lambda error: None)
+        return result
+
+    with mock.patch.object(SinkOperator, "snapshot", snapshot):
+        yield
+
+
+@contextmanager
+def drop_attempt_check() -> Iterator[None]:
+    """6: batches of an older attempt are taken for the present one's."""
+    original = Task.receive
+
+    def receive(self: Task, message: DataMessage) -> Feedback | None:
+        return original(self, replace(message, attempt=self.attempt))
+
+    with mock.patch.object(Task, "receive", receive):
+        yield
+
+
+@contextmanager
+def source_offset_one_off() -> Iterator[None]:
+    """7: the position of the last record instead of the one after it."""
+    original = SimReader.snapshot_state
+
+    def snapshot_state(self: SimReader, checkpoint_id: int) -> list[SimSplit]:
+        splits = original(self, checkpoint_id)
+        return [replace(split, next=max(0, split.next - 1)) for split in splits]
+
+    with mock.patch.object(SimReader, "snapshot_state", snapshot_state):
+        yield
+
+
+@contextmanager
+def lose_timers() -> Iterator[None]:
+    """8: timers are not part of the snapshot."""
+    original = KeyedStateBackend.snapshot
+
+    def snapshot(self: KeyedStateBackend) -> dict[int, bytes]:
+        kept = {n: t for n, t in self._tables.items() if not n.startswith("$event")}
+        with mock.patch.object(self, "_tables", kept):
+            return original(self)
+
+    with mock.patch.object(KeyedStateBackend, "snapshot", snapshot):
+        yield
+
+
+@contextmanager
+def builtin_hash_for_keys() -> Iterator[None]:
+    """9: ``hash()``, which every process salts with its own number."""
+    original = KeyGroupMemo.__init__
+    processes = iter(range(1, 1 << 30))
+
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        self.salt = next(processes)
+
+    def learn(self: Any, key: Any) -> int:
+        group = (key * 31 + self.salt * 17) % self._max_parallelism
+        result = group if self._of_group is None else self._of_group(group)
+        self.known[key] = result
+        return int(result)
+
+    with mock.patch.object(KeyGroupMemo, "__init__", init):
+        with mock.patch.object(KeyGroupMemo, "learn", learn):
+            yield
+
+
+@contextmanager
+def collect_a_retained_file() -> Iterator[None]:
+    """10: garbage collection deletes state that a retained manifest refers to."""
+    original = protocol.plan_garbage
+
+    def plan_garbage(
+        listing: Any, records: Any, manifests: Any, generation: int, retain: int, in_use: Any
+    ) -> list[str]:
+        doomed = original(listing, records, manifests, generation, retain, in_use)
+        newest = max(manifests, default=None)
+        if doomed and newest is not None:
+            doomed += [handle.path for handle in list(manifests[newest].handles())[:1]]
+        return doomed
+
+    with mock.patch.object(protocol, "plan_garbage", plan_garbage):
+        yield
+
+
+_LEDGER = Options(scenario="faults", kind="ledger", rates=_busy)
+
+CANARIES = (
+    Canary("skip alignment blocking", skip_alignment_blocking, _LEDGER),
+    Canary("acknowledge before the upload", acknowledge_before_upload, _LEDGER),
+    Canary("publish before the last acknowledgement", publish_before_last_ack, _LEDGER),
+    Canary(
+        "epoch record by plain put",
+        plain_put_of_epoch_record,
+        Options(scenario="faults", kind="ledger", rates=_deposed),
+    ),
+    Canary("commit without permit", commit_without_permit, _LEDGER),
+    Canary(
+        "no attempt check on data",
+        drop_attempt_check,
+        Options(scenario="faults", kind="ledger", rates=_slow_messages),
+    ),
+    Canary("source offset one off", source_offset_one_off, _LEDGER),
+    Canary("lose timers", lose_timers, _LEDGER),
+    Canary("builtin hash of keys", builtin_hash_for_keys, _LEDGER),
+    Canary("collect a retained file", collect_a_retained_file, _LEDGER),
+)
+

@@ -1,0 +1,194 @@
+"""The processes of a simulation, and the control messages and reports between them."""
+
+from __future__ import annotations
+
+from dataflow.common.job_status import JobStatus
+from dataflow.filesystem.memory import MemoryFileSystem
+from dataflow.graph.job_graph import JobGraph
+from state.checkpoint_store import CheckpointStore
+from taskmanager.messages import (
+    CheckpointAcknowledged,
+    CommitCheckpoint,
+    CommitSucceeded,
+    ControlMessage,
+    Deploy,
+    Finish,
+    Report,
+    TaskFailed,
+    TaskReady,
+    TriggerCheckpoint,
+)
+from tests.sim.jobmanager import SimJobManager
+from tests.sim.nemesis import Nemesis
+from tests.sim.taskmanager import SimProcess, SimTaskManager
+from tests.sim.world import MS, SECOND, World
+from tests.store_faults import FaultyFileSystem
+
+JOB_ID = "sim"
+
+_FAILPOINTS: dict[type, str] = {
+    Deploy: "deploy",
+    TriggerCheckpoint: "trigger",
+    CommitCheckpoint: "commit",
+    Finish: "finish",
+    TaskReady: "ready",
+    CheckpointAcknowledged: "acknowledged",
+    CommitSucceeded: "committed",
+}
+
+
+class SimCluster:
+    """Every process there is or was."""
+
+    def __init__(
+        self, world: World, nemesis: Nemesis, job_graph: JobGraph, root: str, heartbeat_ms: int
+    ) -> None:
+        self.world = world
+        self.nemesis = nemesis
+        self.job_graph = job_graph
+        self.job_bytes = b"{}"  # only ever stored: encoding the graph for each start is slow
+        self.job_id = JOB_ID
+        self.root = root
+        self.heartbeat_us = heartbeat_ms * MS
+        self.taskmanagers: dict[str, SimTaskManager] = {}
+        self.jobmanagers: list[SimJobManager] = []
+        self.job_running_once = False
+        self.completed_checkpoints = 0
+        self.restarts = 0
+        self.allowed_errors: tuple[str, ...] = ("injected",)
+        self._stopped: set[str] = set()  # asked, never walked
+        nemesis.start(self)
+        self.start_jobmanager(None)
+
+    def open_store(self, owner: SimProcess) -> CheckpointStore:
+        file_system = FaultyFileSystem(
+            MemoryFileSystem(), lambda operation: self.nemesis.store_fault(owner, operation)
+        )
+        return CheckpointStore(file_system, self.root, self.job_id)
+
+    # ------------------------------------------------------------------------- JobManagers
+
+    @property
+    def newest(self) -> SimJobManager | None:
+        return self.jobmanagers[-1] if self.jobmanagers else None
+
+    @property
+    def status(self) -> JobStatus:
+        """What the job's client sees."""
+        newest = self.newest
+        return newest.status if newest is not None and newest.alive else JobStatus.RECONCILING
+
+    def start_jobmanager(self, after: SimJobManager | None) -> None:
+        """A new incarnation, unless ``after`` has been followed by one already or has ended."""
+        if after is not self.newest:
+            return
+        if after is not None and after.alive and after.status.is_globally_terminal_state():
+            return
+        self.jobmanagers.append(SimJobManager(self, len(self.jobmanagers) + 1))
+
+    def on_jobmanager_death(self, jobmanager: SimJobManager) -> None:
+        """Its TaskManagers die with it, at their own time; another one takes its place."""
+        world = self.world
+        for taskmanager in list(self.taskmanagers.values()):
+            if taskmanager.owner is jobmanager:
+                world.after(
+                    world.long_tailed(300 * MS, 8 * SECOND),
+                    lambda taskmanager=taskmanager: taskmanager.kill("its owner died"),  # type: ignore[misc]
+                )
+        world.after(
+            world.long_tailed(500 * MS, 4 * SECOND), lambda: self.start_jobmanager(jobmanager)
+        )
+
+    def on_status(self, jobmanager: SimJobManager, status: JobStatus) -> None:
+        if status is JobStatus.RUNNING:
+            self.job_running_once = True
+        if status is JobStatus.RESTARTING:
+            self.restarts += 1
+
+    def checkpoint_completed(self, jobmanager: SimJobManager, checkpoint_id: int | None) -> None:
+        self.world.log(f"{jobmanager.id} completed checkpoint {checkpoint_id}")
+        self.completed_checkpoints += 1
+        self.nemesis.completed += 1
+
+    def on_task_failed(self, report: TaskFailed) -> None:
+        """A task may fail of what was injected, and of nothing else."""
+        if not any(allowed in report.error for allowed in self.allowed_errors):
+            self.world.violation(f"a task failed by itself: {report.error}")
+
+    # ------------------------------------------------------------------------ TaskManagers
+
+    def add_taskmanager(self, taskmanager_id: str, owner: SimJobManager) -> None:
+        if taskmanager_id in self._stopped:
+            return
+        assert taskmanager_id not in self.taskmanagers
+        taskmanager = SimTaskManager(self, taskmanager_id, owner)
+        self.taskmanagers[taskmanager_id] = taskmanager
+
+    def stop_taskmanager(self, taskmanager_id: str) -> None:
+        """At the JobManager's wish: soon, but who cannot be reached lives on for a while."""
+        self._stopped.add(taskmanager_id)
+        taskmanager = self.taskmanagers.get(taskmanager_id)
+        if taskmanager is None:
+            return
+        delay = self.world.between(1, 20) * MS
+        if self.nemesis.active and (
+            taskmanager.paused or self.nemesis.cut_until(taskmanager_id, taskmanager.owner.id)
+        ):
+            delay = self.world.between(1, 10) * SECOND
+        self.world.after(delay, lambda: taskmanager.kill("stopped by its JobManager"))
+
+    def kill_taskmanager(self, taskmanager: SimTaskManager, why: str) -> None:
+        """A crash; its owner learns of it soon, or only by the missing heartbeats."""
+        if not taskmanager.alive:
+            return
+        taskmanager.kill(why)
+        owner = taskmanager.owner
+        if self.world.chance(0.85):
+            owner.after(
+                self.world.long_tailed(15 * MS, 2 * SECOND),
+                lambda: owner.taskmanager_lost(taskmanager.id),
+            )
+
+    # ---------------------------------------------------------------------------- messages
+
+    def send_control(
+        self, jobmanager: SimJobManager, taskmanager_id: str, message: ControlMessage
+    ) -> None:
+        """In order per TaskManager; perhaps twice in a row."""
+        taskmanager = self.taskmanagers.get(taskmanager_id)
+        if taskmanager is None or not taskmanager.alive:
+            return
+        at = self._arrival(jobmanager, taskmanager, taskmanager.last_control_us)
+        taskmanager.last_control_us = at
+        for _ in range(2 if self.nemesis.message_repeated() else 1):
+            taskmanager.after(at - self.world.now_us, lambda: taskmanager.control(message))
+        where = _FAILPOINTS.get(type(message))
+        if where is not None:
+            self.failpoint(where, jobmanager if self.world.chance(0.3) else taskmanager)
+
+    def send_report(self, taskmanager: SimTaskManager, report: Report) -> None:
+        """In order per TaskManager, to its owner or to whoever took the owner's place."""
+        target = taskmanager.owner if taskmanager.owner.alive else self.newest
+        assert target is not None
+        at = self._arrival(taskmanager, target, taskmanager.last_report_us)
+        taskmanager.last_report_us = at
+        for _ in range(2 if self.nemesis.message_repeated() else 1):
+            target.after(at - self.world.now_us, lambda: target.handle(report))
+        where = _FAILPOINTS.get(type(report))
+        if where is not None:
+            self.failpoint(where, taskmanager)
+
+    def _arrival(self, sender: SimProcess, receiver: SimProcess, not_before_us: int) -> int:
+        at = self.world.now_us + int(self.nemesis.message_delay())
+        return max(at, not_before_us, self.nemesis.cut_until(sender.id, receiver.id))
+
+    def failpoint(self, where: str, process: SimProcess) -> None:
+        self.nemesis.failpoint(where, process)
+
+    # --------------------------------------------------------------------------- the end
+
+    def remains(self) -> list[str]:
+        """Processes that should have ended with the job."""
+        left = [f"{tm.id} with {tm.running_tasks()}" for tm in self.taskmanagers.values() if tm.alive]
+        left += [jm.id for jm in self.jobmanagers if jm.alive and not jm.ended]
+        return left

@@ -1,0 +1,209 @@
+"""A JobManager of the simulation: the real JobMaster and store operations, as its shell runs them.
+
+Mirrors ``jobmanager.job_manager``: it claims a generation when it starts, handles events one at a
+time, and carries out store operations in the order in which they were decided.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from dataflow.common.job_status import JobStatus
+from dataflow.errors import DataflowError
+from jobmanager.job_manager import execute_in_store
+from jobmanager.job_master import (
+    Action,
+    Event,
+    JobMaster,
+    JobStatusChanged,
+    Published,
+    Recovered,
+    Send,
+    StartTaskManager,
+    StopFenced,
+    StopTaskManager,
+    TaskManagerLost,
+    TaskManagerReady,
+    Tick,
+)
+from jobmanager.settings import job_settings, restart_backoff
+from state.checkpoint_store import PublishOutcome
+from taskmanager.messages import Heartbeat, TaskFailed
+from tests.sim.taskmanager import SimProcess
+from tests.sim.world import EPOCH_MS, MS
+from tests.store_faults import Crash
+
+if TYPE_CHECKING:
+    from tests.sim.cluster import SimCluster
+
+
+class SimJobManager(SimProcess):
+    """One incarnation; dies for good, another is started in its place."""
+
+    def __init__(self, cluster: SimCluster, incarnation: int) -> None:
+        super().__init__(cluster, f"jm{incarnation}")
+        self._settings = job_settings(cluster.job_graph.configuration)
+        assert self._settings.checkpoints is not None
+        self._retained = self._settings.checkpoints.retained
+        self._store = cluster.open_store(self)
+        self._operations: deque[Action] = deque()
+        self._busy = False
+        self._tick_at: int | None = None
+        self.master: JobMaster | None = None
+        self.after(cluster.nemesis.store_delay(), self._begin)
+
+    @property
+    def status(self) -> JobStatus:
+        return JobStatus.CREATED if self.master is None else self.master.status
+
+    @property
+    def ended(self) -> bool:
+        """Its job is over, or somebody else's."""
+        return self.status.is_terminal_state()
+
+    def _begin(self) -> None:
+        cluster, store = self.cluster, self._store
+        try:
+            generation = store.claim_generation(f"{self.id}@{self.world.now}")
+            store.save_job(cluster.job_bytes)
+            next_checkpoint_id = store.next_checkpoint_id()
+        except Crash:
+            self.kill("in the store, at its start")
+            return
+        except DataflowError as error:
+            self.kill(f"cannot start: {error}")
+            return
+        self.world.log(f"{self.id} is generation {generation}, next checkpoint {next_checkpoint_id}")
+        self.master = JobMaster(
+            cluster.job_id,
+            cluster.job_graph,
+            self._settings,
+            generation,
+            next_checkpoint_id,
+            restart_backoff(cluster.job_graph.configuration, self.world.random.random),
+            lambda: EPOCH_MS + self.world.now,
+        )
+        self._execute(self.master.start(self.world.now))
+        self._schedule_tick()
+
+    # ------------------------------------------------------------------------------ events
+
+    def handle(self, event: Event) -> None:
+        """One event, from wherever."""
+        master = self.master
+        if master is None or master.status.is_terminal_state():
+            return
+        if not isinstance(event, (Heartbeat, Tick)):
+            self.world.log(f"{self.id} gets {_describe(event)}")
+        if isinstance(event, TaskFailed):
+            self.cluster.on_task_failed(event)
+        completed = master.coordinator.statistics.completed if master.coordinator else 0
+        self._execute(master.handle(event, self.world.now))
+        if master.coordinator is not None and master.coordinator.statistics.completed > completed:
+            self.cluster.checkpoint_completed(self, master.coordinator.statistics.last_id)
+        self._schedule_tick()
+
+    def _schedule_tick(self) -> None:
+        assert self.master is not None
+        tick_at = self.master.next_tick_at()
+        if tick_at is None or (self._tick_at is not None and self._tick_at <= tick_at):
+            return
+        self._tick_at = tick_at
+        self.after((tick_at - self.world.now) * MS, lambda: self._tick(tick_at))
+
+    def _tick(self, tick_at: int) -> None:
+        if self._tick_at == tick_at:
+            self._tick_at = None
+            self.handle(Tick())
+
+    def _execute(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case Send(taskmanager_id, message):
+                    self.cluster.send_control(self, taskmanager_id, message)
+                case StartTaskManager(taskmanager_id, _, delay_ms):
+                    self._start_taskmanager(taskmanager_id, delay_ms)
+                case StopTaskManager(taskmanager_id):
+                    self.cluster.stop_taskmanager(taskmanager_id)
+                case JobStatusChanged(status, error):
+                    self.world.log(f"{self.id} job is {status.name} {_first_line(error)}")
+                    self.cluster.on_status(self, status)
+                case StopFenced(reason):
+                    self.world.log(f"{self.id} is fenced: {reason}")
+                case _:
+                    delay_ms = getattr(action, "delay_ms", 0)
+                    self.after(delay_ms * MS, lambda action=action: self._submit(action))  # type: ignore[misc]
+
+    def _start_taskmanager(self, taskmanager_id: str, delay_ms: int) -> None:
+        def up() -> None:
+            if self.cluster.nemesis.start_fails():
+                self.handle(TaskManagerLost(taskmanager_id, "injected: it did not start"))
+                return
+            self.cluster.add_taskmanager(taskmanager_id, self)
+            self.handle(TaskManagerReady(taskmanager_id))
+
+        self.after(delay_ms * MS + self.world.between(100, 1_200) * MS, up)
+
+    def taskmanager_lost(self, taskmanager_id: str) -> None:
+        self.handle(TaskManagerLost(taskmanager_id, "its process died"))
+
+    # --------------------------------------------------------------------------- the store
+
+    def _submit(self, action: Action) -> None:
+        self._operations.append(action)
+        self._next_operation()
+
+    def _next_operation(self) -> None:
+        if self._busy or not self._operations:
+            return
+        self._busy = True
+        action = self._operations.popleft()
+        self.after(self.cluster.nemesis.store_delay(), lambda: self._run_operation(action))
+
+    def _run_operation(self, action: Action) -> None:
+        assert self.master is not None
+        self.world.log(f"{self.id} store {type(action).__name__}")
+        try:
+            event = execute_in_store(action, self._store, self.master.generation, self._retained)
+        except Crash:
+            self.kill(f"in {type(action).__name__}")
+            return
+        if not self.alive:
+            return
+        self._busy = False
+        if isinstance(event, Published) and event.outcome is PublishOutcome.PUBLISHED:
+            self.world.log(f"{self.id} published {event.checkpoint_id}")
+        if isinstance(event, Recovered) and event.recovery is not None:
+            manifest = event.recovery.manifest
+            self.world.log(
+                f"{self.id} recovers {None if manifest is None else manifest.checkpoint_id}"
+            )
+        if event is not None:
+            answer = event
+            self.after(self.world.between(10, 500), lambda: self.handle(answer))
+        self._next_operation()
+
+    def on_death(self) -> None:
+        self.cluster.on_jobmanager_death(self)
+
+
+def _describe(event: Event) -> str:
+    """One line; nothing that may differ between equal runs, such as sizes of pickles."""
+    name = type(event).__name__
+    parts = [
+        f"{value}"
+        for value in (
+            getattr(event, "taskmanager_id", None),
+            getattr(event, "checkpoint_id", None),
+            getattr(event, "attempt", None),
+            getattr(event, "task", None),
+        )
+        if value is not None
+    ]
+    error = getattr(event, "error", None) or getattr(event, "reason", None)
+    return " ".join([name, *parts, _first_line(error)]).rstrip()
+
+
+def _first_line(error: str | None) -> str:
+    return "" if not error else f"({error.strip().splitlines()[-1][:160]})"

@@ -1,0 +1,308 @@
+"""Draws the faults of a seed. Every seed enables a random part of the list at random rates.
+
+The identifiers (F01, ...) are those of the project's fault list; ``World.faults`` counts what was
+injected. ``heal()`` ends it all: from then on the job must make progress and finish.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from dataflow.errors import StorageError
+from tests.sim.jobs import Record
+from tests.sim.taskmanager import SimProcess, SimTaskManager
+from tests.sim.world import MS, SECOND, World
+from tests.store_faults import Fault, Operation
+
+if TYPE_CHECKING:
+    from tests.sim.cluster import SimCluster
+
+STRIKES_MAX = 16
+POISON_MAX = 3
+STRIKES = ("F01", "F02", "F04", "F06", "F11", "F12", "F14", "F24")
+AMBIENT = ("F03", "F05", "F07", "F08", "F13", "F15", "F19", "F27")
+
+
+@dataclass
+class Rates:
+    """Probabilities and times of one seed; all zero is a run without faults."""
+
+    enabled: frozenset[str] = frozenset()
+    store_failure: float = 0.0  # per store operation, half before and half after its effect
+    store_crash: float = 0.0  # per store operation of a JobManager
+    store_slow: float = 0.0
+    interleave: float = 0.0  # others go on in the middle of a store call
+    commit_failure: float = 0.0
+    message_loss: float = 0.0
+    message_repeat: float = 0.0
+    slow_message_us: float = 5 * MS
+    failpoint: float = 0.0
+    poison: float = 0.0
+    start_failure: float = 0.0
+    skew_ms: int = 0
+    strike_every_us: float = 1 * SECOND
+    steady: bool = False  # two completed checkpoints between strikes
+    heal_at_us: float = 0
+
+
+def draw_rates(world: World) -> Rates:
+    rng = world.random
+    enabled = {fault for fault in (*STRIKES, *AMBIENT) if rng.random() < 0.45}
+    enabled.add(rng.choice(STRIKES))
+    rates = Rates(enabled=frozenset(enabled))
+
+    def draw(fault: str, low: float, high: float) -> float:
+        value = world.between(low, high)
+        return value if fault in enabled else 0.0
+
+    rates.store_failure = draw("F07", 0.005, 0.08)
+    rates.store_crash = draw("F04", 0.002, 0.02)
+    rates.store_slow = draw("F08", 0.02, 0.2)
+    rates.interleave = draw("F27", 0.02, 0.2)
+    rates.commit_failure = draw("F05", 0.02, 0.3)
+    rates.message_loss = draw("F13", 0.0, 0.1)
+    rates.message_repeat = draw("F13", 0.02, 0.3)
+    rates.slow_message_us = max(5 * MS, draw("F13", 20 * MS, 2 * SECOND))
+    rates.failpoint = draw("F02", 0.003, 0.02)
+    rates.poison = draw("F15", 0.0005, 0.003)
+    rates.start_failure = draw("F03", 0.0, 0.2)
+    rates.skew_ms = int(draw("F19", 1_000, 3_600_000))
+    rates.strike_every_us = world.between(0.3, 3) * SECOND
+    rates.steady = rng.random() < 0.55
+    rates.heal_at_us = world.between(8, 22) * SECOND
+    return rates
+
+
+@dataclass
+class Nemesis:
+    """See the module's text."""
+
+    world: World
+    rates: Rates
+    strikes: int = 0
+    poisoned: int = 0
+    completed: int = 0  # checkpoints since the last strike
+    outage_until: int = 0
+    poison_record: tuple[int, int] | None = None  # always raises there
+    _cuts: list[tuple[str, str, int]] = field(default_factory=list)
+    cluster: SimCluster = field(init=False)
+
+    @property
+    def active(self) -> bool:
+        return self.world.now_us < self.rates.heal_at_us
+
+    def start(self, cluster: SimCluster) -> None:
+        self.cluster = cluster
+        self.world.after(self.rates.strike_every_us, self._tick)
+        self.world.after(self.rates.heal_at_us, self.heal)
+
+    def heal(self) -> None:
+        """Everything works again; who was paused goes on (and finds out that it is a zombie)."""
+        self.world.log("HEAL")
+        self._cuts.clear()
+        self.outage_until = 0
+        for taskmanager in list(self.cluster.taskmanagers.values()):
+            taskmanager.slowness = 1.0
+            taskmanager.resume()
+        for jobmanager in self.cluster.jobmanagers:
+            jobmanager.resume()
+
+    # ----------------------------------------------------------------------------- strikes
+
+    def _tick(self) -> None:
+        if not self.active:
+            return
+        self.world.after(self.rates.strike_every_us * self.world.between(0.3, 2), self._tick)
+        kinds = [fault for fault in STRIKES if fault in self.rates.enabled and fault != "F02"]
+        if kinds and self._may_strike():
+            self._strike(self.world.random.choice(kinds))
+
+    def _may_strike(self) -> bool:
+        if self.strikes >= STRIKES_MAX or (self.rates.steady and self.completed < 2):
+            return False
+        return self.cluster.job_running_once
+
+    def _struck(self) -> None:
+        self.strikes += 1
+        self.completed = 0
+
+    def _strike(self, kind: str) -> None:
+        rng, cluster = self.world.random, self.cluster
+        victims = [tm for tm in cluster.taskmanagers.values() if tm.alive and not tm.paused]
+        newest = cluster.newest
+        if not victims or newest is None or not newest.alive or newest.paused:
+            return
+        victim = rng.choice(victims)
+        self._struck()
+        match kind:
+            case "F01":
+                self.world.fault("F01", f"kill {victim.id}")
+                cluster.kill_taskmanager(victim, "F01")
+            case "F04":
+                self.world.fault("F04", f"kill {newest.id}")
+                newest.kill("F04")
+            case "F06":
+                self.world.fault("F06", f"kill {newest.id} and {victim.id}")
+                newest.kill("F06")
+                cluster.kill_taskmanager(victim, "F06")
+            case "F11":
+                self._pause(victim, "F11")
+            case "F12":
+                self._depose()
+            case "F14":
+                self.world.fault("F14", f"{victim.id} is slow")
+                victim.slowness = rng.choice([10, 60])
+                self.world.after(
+                    self.world.between(1, 6) * SECOND, lambda: setattr(victim, "slowness", 1.0)
+                )
+            case "F24":
+                self._cut(victim, rng.choice([*victims, newest]))
+
+    def _pause(self, process: SimProcess, identifier: str) -> None:
+        self.world.fault(identifier, f"pause {process.id}")
+        process.pause()
+        self.world.after(self.world.between(1, 10) * SECOND, process.resume)
+
+    def _depose(self) -> None:
+        """A second JobManager beside the first, which is paused or goes on."""
+        newest = self.cluster.newest
+        assert newest is not None
+        if self.world.chance(0.5):
+            self._pause(newest, "F12")
+        else:
+            self.world.fault("F12", f"{newest.id} is deposed and goes on")
+        self.world.after(
+            self.world.between(0, 1_500) * MS, lambda: self.cluster.start_jobmanager(newest)
+        )
+
+    def _cut(self, one: SimProcess, other: SimProcess) -> None:
+        until = self.world.now_us + int(self.world.between(0.2, 6) * SECOND)
+        self.world.fault("F24", f"cut {one.id} from {other.id}")
+        self._cuts.append((one.id, other.id, until))
+
+    def cut_until(self, one: str, other: str) -> int:
+        """When the connection is back; 0 if it is there."""
+        now = self.world.now_us
+        self._cuts = [cut for cut in self._cuts if cut[2] > now]
+        pair = {one, other}
+        return max((until for a, b, until in self._cuts if {a, b} == pair), default=0)
+
+    def failpoint(self, where: str, process: SimProcess) -> None:
+        """Kill in the very moment of something that matters."""
+        if not self.active or not self.world.chance(self.rates.failpoint):
+            return
+        if not self._may_strike():
+            return
+        victims = [tm for tm in self.cluster.taskmanagers.values() if tm.alive]
+        victim = process
+        if self.world.chance(0.4) and victims:
+            victim = self.world.random.choice(victims)
+        self._struck()
+        identifier = {"commit": "F05", "committed": "F05", "deploy": "F03", "ready": "F03"}
+        self.world.fault(identifier.get(where, "F02"), f"kill {victim.id} when {where}")
+
+        def strike() -> None:
+            if isinstance(victim, SimTaskManager):
+                self.cluster.kill_taskmanager(victim, where)
+            else:
+                victim.kill(where)
+
+        self.world.after(self.world.random.choice([0, 0, 500, 2_000]), strike)
+
+    # ---------------------------------------------------------------------------- messages
+
+    def message_delay(self) -> float:
+        usual = 400.0
+        return self.world.long_tailed(usual, self.rates.slow_message_us if self.active else usual)
+
+    def message_lost(self, sender: str, receiver: str) -> bool:
+        if self.cut_until(sender, receiver):
+            return True
+        lost = self.active and self.world.chance(self.rates.message_loss)
+        if lost:
+            self.world.fault("F25", f"lost: {sender} to {receiver}")
+        return lost
+
+    def answer_lost(self, sender: str, receiver: str) -> bool:
+        return self.message_lost(receiver, sender)
+
+    def message_repeated(self) -> bool:
+        repeated = self.active and self.world.chance(self.rates.message_repeat)
+        if repeated:
+            self.world.fault("F13", "repeated")
+        return repeated
+
+    def start_fails(self) -> bool:
+        failed = self.active and self.world.chance(self.rates.start_failure)
+        if failed:
+            self.world.fault("F03", "a TaskManager does not start")
+        return failed
+
+    def draw_clock_skew(self) -> int:
+        if not self.rates.skew_ms:
+            return 0
+        self.world.fault("F19", "clock skew")
+        return self.world.random.randint(-self.rates.skew_ms, self.rates.skew_ms)
+
+    # ------------------------------------------------------------------------------- store
+
+    def store_delay(self) -> float:
+        if self.active and self.world.chance(self.rates.store_slow):
+            self.world.fault("F08", "slow store")
+            return self.world.between(0.2, 4) * SECOND
+        return self.world.between(1, 15) * MS
+
+    def io_delays(self) -> tuple[float, float]:
+        """Before and after the effect."""
+        total = self.store_delay()
+        share = self.world.random.choice([0.0, 0.5, 1.0])
+        return total * share, total * (1 - share)
+
+    def store_fault(self, owner: SimProcess, operation: Operation) -> Fault | None:
+        """What happens to a store operation of ``owner``; others may go on before it does."""
+        world, rates = self.world, self.rates
+        is_taskmanager = isinstance(owner, SimTaskManager)
+        if self.active and world.chance(rates.interleave):
+            world.fault("F27", f"{owner.id} waits in {operation.name}")
+            world.pause_here(world.long_tailed(20 * MS, 4 * SECOND))
+        for _ in range(100):
+            if not owner.paused or not owner.alive:
+                break
+            world.pause_here(100 * MS)
+        if not owner.alive and not is_taskmanager:
+            return Fault.CRASH
+        if not self.active:
+            return None
+        if not is_taskmanager and world.chance(rates.store_crash) and self._may_strike():
+            self._struck()
+            world.fault("F04", f"{owner.id} dies before {operation.name} {_kind(operation)}")
+            return Fault.CRASH
+        if world.chance(rates.store_failure):
+            fault = world.random.choice([Fault.FAIL_BEFORE, Fault.FAIL_AFTER])
+            world.fault("F07", f"{owner.id} {operation.name} {_kind(operation)} {fault.value}")
+            return fault
+        return None
+
+    def commit_fault(self, where: str) -> None:
+        """Of the external system that the sink writes to."""
+        if self.active and self.world.chance(self.rates.commit_failure / 2):
+            self.world.fault("F05", where)
+            raise StorageError(f"injected: {where}")
+
+    def user_code(self, record: Record) -> None:
+        if self.poison_record is not None and tuple(record[:2]) == self.poison_record:
+            self.world.fault("F15", "poison, always")
+            raise ValueError("injected: poison")
+        if not self.active or self.poisoned >= POISON_MAX:
+            return
+        if self.world.chance(self.rates.poison):
+            self.poisoned += 1
+            self.world.fault("F15", "poison")
+            raise ValueError("injected: poison")
+
+
+def _kind(operation: Operation) -> str:
+    """The last part of a path without the hash of its content."""
+    name = operation.path.rpartition("/")[2]
+    return name if name.endswith(".json") else name.partition(".")[0]

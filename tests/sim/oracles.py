@@ -1,0 +1,133 @@
+"""What the visible output must be, computed without any code of the system.
+
+``complete`` is False for jobs that were canceled or refused to go on: nothing may be repeated,
+invented or out of order then, but it may end early.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from tests.sim.jobs import TIMER_MS, WINDOW_MS, Record, Shape, source_log
+from tests.sim.ledger import Ledger
+
+SHOWN_MAX = 5
+
+
+def check_output(shape: Shape, ledger: Ledger, complete: bool) -> Iterator[str]:
+    """Every way in which the visible output is wrong."""
+    yield from ledger.problems
+    if shape.kind == "windows":
+        yield from _check_windows(shape, ledger, complete)
+    elif shape.kind == "regions":
+        for sink in ("left", "right"):
+            yield from _same(sink, source_log(shape), ledger.rows(sink), complete)
+            yield from _in_order(sink, ledger.rows(sink))
+    else:
+        yield from _check_counts(shape, ledger, complete)
+        yield from _check_sums(shape, ledger, complete)
+
+
+def normalised(shape: Shape, ledger: Ledger) -> Any:
+    """The part of the output that no schedule may change, for comparing runs."""
+    if shape.kind == "windows":
+        return sorted(_window_contents(ledger).items())
+    if shape.kind == "regions":
+        return [sorted(ledger.rows(sink)) for sink in ("left", "right")]
+    rows = ledger.rows("records")
+    return (
+        sorted(row[1:5] for row in rows if row[0] == "record"),
+        sorted(row for row in rows if row[0] == "timer"),
+        sorted((key, count) for key, count, _ in ledger.rows("sums")),
+    )
+
+
+def _same(name: str, expected: Iterable[Any], found: Iterable[Any], complete: bool) -> Iterator[str]:
+    """Oracle 1: nothing lost, repeated or invented."""
+    wanted, got = Counter(expected), Counter(found)
+    lost, more = wanted - got, got - wanted
+    if lost and complete:
+        yield f"{name}: {sum(lost.values())} lost, such as {_some(lost)}"
+    if more:
+        yield f"{name}: {sum(more.values())} too many, such as {_some(more)}"
+
+
+def _some(items: Iterable[Any]) -> list[Any]:
+    return sorted(items)[:SHOWN_MAX]
+
+
+def _in_order(name: str, rows: Iterable[Record]) -> Iterator[str]:
+    """Oracle 2: what was read in order arrives in order, per source and key."""
+    last: dict[tuple[int, int], int] = {}
+    for source, n, key, _ in rows:
+        before = last.get((source, key), -1)
+        if n <= before:
+            yield f"{name}: record {n} of source {source} after {before} of the same key {key}"
+        last[source, key] = n
+
+
+def _check_counts(shape: Shape, ledger: Ledger, complete: bool) -> Iterator[str]:
+    rows = ledger.rows("records")
+    records = [row for row in rows if row[0] == "record"]
+    timers = [row for row in rows if row[0] == "timer"]
+    yield from _same("records", source_log(shape), (row[1:5] for row in records), complete)
+    wanted = {("timer", key, (t // TIMER_MS + 1) * TIMER_MS) for _, _, key, t in source_log(shape)}
+    yield from _same("timers", wanted, timers, complete)
+    # The operator's own count tells in which order it saw the records of a key.
+    processed = sorted(records, key=lambda row: (row[3], row[5]))
+    yield from _in_order("count", (row[1:5] for row in processed))
+    if not shape.rebalance:
+        yield from _in_order("records", (row[1:5] for row in records))
+    totals: dict[int, tuple[int, int]] = {}
+    if complete:  # oracle 3: rolling aggregates are a running sum
+        for _, _, n, key, _, count, total in processed:
+            before = totals.get(key, (0, 0))
+            if (count, total) != (before[0] + 1, before[1] + n):
+                yield f"count of key {key}: {(count, total)} after {before} and record {n}"
+            totals[key] = count, total
+
+
+def _check_sums(shape: Shape, ledger: Ledger, complete: bool) -> Iterator[str]:
+    rows = ledger.rows("sums")
+    totals: dict[int, list[int]] = {}
+    for _, n, key, _ in source_log(shape):
+        totals.setdefault(key, [0, 0])
+        totals[key][0] += 1
+        totals[key][1] += n
+    counts = ((key, i + 1) for key, (count, _) in totals.items() for i in range(count))
+    yield from _same("sums", counts, ((key, count) for key, count, _ in rows), complete)
+    for key, count, total in rows:
+        if key in totals and count == totals[key][0] and total != totals[key][1]:
+            yield f"sum of key {key} is {total} instead of {totals[key][1]}"
+
+
+def _window_contents(ledger: Ledger) -> dict[tuple[int, int], tuple[tuple[int, int], ...]]:
+    """Key and window to every record in its last firing, or late for it."""
+    contents: dict[tuple[int, int], set[tuple[int, int]]] = {}
+    for key, start, gathered in ledger.rows("windows"):
+        contents.setdefault((key, start), set()).update(gathered)
+    for source, n, key, timestamp in ledger.rows("late"):
+        start = timestamp // WINDOW_MS * WINDOW_MS
+        contents.setdefault((key, start), set()).add((source, n))
+    return {window: tuple(sorted(records)) for window, records in contents.items()}
+
+
+def _check_windows(shape: Shape, ledger: Ledger, complete: bool) -> Iterator[str]:
+    """Each firing adds to the one before; the last one and the late records are all there is."""
+    fired: dict[tuple[int, int], tuple[tuple[int, int], ...]] = {}
+    for key, start, gathered in ledger.rows("windows"):
+        before = fired.get((key, start), ())
+        if gathered[: len(before)] != before or len(gathered) <= len(before):
+            yield f"window {start} of key {key} fired {gathered} after {before}"
+        fired[key, start] = gathered
+    late = ledger.rows("late")
+    if late and shape.bound_ms >= shape.disorder_ms:
+        yield f"{len(late)} records are late although none is: {_some(late)}"
+    wanted: list[tuple[int, int, int, int]] = []
+    for source, n, key, timestamp in source_log(shape):
+        wanted.append((key, timestamp // WINDOW_MS * WINDOW_MS, source, n))
+    got = [(*window, *record) for window, records in fired.items() for record in records]
+    got += [(key, t // WINDOW_MS * WINDOW_MS, source, n) for source, n, key, t in late]
+    yield from _same("windows", wanted, got, complete)

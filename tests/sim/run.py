@@ -1,0 +1,308 @@
+"""Runs one seed: safety under faults, then healing and liveness, then the oracles."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Iterator
+
+from dataflow.common.job_status import JobStatus
+from dataflow.filesystem.memory import MemoryFileSystem
+from jobmanager.job_master import CancelJob
+from state.checkpoint_paths import JobListing
+from tests.sim import jobs, oracles
+from tests.sim.cluster import JOB_ID, SimCluster
+from tests.sim.ledger import Ledger, use
+from tests.sim.nemesis import Nemesis, Rates, draw_rates
+from tests.sim.world import MS, SECOND, Runaway, World
+from tests.store_faults import audit
+
+CHECKPOINT_WITHIN = 30 * SECOND  # after healing
+FINISH_WITHIN = 240 * SECOND
+CANCEL_WITHIN = 10 * SECOND
+QUIET = 60 * SECOND  # after the end, for whoever still lives to notice
+POISON_RESTARTS = 3
+
+SCENARIOS = ("faults", "cancel", "corrupt", "poison")
+
+
+@dataclass
+class Result:
+    """Of one seed; ``violations`` empty is good."""
+
+    seed: int
+    scenario: str
+    shape: jobs.Shape
+    violations: list[str]
+    faults: dict[str, int]
+    checkpoints: int
+    restarts: int
+    virtual_s: float
+    events: int
+    digest: str
+    status: str
+    output: Any
+    tail: list[str] = field(default_factory=list)
+
+    @property
+    def valid(self) -> bool:
+        """A seed in which nothing happened proves nothing."""
+        return self.checkpoints > 0 and bool(self.faults)
+
+
+@dataclass(frozen=True)
+class Options:
+    """To run a seed otherwise than it would by itself."""
+
+    scenario: str | None = None
+    kind: str | None = None  # of job
+    rates: Callable[[Rates], Rates] = lambda rates: rates
+    settings: dict[str, str] = field(default_factory=dict)
+    echo: Callable[[str], None] | None = None
+
+
+def run_seed(seed: int, options: Options | None = None) -> Result:
+    """The whole life of a job."""
+    options = options or Options()
+    with _quiet():
+        return _Run(seed, options).run()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Injected faults are logged by the hundred."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def draw_settings(rng: random.Random, root: str) -> dict[str, str]:
+    """Small bounds, so that every one of them is met."""
+    return {
+        "execution.checkpointing.interval": f"{rng.choice([250, 400, 700])} ms",
+        "execution.checkpointing.timeout": f"{rng.choice([2, 4, 8])} s",
+        "execution.checkpointing.dir": root,
+        "execution.checkpointing.num-retained": str(rng.choice([1, 2, 3])),
+        "execution.checkpointing.tolerable-failed-checkpoints": str(rng.choice([3, 100])),
+        "restart-strategy.type": "exponential-delay",
+        "restart-strategy.exponential-delay.initial-backoff": "100 ms",
+        "restart-strategy.exponential-delay.max-backoff": "2 s",
+        "heartbeat.interval": "500 ms",
+        "heartbeat.timeout": f"{rng.choice([2, 4])} s",
+        "task.cancellation.timeout": f"{rng.choice([3, 8])} s",
+        "slot.request.timeout": "120 s",
+        "taskmanager.numberOfTaskSlots": str(rng.choice([1, 1, 2])),
+        "taskmanager.network.channel.batches-max": str(rng.choice([1, 2, 4])),
+        "taskmanager.network.channel.batch-rows-max": str(rng.choice([1, 2, 4])),
+        "pipeline.auto-watermark-interval": f"{rng.choice([50, 200])} ms",
+        "pipeline.operator-chaining.enabled": rng.choice(["true", "true", "false"]),
+        "jobmanager.execution.failover-strategy": rng.choice(["region", "region", "full"]),
+    }
+
+
+class _Run:
+    def __init__(self, seed: int, options: Options) -> None:
+        self.options = options
+        self.world = world = World(seed, options.echo)
+        rng = world.random
+        scenario = rng.choices(SCENARIOS, [82, 7, 7, 4])[0]
+        self.scenario = options.scenario or scenario
+        self.shape = jobs.draw_shape(rng, options.kind)
+        self.store_name = f"sim{seed}"
+        root = f"memory://{self.store_name}/checkpoints"
+        self.settings = {**draw_settings(rng, root), **options.settings}
+        self.nemesis = Nemesis(world, options.rates(self._rates()))
+        if self.scenario == "poison":
+            self.nemesis.poison_record = (0, self.shape.sizes[0] // 2)
+            self.settings |= {
+                "restart-strategy.type": "fixed-delay",
+                "restart-strategy.fixed-delay.attempts": str(POISON_RESTARTS),
+                "restart-strategy.fixed-delay.delay": "200 ms",
+            }
+        self.ledger = Ledger(self.nemesis.commit_fault, self.nemesis.user_code)
+
+    def _rates(self) -> Rates:
+        rates = draw_rates(self.world)
+        if self.scenario == "poison":
+            return Rates(heal_at_us=rates.heal_at_us)  # so that the budget can be counted
+        return rates
+
+    # ------------------------------------------------------------------------------ phases
+
+    def run(self) -> Result:
+        MemoryFileSystem.drop(self.store_name)
+        with use(self.ledger):
+            try:
+                self._live()
+            except Runaway as error:
+                self.world.violation(str(error))
+        try:
+            return self._result()
+        finally:
+            MemoryFileSystem.drop(self.store_name)
+
+    def _live(self) -> None:
+        world = self.world
+        graph = jobs.build(self.shape, self.settings)
+        self.cluster = SimCluster(world, self.nemesis, graph, self._root, heartbeat_ms=500)
+        world.log(f"scenario {self.scenario} {self.shape}")
+        world.log(f"faults {sorted(self.nemesis.rates.enabled)}")
+        if self.scenario == "cancel":
+            world.after(world.between(2, 8) * SECOND, self._cancel)
+        if self.scenario == "corrupt":
+            self.cluster.allowed_errors = ("injected", "CorruptObject", "ObjectNotFound")
+            self.nemesis.rates.heal_at_us = max(self.nemesis.rates.heal_at_us, 10 * SECOND)
+            world.after(world.between(3, 8) * SECOND, self._corrupt)
+        world.run(int(self.nemesis.rates.heal_at_us), self._over)
+        if not self._over():
+            self._require_progress()
+        if not self._over():
+            deadline = world.now_us + FINISH_WITHIN
+            world.run(deadline, self._over)
+        if not self._over():
+            world.violation(f"liveness: the job is {self.cluster.status.name} long after healing")
+            return
+        self._check_status()
+        self.nemesis.rates.heal_at_us = min(self.nemesis.rates.heal_at_us, world.now_us)
+        self.nemesis.heal()
+        self.ledger.closed = self.cluster.status is JobStatus.FINISHED
+        world.run(world.now_us + QUIET, lambda: False)
+        for left in self.cluster.remains():
+            world.violation(f"not ended with the job: {left}")
+
+    @property
+    def _root(self) -> str:
+        return self.settings["execution.checkpointing.dir"]
+
+    def _over(self) -> bool:
+        return self.cluster.status.is_globally_terminal_state()
+
+    def _require_progress(self) -> None:
+        completed = self.cluster.completed_checkpoints
+        self.world.run(
+            self.world.now_us + CHECKPOINT_WITHIN,
+            lambda: self._over() or self.cluster.completed_checkpoints > completed,
+        )
+        if not self._over() and self.cluster.completed_checkpoints == completed:
+            self.world.violation("liveness: no checkpoint completes within 30 s of healing")
+
+    # --------------------------------------------------------------------------- scenarios
+
+    def _cancel(self) -> None:
+        """The client wishes it until it is so (F23)."""
+        world = self.world
+        world.fault("F23", "cancel")
+        # Bounded from the moment at which everything works.
+        self.nemesis.rates.heal_at_us = min(self.nemesis.rates.heal_at_us, world.now_us)
+        self.nemesis.heal()
+        began = world.now_us
+
+        def ask() -> None:
+            if self._over():
+                return
+            if world.now_us - began > CANCEL_WITHIN + 10 * SECOND:
+                world.violation(f"canceling takes more than {(world.now_us - began) // SECOND} s")
+                return
+            newest = self.cluster.newest
+            if newest is not None:
+                newest.inside(lambda: newest.handle(CancelJob()))
+            world.after(SECOND, ask)
+
+        ask()
+
+    def _corrupt(self) -> None:
+        """Damage state of the newest checkpoint, and restart the job (F10)."""
+        world = self.world
+        fs = MemoryFileSystem()
+        root = f"{self._root}/{JOB_ID}"
+        listing = JobListing.of(root, fs.list(root))
+        complete = sorted(a for a in listing.manifests if a[1] in listing.epochs)
+        if not complete:
+            if not self._over():
+                world.after(SECOND, self._corrupt)
+            return
+        names = [f for f in listing.files[complete[-1]] if not f.endswith(".json")]
+        path = f"{root}/{world.random.choice(sorted(names))}"
+        data = bytearray(fs.read(path))
+        kind = world.random.choice(["flip", "cut", "missing"])
+        world.fault("F10", f"{kind} of state in checkpoint {complete[-1]}")
+        if kind == "missing":
+            fs.delete(path)
+        elif kind == "cut":
+            fs.put(path, bytes(data[: len(data) // 2]))
+        else:
+            data[world.random.randrange(len(data))] ^= 0x10
+            fs.put(path, bytes(data))
+        alive = [tm for tm in self.cluster.taskmanagers.values() if tm.alive]
+        if alive:
+            self.cluster.kill_taskmanager(world.random.choice(alive), "after corruption")
+
+    # ----------------------------------------------------------------------------- oracles
+
+    def _check_status(self) -> None:
+        status, newest = self.cluster.status, self.cluster.newest
+        assert newest is not None
+        assert newest.master is not None
+        error = newest.master.error or ""
+        self.world.log(f"the job is {status.name}")
+        expected = {JobStatus.FINISHED}
+        if self.scenario == "cancel":
+            expected.add(JobStatus.CANCELED)
+        elif self.scenario == "corrupt" and (
+            "cannot be used" in error or "can be restored" in error
+        ):
+            expected.add(JobStatus.FAILED)
+        elif self.scenario == "poison":
+            expected = {JobStatus.FAILED}
+            if newest.master.restarts != POISON_RESTARTS:
+                self.world.violation(f"{newest.master.restarts} restarts for a poison record")
+        if status not in expected:
+            self.world.violation(f"the job is {status.name}: {error}")
+
+    def _result(self) -> Result:
+        world, cluster = self.world, self.cluster
+        finished = cluster.status is JobStatus.FINISHED
+        output = None
+        try:
+            for fault in oracles.check_output(self.shape, self.ledger, finished):
+                world.violation(fault)
+            output = oracles.normalised(self.shape, self.ledger)
+        except Exception as error:
+            world.violation(f"the output is malformed: {error!r}")
+        if self.scenario != "corrupt":
+            report = audit(
+                MemoryFileSystem(), self._root, JOB_ID, zombies=len(cluster.jobmanagers) > 1
+            )
+            for fault in report.faults:
+                world.violation(f"store: {fault}")
+        return Result(
+            seed=world.seed,
+            scenario=self.scenario,
+            shape=self.shape,
+            violations=world.violations,
+            faults=dict(sorted(world.faults.items())),
+            checkpoints=cluster.completed_checkpoints,
+            restarts=cluster.restarts,
+            virtual_s=world.now_us / SECOND,
+            events=world.events,
+            digest=world.digest,
+            status=cluster.status.name,
+            output=output,
+            tail=list(world.tail),
+        )
+
+
+def without_faults(seed: int, options: Options | None = None) -> Result:
+    """The same job and settings, undisturbed: for oracle 4."""
+    options = replace(
+        options or Options(),
+        scenario="faults",
+        rates=lambda rates: Rates(heal_at_us=1 * MS),
+    )
+    return run_seed(seed, options)

@@ -1,0 +1,57 @@
+"""Keeps what a function holds in its state apart from what it has emitted.
+
+State lives on the heap as objects, and a function may change such an object in place and emit it
+again: the second emission must not rewrite the first, which may still wait in a batch. Immutable
+values (the usual case) are shared, everything else is copied where both meet.
+"""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import decimal
+import uuid
+from collections.abc import Iterable
+from typing import Any
+
+_ATOMIC: frozenset[type] = frozenset(
+    {
+        type(None),
+        bool,
+        int,
+        float,
+        complex,
+        str,
+        bytes,
+        decimal.Decimal,
+        datetime.date,
+        datetime.datetime,
+        datetime.time,
+        datetime.timedelta,
+        uuid.UUID,
+    }
+)
+
+
+def _all_atomic(values: Iterable[Any]) -> bool:
+    return _ATOMIC.issuperset(map(type, values))
+
+
+def is_immutable(value: Any) -> bool:
+    """Whether ``value`` may be shared; False when in doubt."""
+    kind = type(value)
+    return kind in _ATOMIC or (kind is tuple and _all_atomic(value))
+
+
+def detached(value: Any) -> Any:
+    """``value`` if it is immutable, else a deep copy of it."""
+    kind = type(value)
+    if kind in _ATOMIC:
+        return value
+    if kind is dict and _all_atomic(value.values()):
+        return value.copy()
+    if kind is list and _all_atomic(value):
+        return value.copy()
+    if kind is tuple and _all_atomic(value):
+        return value
+    return copy.deepcopy(value)

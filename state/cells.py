@@ -1,0 +1,83 @@
+"""How a state keeps one value: as it is, or with the time of its last use so that it expires."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from state.heap_backend import MISSING
+
+
+class Cells:
+    """A value is kept as it is."""
+
+    __slots__ = ()
+
+    def read(self, cells: dict[Any, Any], key: Any) -> Any:
+        """The value under ``key``, or MISSING."""
+        return cells.get(key, MISSING)
+
+    def write(self, cells: dict[Any, Any], key: Any, value: Any) -> None:
+        cells[key] = value
+
+    def wrap(self, value: Any) -> Any:
+        """An element of a list of cells."""
+        return value
+
+    def read_list(self, cells: list[Any]) -> tuple[list[Any], list[Any]]:
+        """The cells to keep and, as a list of the caller's own, the values."""
+        return cells, cells.copy()
+
+
+class TtlCells(Cells):
+    """A value is kept as ``(value, last use in ms)`` and expires ``ttl_ms`` after it.
+
+    Writing is a use, reading only with ``touch_on_read``. With ``return_expired`` an expired value
+    is returned one last time if it is still there.
+    """
+
+    __slots__ = ("_now", "_return_expired", "_touch_on_read", "_ttl_ms")
+
+    def __init__(
+        self, ttl_ms: int, now: Callable[[], int], touch_on_read: bool, return_expired: bool
+    ) -> None:
+        self._ttl_ms = ttl_ms
+        self._now = now
+        self._touch_on_read = touch_on_read
+        self._return_expired = return_expired
+
+    def read(self, cells: dict[Any, Any], key: Any) -> Any:
+        cell = cells.get(key)
+        if cell is None:
+            return MISSING
+        value, used = cell
+        now = self._now()
+        if used + self._ttl_ms <= now:
+            del cells[key]
+            return value if self._return_expired else MISSING
+        if self._touch_on_read:
+            cells[key] = (value, now)
+        return value
+
+    def write(self, cells: dict[Any, Any], key: Any, value: Any) -> None:
+        cells[key] = (value, self._now())
+
+    def wrap(self, value: Any) -> Any:
+        return value, self._now()
+
+    def read_list(self, cells: list[Any]) -> tuple[list[Any], list[Any]]:
+        now = self._now()
+        kept = [cell for cell in cells if cell[1] + self._ttl_ms > now]
+        values = [value for value, _ in (cells if self._return_expired else kept)]
+        if self._touch_on_read:
+            kept = [(value, now) for value, _ in kept]
+        return kept, values
+
+    def drop_expired(self, cells: dict[Any, Any] | list[Any]) -> None:
+        """Remove in place what has expired."""
+        latest = self._now() - self._ttl_ms
+        if isinstance(cells, list):
+            cells[:] = [cell for cell in cells if cell[1] > latest]
+            return
+        for key in [key for key, (_, used) in cells.items() if used <= latest]:
+            del cells[key]

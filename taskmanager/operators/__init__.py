@@ -1,0 +1,1 @@
+"""How each operator spec of the graph is executed."""

@@ -1,0 +1,88 @@
+"""Gathers what functions yield into batches for the main and the side outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from dataflow.common.batch import RowBatch
+from dataflow.datastream.output_tag import OutputTag
+from state.aliasing import detached
+from taskmanager.operators.base import Output
+
+#: Results of timers and windows are emitted in batches of about this many rows.
+BATCH_ROWS = 4096
+
+
+class Sharing(Protocol):
+    """What knows whether state holds objects that can be changed in place: a keyed backend."""
+
+    shares_mutable: bool
+
+
+@dataclass
+class _SharesNothing:
+    shares_mutable: bool = False
+
+
+class Collector:
+    """Results waiting to be emitted together; either all have a timestamp or none has.
+
+    Once ``state`` shares mutable objects, results are copied, so that what is emitted no longer
+    changes with the state.
+    """
+
+    def __init__(self, output: Output, state: Sharing | None = None) -> None:
+        self._output = output
+        self._state: Sharing = state or _SharesNothing()
+        self._copying = False
+        self._rows: list[Any] = []
+        self._timestamps: list[int] = []
+        self._side: dict[str, tuple[OutputTag, list[Any], list[int]]] = {}
+        self._side_rows = 0
+
+    def __len__(self) -> int:
+        return len(self._rows) + self._side_rows
+
+    def take(self, results: Iterable[Any], timestamp: int | None) -> None:
+        """All of ``results``, where ``(tag, value)`` goes to a side output."""
+        rows, state = self._rows, self._state
+        before = len(rows)
+        for result in results:
+            if type(result) is tuple and len(result) == 2 and isinstance(result[0], OutputTag):
+                value = detached(result[1]) if state.shares_mutable else result[1]
+                self.take_side(result[0], value, timestamp)
+            else:
+                rows.append(detached(result) if state.shares_mutable else result)
+        if timestamp is not None:
+            self._timestamps += [timestamp] * (len(rows) - before)
+        if state.shares_mutable and not self._copying:
+            self._start_copying()
+
+    def _start_copying(self) -> None:
+        """The first mutable object is in the state, and may have been emitted before."""
+        self._copying = True
+        self._rows[:] = map(detached, self._rows)
+        for _, rows, _ in self._side.values():
+            rows[:] = map(detached, rows)
+
+    def take_side(self, tag: OutputTag, value: Any, timestamp: int | None) -> None:
+        found = self._side.get(tag.tag_id)
+        if found is None:
+            found = self._side[tag.tag_id] = (tag, [], [])
+        found[1].append(value)
+        if timestamp is not None:
+            found[2].append(timestamp)
+        self._side_rows += 1
+
+    def flush(self) -> None:
+        """Emit everything."""
+        if self._rows:
+            rows, timestamps = self._rows, self._timestamps
+            self._rows, self._timestamps = [], []
+            self._output.emit(RowBatch(rows, timestamps or None))
+        if self._side_rows:
+            side, self._side, self._side_rows = self._side, {}, 0
+            for tag, rows, timestamps in side.values():
+                self._output.emit_side(tag, RowBatch(rows, timestamps or None))

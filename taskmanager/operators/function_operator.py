@@ -1,0 +1,115 @@
+"""What all operators share that run a user's function: its life cycle and its failures.
+
+Loops over a batch keep one ``try`` around the whole loop, over an iterator of the rows. What the
+iterator has left tells afterwards which record failed, so that success costs nothing.
+"""
+
+from __future__ import annotations
+
+import operator
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from dataflow.datastream.functions import KeyedStateStore
+from dataflow.errors import DataflowError, KeyTypeError, UserFunctionError
+from taskmanager.operators.base import Operator
+from taskmanager.operators.runtime_context import OperatorRuntimeContext
+
+_ROOT = Path(__file__).parents[2]
+_OURS = tuple(f"{_ROOT / name}/" for name in ("dataflow", "state", "taskmanager", "jobmanager"))
+_MESSAGE_MAX = 20_000  # characters
+
+
+class FunctionOperator(Operator):
+    """Opens and closes a function and reports its failures by operator, subtask and record."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+        self._opened = False
+
+    def keyed_state_store(self) -> KeyedStateStore | None:
+        """What the function may ask for state; None where the stream is not keyed."""
+        return None
+
+    def open(self) -> None:
+        if not hasattr(self.function, "open"):
+            return
+        runtime_context = OperatorRuntimeContext(self.context, self.keyed_state_store())
+        self._opened = True
+        try:
+            self.function.open(runtime_context)
+        except BaseException as error:
+            self.fail(error, "in open()")
+
+    def close(self) -> None:
+        if self._opened and hasattr(self.function, "close"):
+            self._opened = False
+            try:
+                self.function.close()
+            except BaseException as error:
+                self.fail(error, "in close()")
+
+    def fail(self, error: BaseException, where: str) -> NoReturn:
+        """Raise what the job fails with for an error that came out of the user's code.
+
+        Errors of our own and KeyboardInterrupt are raised as they are, everything else (SystemExit
+        too) as UserFunctionError with the user's frames only.
+        """
+        if isinstance(error, (DataflowError, KeyboardInterrupt)):
+            raise error
+        context = self.context
+        subtask = f"{context.subtask_index + 1}/{context.parallelism}"
+        raise UserFunctionError(
+            f"operator {context.operator_name!r} (subtask {subtask}) failed {where}\n"
+            f"{user_traceback(error)}"
+        ) from error
+
+    def fail_in_batch(
+        self, error: BaseException, rows: list[Any], pending: Iterator[Any]
+    ) -> NoReturn:
+        """``fail`` at the record that was last taken from ``pending``, an iterator of ``rows``."""
+        self.fail(error, at_record(rows, pending))
+
+    def fail_for_key(
+        self, error: BaseException, key: Any, rows: list[Any], pending: Iterator[Any]
+    ) -> NoReturn:
+        """``fail_in_batch``, or KeyTypeError when the key last selected cannot be one."""
+        if isinstance(error, TypeError) and not _is_hashable(key):
+            raise KeyTypeError(
+                f"operator {self.context.operator_name!r}: a key of type {type(key).__name__} is "
+                f"not hashable ({at_record(rows, pending)}); a key is a str, bytes, int, float, "
+                "bool, date, datetime, an Enum, or a tuple of these"
+            ) from None
+        self.fail(error, at_record(rows, pending))
+
+
+def _is_hashable(key: Any) -> bool:
+    try:
+        return bool({key})
+    except TypeError:
+        return False
+
+
+def at_record(rows: list[Any], pending: Iterator[Any]) -> str:
+    """Where in the batch the last record taken from ``pending`` is, counted from 1."""
+    position = len(rows) - operator.length_hint(pending)
+    return f"on record {position} of a batch of {len(rows)}"
+
+
+def user_traceback(error: BaseException) -> str:
+    """The traceback of an error and its causes without the frames of this project."""
+    report = traceback.TracebackException.from_exception(error)
+    part: traceback.TracebackException | None = report
+    parts: list[traceback.TracebackException] = []
+    while part is not None and len(parts) < 16:
+        parts.append(part)
+        frames = [frame for frame in part.stack if not frame.filename.startswith(_OURS)]
+        part.stack = traceback.StackSummary.from_list(frames)
+        part = part.__cause__ or (None if part.__suppress_context__ else part.__context__)
+    text = "".join(report.format()).rstrip()
+    if len(text) > _MESSAGE_MAX:
+        half = _MESSAGE_MAX // 2
+        text = f"{text[:half]}\n  ... {len(text) - _MESSAGE_MAX} characters ...\n{text[-half:]}"
+    return text

@@ -1,0 +1,41 @@
+"""Base of the operators with keyed state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from dataflow.datastream.functions import KeyedStateStore
+from state.heap_backend import KeyedStateBackend
+from state.keyed_state import HeapKeyedStateStore
+from state.snapshot import OperatorSnapshot
+from taskmanager.operators.base import OperatorContext, Output
+from taskmanager.operators.function_operator import FunctionOperator
+
+
+class KeyedOperator(FunctionOperator):
+    """Owns a keyed state backend and puts it into the snapshot."""
+
+    backend: KeyedStateBackend
+
+    def __init__(self, function: Any, key_selector: Callable[[Any], Any]) -> None:
+        super().__init__(function)
+        self.key_selector = key_selector
+
+    def setup(self, context: OperatorContext, output: Output) -> None:
+        super().setup(context, output)
+        self.backend = KeyedStateBackend(
+            context.max_parallelism,
+            context.key_group_range,
+            context.operator_name,
+            context.processing_time,
+        )
+
+    def keyed_state_store(self) -> KeyedStateStore | None:
+        return HeapKeyedStateStore(self.backend)
+
+    def restore(self, snapshot: OperatorSnapshot) -> None:
+        self.backend.restore(snapshot.keyed)
+
+    def snapshot(self, checkpoint_id: int) -> OperatorSnapshot:
+        return OperatorSnapshot(keyed=self.backend.snapshot())

@@ -1,0 +1,217 @@
+"""ProcessFunction and KeyedProcessFunction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import repeat
+from typing import Any
+
+from dataflow.common.batch import MIN_TIMESTAMP, ArrowBatch, RowBatch
+from dataflow.datastream.functions import KeyedProcessFunction, ProcessFunction
+from dataflow.datastream.time_domain import TimeDomain
+from dataflow.datastream.timerservice import TimerService
+from dataflow.graph.specs import ProcessSpec
+from state.timers import InternalTimerService
+from taskmanager.operators.base import OperatorContext, Output
+from taskmanager.operators.collector import BATCH_ROWS, Collector
+from taskmanager.operators.function_operator import FunctionOperator
+from taskmanager.operators.keyed_operator import KeyedOperator
+
+
+def not_iterable(error: BaseException, produced: Any, method: str) -> BaseException:
+    """A clearer error when a function returned something that has no elements."""
+    if isinstance(error, TypeError) and not isinstance(produced, Iterable):
+        return TypeError(
+            f"{method} must yield its results or return an iterable or None; it returned "
+            f"{type(produced).__name__}"
+        )
+    return error
+
+
+class ProcessOperator(FunctionOperator):
+    """A ProcessFunction on a stream without keys: no state and no timers."""
+
+    def __init__(self, spec: ProcessSpec) -> None:
+        super().__init__(spec.function)
+        self._watermark = MIN_TIMESTAMP
+
+    def setup(self, context: OperatorContext, output: Output) -> None:
+        super().setup(context, output)
+        self._collector = Collector(output)
+        self._context = _ProcessContext(self)
+
+    def current_watermark(self) -> int:
+        return self._watermark
+
+    def process_batch(self, batch: RowBatch | ArrowBatch) -> None:
+        assert isinstance(batch, RowBatch)
+        process, context, take = self.function.process_element, self._context, self._collector.take
+        pending = iter(batch.rows)
+        produced: Any = None
+        try:
+            for value, timestamp in zip(pending, batch.timestamps or repeat(None)):  # noqa: B905
+                context.current_timestamp = timestamp
+                produced = process(value, context)
+                if produced is not None:
+                    take(produced, timestamp)
+        except BaseException as error:
+            error = not_iterable(error, produced, "process_element")
+            self.fail_in_batch(error, batch.rows, pending)
+        self._collector.flush()
+
+    def process_watermark(self, timestamp: int) -> None:
+        self._watermark = timestamp
+        self.output.emit_watermark(timestamp)
+
+
+class KeyedProcessOperator(KeyedOperator):
+    """A KeyedProcessFunction with keyed state and timers.
+
+    Results carry the timestamp of their record or event timer; those of a processing-time timer
+    carry none, as in Flink.
+    """
+
+    def __init__(self, spec: ProcessSpec) -> None:
+        assert spec.key_selector is not None
+        super().__init__(spec.function, spec.key_selector)
+
+    def setup(self, context: OperatorContext, output: Output) -> None:
+        super().setup(context, output)
+        self._collector = Collector(output, self.backend)
+
+    def open(self) -> None:
+        self.timers = InternalTimerService(
+            self.backend, self._on_event_timer, self._on_processing_timer
+        )
+        self._context = _KeyedProcessContext(self)
+        super().open()
+
+    def process_batch(self, batch: RowBatch | ArrowBatch) -> None:
+        assert isinstance(batch, RowBatch)
+        process, key_of, context = self.function.process_element, self.key_selector, self._context
+        backend, take = self.backend, self._collector.take
+        known = backend.known_keys
+        pending = iter(batch.rows)
+        key = produced = None
+        try:
+            for value, timestamp in zip(pending, batch.timestamps or repeat(None)):  # noqa: B905
+                key = key_of(value)
+                if key not in known:
+                    backend.key_group(key)
+                backend.current_key = key
+                context.current_timestamp = timestamp
+                produced = process(value, context)
+                if produced is not None:
+                    take(produced, timestamp)
+        except BaseException as error:
+            error = not_iterable(error, produced, "process_element")
+            self.fail_for_key(error, key, batch.rows, pending)
+        self._collector.flush()
+
+    def process_watermark(self, timestamp: int) -> None:
+        self.timers.advance_watermark(timestamp)
+        self._collector.flush()
+        self.output.emit_watermark(timestamp)
+
+    def next_timer_at(self) -> int | None:
+        return self.timers.next_processing_time()
+
+    def on_processing_time(self, now: int) -> None:
+        self.timers.advance_processing_time(now)
+        self._collector.flush()
+
+    def _on_event_timer(self, timestamp: int, key: Any, namespace: Any) -> None:
+        self._on_timer(timestamp, TimeDomain.EVENT_TIME, timestamp)
+
+    def _on_processing_timer(self, timestamp: int, key: Any, namespace: Any) -> None:
+        self._on_timer(timestamp, TimeDomain.PROCESSING_TIME, None)
+
+    def _on_timer(self, timestamp: int, domain: TimeDomain, result_timestamp: int | None) -> None:
+        context = self._context
+        context.current_timestamp = timestamp
+        context.current_domain = domain
+        produced = None
+        try:
+            produced = self.function.on_timer(timestamp, context)
+            if produced is not None:
+                self._collector.take(produced, result_timestamp)
+        except BaseException as error:
+            self.fail(not_iterable(error, produced, "on_timer"), f"in on_timer({timestamp})")
+        if len(self._collector) >= BATCH_ROWS:
+            self._collector.flush()
+
+
+class _ProcessContext(ProcessFunction.Context):
+    def __init__(self, operator: ProcessOperator) -> None:
+        self.current_timestamp: int | None = None
+        self._timer_service = _TimeOnly(operator)
+
+    def timestamp(self) -> int | None:
+        return self.current_timestamp
+
+    def timer_service(self) -> TimerService:
+        return self._timer_service
+
+
+class _KeyedProcessContext(KeyedProcessFunction.OnTimerContext):
+    def __init__(self, operator: KeyedProcessOperator) -> None:
+        self.current_timestamp: int | None = None
+        self.current_domain = TimeDomain.EVENT_TIME
+        self._backend = operator.backend
+        self._timer_service = _KeyedTimers(operator.timers)
+
+    def get_current_key(self) -> Any:
+        return self._backend.current_key
+
+    def timestamp(self) -> int | None:
+        return self.current_timestamp
+
+    def time_domain(self) -> TimeDomain:
+        return self.current_domain
+
+    def timer_service(self) -> TimerService:
+        return self._timer_service
+
+
+class _KeyedTimers(TimerService):
+    def __init__(self, timers: InternalTimerService) -> None:
+        self._timers = timers
+
+    def current_processing_time(self) -> int:
+        return self._timers.current_processing_time()
+
+    def current_watermark(self) -> int:
+        return self._timers.current_watermark
+
+    def register_processing_time_timer(self, timestamp: int) -> None:
+        self._timers.register_processing_time_timer(timestamp)
+
+    def register_event_time_timer(self, timestamp: int) -> None:
+        self._timers.register_event_time_timer(timestamp)
+
+    def delete_processing_time_timer(self, timestamp: int) -> None:
+        self._timers.delete_processing_time_timer(timestamp)
+
+    def delete_event_time_timer(self, timestamp: int) -> None:
+        self._timers.delete_event_time_timer(timestamp)
+
+
+class _TimeOnly(TimerService):
+    """Tells the time, but has no timers: these belong to a key."""
+
+    def __init__(self, operator: ProcessOperator) -> None:
+        self._operator = operator
+
+    def current_processing_time(self) -> int:
+        return self._operator.context.processing_time()
+
+    def current_watermark(self) -> int:
+        return self._operator.current_watermark()
+
+    def _refuse(self, timestamp: int) -> None:
+        raise RuntimeError("timers need a keyed stream: call key_by() before process()")
+
+    register_processing_time_timer = _refuse
+    register_event_time_timer = _refuse
+    delete_processing_time_timer = _refuse
+    delete_event_time_timer = _refuse

@@ -1,0 +1,114 @@
+"""What a rich function gets in ``open``: where it runs, its state and its metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from dataflow.datastream.functions import KeyedStateStore, RuntimeContext
+from dataflow.datastream.state import (
+    AggregatingState,
+    AggregatingStateDescriptor,
+    ListState,
+    ListStateDescriptor,
+    MapState,
+    MapStateDescriptor,
+    ReducingState,
+    ReducingStateDescriptor,
+    ValueState,
+    ValueStateDescriptor,
+)
+from taskmanager.operators.base import OperatorContext
+
+
+class OperatorRuntimeContext(RuntimeContext):
+    """RuntimeContext over an operator's context; ``store`` None means a stream without keys."""
+
+    def __init__(self, context: OperatorContext, store: KeyedStateStore | None) -> None:
+        self._context = context
+        self._store = store
+
+    def get_task_name(self) -> str:
+        return self._context.operator_name
+
+    def get_number_of_parallel_subtasks(self) -> int:
+        return self._context.parallelism
+
+    def get_max_number_of_parallel_subtasks(self) -> int:
+        return self._context.max_parallelism
+
+    def get_index_of_this_subtask(self) -> int:
+        return self._context.subtask_index
+
+    def get_attempt_number(self) -> int:
+        return self._context.attempt_number
+
+    def get_task_name_with_subtasks(self) -> str:
+        context = self._context
+        return f"{context.operator_name} ({context.subtask_index + 1}/{context.parallelism})"
+
+    def get_job_parameter(self, key: str, default_value: str) -> str:
+        return self._context.configuration.get(key, default_value)
+
+    def get_metrics_group(self) -> OperatorMetricGroup:
+        return OperatorMetricGroup(self._context.add_metric)
+
+    def get_state(self, state_descriptor: ValueStateDescriptor) -> ValueState[Any]:
+        return self._keyed().get_state(state_descriptor)
+
+    def get_list_state(self, state_descriptor: ListStateDescriptor) -> ListState[Any]:
+        return self._keyed().get_list_state(state_descriptor)
+
+    def get_map_state(self, state_descriptor: MapStateDescriptor) -> MapState[Any, Any]:
+        return self._keyed().get_map_state(state_descriptor)
+
+    def get_reducing_state(self, state_descriptor: ReducingStateDescriptor) -> ReducingState[Any]:
+        return self._keyed().get_reducing_state(state_descriptor)
+
+    def get_aggregating_state(
+        self, state_descriptor: AggregatingStateDescriptor
+    ) -> AggregatingState[Any, Any]:
+        return self._keyed().get_aggregating_state(state_descriptor)
+
+    def _keyed(self) -> KeyedStateStore:
+        if self._store is None:
+            raise RuntimeError("state needs a keyed stream: call key_by() before this operation")
+        return self._store
+
+
+class Counter:
+    """A number that goes up and down."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def inc(self, n: int = 1) -> None:
+        self._count += n
+
+    def dec(self, n: int = 1) -> None:
+        self._count -= n
+
+    def get_count(self) -> int:
+        return self._count
+
+
+class OperatorMetricGroup:
+    """Counters and gauges of a user's function; their names are joined with dots."""
+
+    def __init__(self, add: Callable[[str, Callable[[], float]], None], prefix: str = "") -> None:
+        self._add = add
+        self._prefix = prefix
+
+    def add_group(self, name: str, extra: str | None = None) -> OperatorMetricGroup:
+        """A group inside this one; ``extra`` is the value of a key-value group."""
+        inner = f"{self._prefix}{name}." if extra is None else f"{self._prefix}{name}.{extra}."
+        return OperatorMetricGroup(self._add, inner)
+
+    def counter(self, name: str) -> Counter:
+        counter = Counter()
+        self._add(self._prefix + name, counter.get_count)
+        return counter
+
+    def gauge(self, name: str, obj: Callable[[], float]) -> None:
+        """``obj`` is called with every heartbeat and must return a number at once."""
+        self._add(self._prefix + name, obj)

@@ -1,0 +1,318 @@
+"""Event-time windows, tumbling and sliding.
+
+All keys of a window live in one dict, ``contents[window][key]``, so a window fires and goes as a
+whole and needs no timers. There are two such tables: windows that are still to fire, and, with
+allowed lateness, windows that have fired and take late records until they are cleaned up.
+
+Timestamps between two neighbouring window borders belong to the same windows. Such a *slice* of
+time is looked up once per batch; what is left per record is the key and the user's function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from heapq import heappop, heappush
+from math import gcd
+from typing import Any
+
+from dataflow.common.batch import MAX_TIMESTAMP, MIN_TIMESTAMP, ArrowBatch, RowBatch
+from dataflow.datastream.functions import KeyedStateStore, ProcessWindowFunction
+from dataflow.datastream.window import (
+    SlidingEventTimeWindows,
+    TimeWindow,
+    TumblingEventTimeWindows,
+)
+from dataflow.errors import JobExecutionError, JobGraphError
+from dataflow.graph.specs import WindowSpec
+from state.aliasing import detached
+from state.heap_backend import MISSING
+from state.keyed_state import HeapKeyedStateStore
+from state.snapshot import OperatorSnapshot
+from taskmanager.operators.base import OperatorContext, Output
+from taskmanager.operators.collector import BATCH_ROWS, Collector
+from taskmanager.operators.keyed_operator import KeyedOperator
+from taskmanager.operators.process import not_iterable
+
+Window = tuple[int, int]  # start (inclusive) and end (exclusive) in ms
+Contents = dict[Any, Any]  # key -> aggregate, accumulator or list of records
+
+#: The windows of one slice of time: contents to add to, and windows that have or may have fired.
+#: The latter is None in the usual case of a record that is not late.
+Slice = tuple[tuple[Contents, ...], tuple[Window, ...] | None]
+
+
+class WindowOperator(KeyedOperator):
+    """Fires a window once the watermark reaches its last millisecond.
+
+    With allowed lateness a late record fires its window again at once, until the watermark
+    reaches the window's end plus the lateness. Records too late for all their windows go to the
+    late tag, or are counted in ``numLateRecordsDropped``. Results carry the window's last
+    millisecond.
+
+    The watermark is part of the snapshot: what had been too late before a restart still is.
+    """
+
+    def __init__(self, spec: WindowSpec) -> None:
+        super().__init__(spec.function, spec.key_selector)
+        self._size, self._slide, self._offset = _geometry(spec.assigner)
+        self._slice_width = gcd(self._size, self._slide)
+        self._lateness = spec.allowed_lateness_ms
+        self._late_tag = spec.late_tag
+        self._reduce = None if spec.reduce is None else spec.reduce.reduce
+        self._aggregate = spec.aggregate
+        self._watermark = MIN_TIMESTAMP
+        self._late_dropped = 0
+        self._to_fire: list[tuple[int, Window]] = []  # heap by last millisecond
+        self._to_clean: list[tuple[int, Window]] = []  # heap by cleanup time
+
+    # ---------------------------------------------------------------------------------- life cycle
+
+    def setup(self, context: OperatorContext, output: Output) -> None:
+        super().setup(context, output)
+        self._collector = Collector(output, self.backend)
+        context.add_metric("numLateRecordsDropped", lambda: self._late_dropped)
+
+    def open(self) -> None:
+        kind = "a window's "
+        if self._reduce is not None:
+            kind += "reduced value"
+        elif self._aggregate is not None:
+            kind += "accumulator"
+        else:
+            kind += "records"
+        self._pending = self.backend.table("$window", kind)
+        self._fired = self.backend.table("$window-fired", kind)
+        for window in self._pending.namespaces:
+            heappush(self._to_fire, (window[1] - 1, window))
+        for window in self._fired.namespaces:
+            heappush(self._to_clean, (self._cleanup_time(window), window))
+        if self._lateness:  # contents live on after they were emitted
+            self.backend.shares_mutable = True
+        self._window_context = _WindowContext(self)
+        super().open()
+
+    def restore(self, snapshot: OperatorSnapshot) -> None:
+        super().restore(snapshot)
+        if self.backend.watermark is not None:
+            self._watermark = self.backend.watermark
+
+    def snapshot(self, checkpoint_id: int) -> OperatorSnapshot:
+        self.backend.watermark = self._watermark
+        return super().snapshot(checkpoint_id)
+
+    def current_watermark(self) -> int:
+        return self._watermark
+
+    # ------------------------------------------------------------------------------------- records
+
+    def process_batch(self, batch: RowBatch | ArrowBatch) -> None:
+        assert isinstance(batch, RowBatch)
+        if batch.timestamps is None:
+            raise JobExecutionError(
+                f"operator {self.context.operator_name!r} has event-time windows, but its records "
+                "have no timestamps: give the WatermarkStrategy a timestamp assigner"
+            )
+        key_of, reduce = self.key_selector, self._reduce
+        add = None if self._aggregate is None else self._aggregate.add
+        offset, width = self._offset, self._slice_width
+        slices: dict[int, Slice] = {}
+        start = end = 0
+        tables: tuple[Contents, ...] = ()
+        fired: tuple[Window, ...] | None = None
+        pending = iter(batch.rows)
+        key: Any = None
+        try:
+            for value, timestamp in zip(pending, batch.timestamps, strict=True):
+                if not start <= timestamp < end:
+                    start = timestamp - (timestamp - offset) % width
+                    end = start + width
+                    tables, fired = slices.get(start) or self._open_slice(start, slices)
+                key = key_of(value)
+                for table in tables:
+                    contents = table.get(key, MISSING)
+                    if contents is MISSING:
+                        table[key] = self._first(key, value)
+                    elif reduce is not None:
+                        table[key] = reduce(contents, value)
+                    elif add is not None:
+                        table[key] = add(value, contents)
+                    else:
+                        contents.append(value)
+                if fired is not None:
+                    self._add_late(key, value, timestamp, fired, bool(tables))
+        except BaseException as error:
+            self.fail_for_key(error, key, batch.rows, pending)
+        self._collector.flush()
+
+    def _first(self, key: Any, value: Any) -> Any:
+        """The contents of a window after its first record."""
+        self.backend.key_group(key)
+        if self._reduce is not None:
+            # The record may be in several windows, and the function may change it in place.
+            return detached(value)
+        if self._aggregate is not None:
+            return self._aggregate.add(value, self._aggregate.create_accumulator())
+        return [value]
+
+    def _open_slice(self, start: int, slices: dict[int, Slice]) -> Slice:
+        """The windows of the timestamps from ``start`` to the next window border."""
+        tables: list[Contents] = []
+        fired: list[Window] = []
+        first = start - (start - self._offset) % self._slide
+        for window_start in range(first, start - self._size, -self._slide):
+            window = (window_start, window_start + self._size)
+            if self._cleanup_time(window) <= self._watermark:
+                continue
+            if window[1] - 1 <= self._watermark or window in self._fired.namespaces:
+                fired.append(window)
+            else:
+                tables.append(self._contents_to_fire(window))
+        late = not tables and not fired
+        found: Slice = (tuple(tables), tuple(fired) if fired or late else None)
+        slices[start] = found
+        return found
+
+    def _contents_to_fire(self, window: Window) -> Contents:
+        if window not in self._pending.namespaces:
+            heappush(self._to_fire, (window[1] - 1, window))
+        return self._pending.namespace(window)
+
+    def _cleanup_time(self, window: Window) -> int:
+        return min(window[1] - 1 + self._lateness, MAX_TIMESTAMP)
+
+    def _add_late(
+        self, key: Any, value: Any, timestamp: int, fired: tuple[Window, ...], in_time: bool
+    ) -> None:
+        """A record with windows that have fired, or with none left to go to."""
+        for window in fired:
+            at_once = window[1] - 1 <= self._watermark
+            # A restored window may have fired for some keys only, and before this watermark.
+            if at_once or key in self._fired.namespace(window):
+                contents = self._contents_fired(window)
+                at_once = True
+            else:
+                contents = self._contents_to_fire(window)
+            old = contents.get(key, MISSING)
+            if old is MISSING:
+                contents[key] = self._first(key, value)
+            elif self._reduce is not None:
+                contents[key] = self._reduce(old, value)
+            elif self._aggregate is not None:
+                contents[key] = self._aggregate.add(value, old)
+            else:
+                old.append(value)
+            if at_once:
+                self._emit(window, key, contents[key])
+        if not fired and not in_time and timestamp + self._lateness <= self._watermark:
+            if self._late_tag is None:
+                self._late_dropped += 1
+            else:
+                self._collector.take_side(self._late_tag, value, timestamp)
+
+    def _contents_fired(self, window: Window) -> Contents:
+        if window not in self._fired.namespaces:
+            heappush(self._to_clean, (self._cleanup_time(window), window))
+        return self._fired.namespace(window)
+
+    # ---------------------------------------------------------------------------------- event time
+
+    def process_watermark(self, timestamp: int) -> None:
+        if timestamp > self._watermark:
+            self._watermark = timestamp
+            while self._to_fire and self._to_fire[0][0] <= timestamp:
+                self._fire(heappop(self._to_fire)[1])
+            while self._to_clean and self._to_clean[0][0] <= timestamp:
+                self._clean(heappop(self._to_clean)[1])
+            self._collector.flush()
+        self.output.emit_watermark(timestamp)
+
+    def _fire(self, window: Window) -> None:
+        contents = self._pending.namespaces.pop(window)
+        for key, value in contents.items():
+            try:
+                self._emit(window, key, value)
+            except BaseException as error:
+                self.fail(error, f"firing the window [{window[0]}, {window[1]})")
+            if len(self._collector) >= BATCH_ROWS:
+                self._collector.flush()
+        if self._lateness:
+            self._contents_fired(window).update(contents)
+        else:
+            self._clear(window, contents)
+
+    def _emit(self, window: Window, key: Any, contents: Any) -> None:
+        """Evaluate a window for one key; raises what the user's functions raise."""
+        incremental = self._reduce is not None or self._aggregate is not None
+        if self._aggregate is not None:
+            contents = self._aggregate.get_result(contents)
+        produced: Any
+        if self.function is None:
+            produced = (contents,)
+        else:
+            # The list is the function's own: a late record may still be added to the contents.
+            elements = [contents] if incremental else list(contents)
+            produced = self._evaluate(window, key, elements)
+        if produced is not None:
+            try:
+                self._collector.take(produced, window[1] - 1)
+            except TypeError as error:
+                raise not_iterable(error, produced, "the window function") from None
+
+    def _evaluate(self, window: Window, key: Any, elements: list[Any]) -> Any:
+        self.backend.current_key = key
+        if isinstance(self.function, ProcessWindowFunction):
+            self._window_context.current = window
+            return self.function.process(key, self._window_context, elements)
+        return self.function.apply(key, TimeWindow(*window), elements)
+
+    def _clean(self, window: Window) -> None:
+        self._clear(window, self._fired.namespaces.pop(window))
+
+    def _clear(self, window: Window, keys: Iterable[Any]) -> None:
+        """The window is over: let the function clear its state, and drop what it left."""
+        function = self.function
+        if isinstance(function, ProcessWindowFunction):
+            if type(function).clear is not ProcessWindowFunction.clear:
+                self._window_context.current = window
+                for key in keys:
+                    self.backend.current_key = key
+                    try:
+                        function.clear(self._window_context)
+                    except BaseException as error:
+                        self.fail(error, f"clearing the window [{window[0]}, {window[1]})")
+            self.backend.drop_namespace(window)
+
+
+class _WindowContext(ProcessWindowFunction.Context[TimeWindow]):
+    """The window being evaluated, and its state."""
+
+    def __init__(self, operator: WindowOperator) -> None:
+        self._operator = operator
+        self.current: Window = (0, 0)
+
+    def window(self) -> TimeWindow:
+        return TimeWindow(*self.current)
+
+    def current_processing_time(self) -> int:
+        return self._operator.context.processing_time()
+
+    def current_watermark(self) -> int:
+        return self._operator.current_watermark()
+
+    def window_state(self) -> KeyedStateStore:
+        return HeapKeyedStateStore(self._operator.backend, self.current)
+
+    def global_state(self) -> KeyedStateStore:
+        return HeapKeyedStateStore(self._operator.backend)
+
+
+def _geometry(assigner: Any) -> tuple[int, int, int]:
+    """Size, slide and offset in ms."""
+    if isinstance(assigner, TumblingEventTimeWindows):
+        return assigner.size, assigner.size, assigner.offset
+    if isinstance(assigner, SlidingEventTimeWindows):
+        return assigner.size, assigner.slide, assigner.offset
+    raise JobGraphError(
+        f"windows of type {type(assigner).__name__} are not supported; use "
+        "TumblingEventTimeWindows or SlidingEventTimeWindows"
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from dataflow.common.callables import require_arity
 from dataflow.common.time import DurationLike, to_millis
@@ -235,7 +235,21 @@ class DataStream(OperatorSettings):
         """Print every record where the program runs, with ``sink_identifier`` before it."""
         from dataflow.datastream.connectors.print_sink import PrintSink
 
-        return self.sink_to(PrintSink(sink_identifier)).name("Sink: print")
+        title = "Sink: print" if sink_identifier is None else f"Sink: print({sink_identifier})"
+        return self.sink_to(PrintSink(sink_identifier)).name(title)
+
+    @overload
+    def execute_and_collect(
+        self, job_execution_name: str | None = None, limit: None = None
+    ) -> CloseableIterator: ...
+
+    @overload
+    def execute_and_collect(
+        self, job_execution_name: str | None = None, *, limit: int
+    ) -> list[Any]: ...
+
+    @overload
+    def execute_and_collect(self, job_execution_name: str | None, limit: int) -> list[Any]: ...
 
     def execute_and_collect(
         self, job_execution_name: str | None = None, limit: int | None = None
@@ -250,7 +264,7 @@ class DataStream(OperatorSettings):
         if limit is not None and (not isinstance(limit, int) or limit < 0):
             raise JobGraphError(f"execute_and_collect(limit={limit!r}): 0 or more is allowed")
         self.sink_to(CollectSink())
-        records = CloseableIterator(self._env._submit(job_execution_name, attached=True))
+        records = CloseableIterator(self._env.execute_async(job_execution_name))
         if limit is None:
             return records
         with records:

@@ -25,11 +25,13 @@ _PLAIN = (int, float, complex, str, bytes)
 class FieldSelector:
     """What ``key_by("name")`` and ``key_by(0)`` use as key selector.
 
-    ``field`` lets a partitioner take the whole column of an Arrow batch instead of calling this.
+    ``column`` lets a partitioner take the whole column of an Arrow batch instead of calling this;
+    it is None for a position, because the records of an Arrow batch are dicts.
     """
 
     def __init__(self, field: str | int) -> None:
         self.field = field
+        self.column = field if isinstance(field, str) else None
         self._getters: dict[type, Getter] = {}
 
     def __call__(self, record: Any) -> Any:

@@ -26,6 +26,8 @@ class _Keyed(KeyedProcessFunction):
 
 
 class KeyedMap(_Keyed):
+    """One result for each record."""
+
     function: MapFunction
 
     def process_element(self, value: Any, ctx: KeyedProcessFunction.Context) -> Iterable[Any]:
@@ -33,6 +35,8 @@ class KeyedMap(_Keyed):
 
 
 class KeyedFlatMap(_Keyed):
+    """Any number of results for each record."""
+
     function: FlatMapFunction
 
     def process_element(self, value: Any, ctx: KeyedProcessFunction.Context) -> Iterable[Any]:
@@ -40,6 +44,8 @@ class KeyedFlatMap(_Keyed):
 
 
 class KeyedFilter(_Keyed):
+    """The records for which the function is true."""
+
     function: FilterFunction
 
     def process_element(self, value: Any, ctx: KeyedProcessFunction.Context) -> Iterable[Any]:

@@ -19,7 +19,8 @@ from dataflow.common.job_client import JobClient
 from dataflow.common.job_execution_result import JobExecutionResult
 from dataflow.common.restart_strategy import RestartStrategyConfiguration
 from dataflow.common.time import DurationLike, to_millis
-from dataflow.common.typeinfo import TypeInformation
+from dataflow.common.typeinfo import RowTypeInfo, TypeInformation
+from dataflow.common.types import Row
 from dataflow.common.watermark_strategy import WatermarkStrategy
 from dataflow.datastream.checkpoint_config import CheckpointConfig
 from dataflow.datastream.checkpointing_mode import CheckpointingMode
@@ -219,13 +220,18 @@ class StreamExecutionEnvironment:
     def from_collection(
         self, collection: Iterable[Any], type_info: TypeInformation | None = None
     ) -> DataStream:
-        """The records of a collection, which travel with the job; always in one subtask."""
+        """The records of a collection, which travel with the job; always in one subtask.
+
+        With a row type tuples, lists and dicts become Rows with its field names.
+        """
         from dataflow.datastream.connectors.collection import CollectionSource
 
         if isinstance(collection, (str, bytes, Mapping)) or not isinstance(collection, Iterable):
             raise JobGraphError(
                 f"from_collection({collection!r:.60}): a list or another iterable is needed"
             )
+        if isinstance(type_info, RowTypeInfo):
+            collection = [_as_row(record, type_info.get_field_names()) for record in collection]
         source = CollectionSource(collection)
         return self._source(source, None, "Collection Source", type_info).force_non_parallel()
 
@@ -314,6 +320,18 @@ class StreamExecutionEnvironment:
         raise TypeError(
             "the environment is part of the program and cannot be used inside a function"
         )
+
+
+def _as_row(record: Any, names: list[str]) -> Row:
+    if isinstance(record, Mapping) and set(record) == set(names):
+        record = [record[name] for name in names]
+    if not isinstance(record, (tuple, list, Row)) or len(record) != len(names):
+        raise JobGraphError(
+            f"from_collection(): {record!r:.80} is no row with the fields {', '.join(names)}"
+        )
+    row = Row(*record)
+    row.set_field_names(names)
+    return row
 
 
 def _command_line_settings() -> dict[str, str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from dataflow.common.config_options import ConfigOptions
 from dataflow.errors import FunctionPicklingError, JobGraphError
 from dataflow.graph.chaining import Chain, build_chains
 from dataflow.graph.job_graph import (
@@ -163,6 +164,8 @@ def _profile_holders(chains: list[Chain], settings: GraphSettings) -> dict[Chain
 
 
 def _warn_of_generated_uids(graph: StreamGraph) -> None:
+    if ConfigOptions.CHECKPOINTING_INTERVAL.key not in graph.settings.configuration:
+        return  # no state outlives this job
     names = [
         f"'{node.transformation.name}'"
         for node in graph.nodes

@@ -52,16 +52,22 @@ class EnumeratorSpec(OperatorSpec):
 
 @dataclass(frozen=True)
 class MapSpec(OperatorSpec):
+    """One record for each record."""
+
     function: MapFunction
 
 
 @dataclass(frozen=True)
 class FlatMapSpec(OperatorSpec):
+    """Any number of records for each record."""
+
     function: FlatMapFunction
 
 
 @dataclass(frozen=True)
 class FilterSpec(OperatorSpec):
+    """The records for which the function is true."""
+
     function: FilterFunction
 
 
@@ -82,6 +88,8 @@ class ProcessSpec(OperatorSpec):
 
 @dataclass(frozen=True)
 class TimestampsSpec(OperatorSpec):
+    """Gives records new timestamps and the stream new watermarks."""
+
     strategy: WatermarkStrategy
 
 
@@ -111,4 +119,6 @@ class WindowSpec(OperatorSpec):
 
 @dataclass(frozen=True)
 class SinkSpec(OperatorSpec):
+    """Writes records out; the end of a stream."""
+
     sink: Sink[Any]

@@ -14,9 +14,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from dataflow.common.codec import dumps_data
+from dataflow.common.codec import dumps_code, dumps_data, loads_code
 from dataflow.common.job_client import JobClient
+from dataflow.common.job_execution_result import JobExecutionResult
+from dataflow.common.job_id import JobID
 from dataflow.common.time import Duration
+from dataflow.common.typeinfo import Types
 from dataflow.common.types import Row
 from dataflow.datastream import (
     AggregateFunction,
@@ -60,13 +63,13 @@ def test_async_functions_are_refused_by_every_operator(env: StreamExecutionEnvir
         return record
 
     class Later(MapFunction):
-        async def map(self, value: Any) -> Any:  # type: ignore[override]
+        async def map(self, value: Any) -> Any:
             return value
 
     stream = env.from_sequence(1, 2)
     for method in (stream.map, stream.flat_map, stream.filter, stream.map_batches, stream.key_by):
         with pytest.raises(JobGraphError, match=r"\(later\): an async function is not possible"):
-            method(later)  # type: ignore[operator]
+            method(later)
     with pytest.raises(JobGraphError, match=r"map\(Later\): an async function"):
         stream.map(Later())
 
@@ -75,14 +78,14 @@ def test_what_is_no_function_is_refused_where_it_is_given(env: StreamExecutionEn
     stream = env.from_sequence(1, 2)
     calls: list[Callable[[], Any]] = [
         lambda: stream.map(7),  # type: ignore[arg-type]
-        lambda: stream.map(lambda: 1),
+        lambda: stream.map(lambda: 1),  # type: ignore[misc, arg-type]
         lambda: stream.flat_map("x"),  # type: ignore[arg-type]
         lambda: stream.filter(None),  # type: ignore[arg-type]
         lambda: stream.map_batches(7),  # type: ignore[arg-type]
         lambda: stream.process(lambda record: record),  # type: ignore[arg-type]
         lambda: stream.key_by(None),  # type: ignore[arg-type]
         lambda: stream.key_by(1.5),  # type: ignore[arg-type]
-        lambda: stream.key_by(str).reduce(lambda a: a),  # type: ignore[misc]
+        lambda: stream.key_by(str).reduce(lambda a: a),  # type: ignore[arg-type]
         lambda: stream.key_by(str).sum(1.5),  # type: ignore[arg-type]
         lambda: stream.key_by(str).window("x"),  # type: ignore[arg-type]
         lambda: stream.union(7),  # type: ignore[arg-type]
@@ -244,6 +247,20 @@ def test_map_batches_casts_to_the_declared_schema(env: StreamExecutionEnvironmen
     assert list(spec.function(batch)) == []
 
 
+def test_a_row_type_makes_rows_of_a_collection(env: StreamExecutionEnvironment) -> None:
+    person = Types.ROW_NAMED(["name", "age"], [Types.STRING(), Types.INT()])
+    people = [("Ann", 11), ["Bob", 12], {"age": 13, "name": "Cid"}, Row("Dan", 14)]
+    spec = spec_of(env.from_collection(people, person))
+    assert [(row.name, row["age"]) for row in spec.source.records] == [
+        ("Ann", 11),
+        ("Bob", 12),
+        ("Cid", 13),
+        ("Dan", 14),
+    ]
+    with pytest.raises(JobGraphError, match="no row with the fields name, age"):
+        env.from_collection([("Ann",)], person)
+
+
 def test_key_by_again_replaces_the_key(env: StreamExecutionEnvironment) -> None:
     keyed = env.from_collection([(1, 2)]).key_by(0).key_by(1)
     assert isinstance(keyed, KeyedStream)
@@ -276,6 +293,12 @@ def test_fields_are_reached_by_name_in_every_kind_of_record(record: Any) -> None
 @pytest.mark.parametrize("record", [(1, 2), [1, 2], Point(1, 2), Row(1, 2)])
 def test_fields_are_reached_by_position(record: Any) -> None:
     assert FieldSelector(1)(record) == 2
+
+
+def test_a_field_selector_names_the_arrow_column_it_reads() -> None:
+    selector = loads_code(dumps_code(FieldSelector("y")))
+    assert (selector.column, selector({"y": 2})) == ("y", 2)
+    assert FieldSelector(1).column is None
 
 
 @pytest.mark.parametrize("record", ["text", 7, (1, 2)])
@@ -329,6 +352,9 @@ def test_plain_values_are_their_own_field() -> None:
 # --------------------------------------------------------------------------------- running
 
 
+RESULT = JobExecutionResult(JobID("id"), 7, {})
+
+
 class Client(JobClient):
     """Stands in for a job that sends some chunks and ends."""
 
@@ -337,7 +363,7 @@ class Client(JobClient):
         self.cancelled = 0
 
     def get_job_id(self) -> Any:
-        return "id"
+        return JobID("id")
 
     def get_job_status(self) -> Any:
         raise NotImplementedError
@@ -350,7 +376,7 @@ class Client(JobClient):
         return self._done(None)
 
     def get_job_execution_result(self) -> Any:
-        return self._done("result")
+        return self._done(RESULT)
 
     def receive(self, channel: str) -> Iterator[bytes]:
         assert channel == "collect"
@@ -364,7 +390,7 @@ class Client(JobClient):
 
 
 @pytest.fixture
-def submitted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+def submitted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Takes the job manager's place: everything that is submitted, then the client it gets."""
     calls: list[Any] = []
     first, second = (
@@ -391,7 +417,7 @@ def test_execute_submits_the_job_and_begins_another(
     module.write_text("")
     env.add_python_file(str(module))
     env.from_sequence(1, 2).print()
-    assert env.execute("first") == "result"
+    assert env.execute("first") is RESULT
     env.from_sequence(1, 2).map(str).print()
     assert env.execute_async("second") is submitted[0]
     (first, options), (second, _) = submitted[1:]
@@ -418,7 +444,6 @@ def test_an_iterator_that_is_closed_early_cancels_the_job_once(
     env: StreamExecutionEnvironment, submitted: list[Any]
 ) -> None:
     records = env.from_sequence(1, 3).execute_and_collect()
-    assert not isinstance(records, list)
     assert next(records) == 1
     records.close()
     records.close()

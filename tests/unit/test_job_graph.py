@@ -48,7 +48,7 @@ def by_name(graph: JobGraph) -> dict[str, JobVertex]:
     return {vertex.operators[0].name: vertex for vertex in graph.vertices}
 
 
-def job(change: Callable[[StreamExecutionEnvironment], None] = lambda env: None) -> JobGraph:
+def job(change: Callable[[StreamExecutionEnvironment], object] = lambda env: None) -> JobGraph:
     env = new_env(2)
     change(env)
     stream = env.from_sequence(1, 10).map(str).key_by(len).process(Count())
@@ -126,6 +126,8 @@ def test_stateful_operators_without_a_uid_are_warned_about_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     job()
+    assert not caplog.records  # without checkpoints no state outlives the job
+    job(lambda env: env.enable_checkpointing(1_000))
     (record,) = caplog.records
     assert "'Source: Sequence Source', 'Keyed Process(Count)'" in record.getMessage()
 

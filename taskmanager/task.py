@@ -35,6 +35,7 @@ from taskmanager.channel import ChannelLimits
 from taskmanager.elements import (
     END_OF_INPUT,
     Barrier,
+    ChannelId,
     Element,
     EndOfInput,
     Watermark,
@@ -142,7 +143,7 @@ class Task:
         self._store: CheckpointStore | None = None
         self._aborted_checkpoint = 0  # the newest that will not complete
         self._triggered_checkpoint = 0  # the newest that was started here
-        self._requests_handled = [0] * vertex.parallelism
+        self._requests_handled: dict[ChannelId, int] = {}
         self._chunks_sent = 0
         self._chunk_callbacks: dict[int, Callable[[], None]] = {}
         self._metrics: dict[str, Callable[[], float]] = {}
@@ -252,11 +253,11 @@ class Task:
     def _serve_split_requests(self, enumerator: EnumeratorOperator) -> bool:
         served = False
         for channel in self._outputs.channels.values():
-            subtask = channel.id.downstream
-            while self._requests_handled[subtask] < channel.demand:
-                self._requests_handled[subtask] += 1
-                enumerator.handle_split_request(subtask)
+            handled = self._requests_handled.get(channel.id, 0)
+            for _ in range(channel.demand - handled):
+                enumerator.handle_split_request(channel.id.downstream)
                 served = True
+            self._requests_handled[channel.id] = max(handled, channel.demand)
         if enumerator.exhausted:
             self._drain()
             served = True
@@ -280,8 +281,13 @@ class Task:
                 self._on_barrier(position, checkpoint_id)
             case EndOfInput():
                 self._open_channels -= 1
-                # A source with an enumerator goes on with the splits it has.
-                if self._open_channels == 0 and self._source is None and not self._is_drained:
+                if self._open_channels > 0 or self._is_drained:
+                    return
+                if self._source is not None:
+                    # It goes on with the splits it has. One restored from after the enumerator's
+                    # end hears of it only here.
+                    self._source.end_of_splits()
+                else:
                     self._drain()
 
     def _advance_watermark(self, watermark: int | None) -> None:
@@ -335,6 +341,8 @@ class Task:
         head = self._chain.head
         self._source = head if isinstance(head, SourceOperator) else None
         self._enumerator = head if isinstance(head, EnumeratorOperator) else None
+        if self._enumerator is not None:
+            self._enumerator.reader_parallelism = len(self._outputs.channels)
         if not descriptor.restore:
             self._open()
         else:

@@ -11,6 +11,7 @@ import queue
 import random
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -247,7 +248,7 @@ class JobManager:
             if configuration.get("execution.checkpointing.mode", "EXACTLY_ONCE") == "EXACTLY_ONCE":
                 file_system, path = parse(root)
                 file_system.probe_conditional_put(path)
-            generation = store.claim_generation(f"{self.job_id}@{self._started_ms}")
+            generation = store.claim_generation(uuid.uuid4().hex)
             store.save_job(self._job_graph.to_bytes())
             next_checkpoint_id = store.next_checkpoint_id()
         return JobMaster(

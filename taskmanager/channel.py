@@ -69,12 +69,11 @@ class OutputChannel:
     # ---------------------------------------------------------------- written by the task
 
     def append_rows(self, rows: list[Any], timestamps: list[int] | None) -> None:
-        """Records to go out with the next batch."""
+        """Records to go out with the next batch; the lists stay the caller's."""
         if self._arrow:
             self._seal()
         gathered = self._rows
         if not gathered:
-            # Copied, because the caller's list may go to several channels.
             self._rows = rows[:]
             self._timestamps = None if timestamps is None else timestamps[:]
         else:

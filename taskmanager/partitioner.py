@@ -90,8 +90,23 @@ class ChoosingPartitioner(Partitioner):
         _emit_rows(self.channels, rows, chosen)
 
 
+class _Routes(dict[Any, Callable[[Any], None]]):
+    """Key to the ``append`` of its channel's bucket; hashes once per distinct key."""
+
+    def __init__(self, memo: KeyGroupMemo, buckets: list[list[Any]]) -> None:
+        super().__init__()
+        self._memo = memo
+        self._appends = [bucket.append for bucket in buckets]
+
+    def __missing__(self, key: Any) -> Callable[[Any], None]:
+        if len(self) >= KeyGroupMemo.KEYS_MAX:
+            self.clear()
+        append = self[key] = self._appends[self._memo.learn(key)]
+        return append
+
+
 class HashPartitioner(Partitioner):
-    """By key group; hashes once per distinct key.
+    """By key group.
 
     A key selector with an attribute ``column`` names the Arrow column it reads, and Arrow batches
     then stay Arrow.
@@ -107,9 +122,14 @@ class HashPartitioner(Partitioner):
         self._key_selector = key_selector
         self._max_parallelism = max_parallelism
         count = len(channels)
-        self._memo = KeyGroupMemo(
+        memo = KeyGroupMemo(
             max_parallelism, lambda group: subtask_for(group, max_parallelism, count)
         )
+        # Filled and emptied within one call; kept, so that the routes into them can be.
+        self._rows: list[list[Any]] = [[] for _ in channels]
+        self._stamps: list[list[int]] = [[] for _ in channels]
+        self._routes = _Routes(memo, self._rows)
+        self._stamp_routes = _Routes(memo, self._stamps)
 
     def emit(self, batch: Batch) -> None:
         if len(self.channels) == 1:
@@ -121,27 +141,30 @@ class HashPartitioner(Partitioner):
                 self._emit_arrow(batch, column)
                 return
             batch = batch.to_rows()
-        select, known = self._key_selector, self._memo.known
-        keys = [select(row) for row in batch.rows]
+        select, routes = self._key_selector, self._routes
+        stamps = batch.timestamps
+        key: Any = None
         try:
-            chosen = [known[key] for key in keys]
-        except (KeyError, TypeError):
-            chosen = self._learn(keys)
-        _emit_rows(self.channels, batch, chosen)
-
-    def _learn(self, keys: list[Any]) -> list[int]:
-        known, learn = self._memo.known, self._memo.learn
-        chosen = []
-        for key in keys:
-            try:
-                channel = known.get(key)
-            except TypeError:
-                raise KeyTypeError(
-                    f"a key must be hashable, not {type(key).__name__}; return a tuple of plain "
-                    "values from the key selector"
-                ) from None
-            chosen.append(learn(key) if channel is None else channel)
-        return chosen
+            if stamps is None:
+                for row in batch.rows:
+                    key = select(row)
+                    routes[key](row)
+            else:
+                stamp_routes = self._stamp_routes
+                for row, stamp in zip(batch.rows, stamps, strict=True):
+                    key = select(row)
+                    routes[key](row)
+                    stamp_routes[key](stamp)
+        except TypeError:
+            _refuse_unhashable(key)
+            raise
+        for channel, rows, row_stamps in zip(
+            self.channels, self._rows, self._stamps, strict=True
+        ):
+            if rows:
+                channel.append_rows(rows, None if stamps is None else row_stamps)
+                rows.clear()
+                row_stamps.clear()
 
     def _emit_arrow(self, batch: ArrowBatch, column: str) -> None:
         groups = key_groups_of_array(batch.data.column(column), self._max_parallelism)
@@ -153,34 +176,27 @@ class HashPartitioner(Partitioner):
                 channel.append_arrow(_take(batch, positions))
 
 
+def _refuse_unhashable(key: Any) -> None:
+    if getattr(type(key), "__hash__", None) is None:
+        raise KeyTypeError(
+            f"a key must be hashable, not {type(key).__name__}; return a tuple of plain values "
+            "from the key selector"
+        ) from None
+
+
 def _emit_rows(channels: list[OutputChannel], batch: RowBatch, chosen: list[int]) -> None:
-    rows, stamps = batch.rows, batch.timestamps
-    if len(channels) == 2:
-        # The commonest small fan-out, by comprehension: twice as fast as appending one by one.
-        for index in (0, 1):
-            part = [row for row, c in zip(rows, chosen, strict=True) if c == index]
-            if part:
-                part_stamps = (
-                    None
-                    if stamps is None
-                    else [t for t, c in zip(stamps, chosen, strict=True) if c == index]
-                )
-                channels[index].append_rows(part, part_stamps)
-        return
+    """Row *i* to channel ``chosen[i]``, keeping the order on each."""
+    stamps = batch.timestamps
     buckets: list[list[Any]] = [[] for _ in channels]
-    for row, index in zip(rows, chosen, strict=True):
+    for row, index in zip(batch.rows, chosen, strict=True):
         buckets[index].append(row)
-    if stamps is None:
-        for channel, bucket in zip(channels, buckets, strict=True):
-            if bucket:
-                channel.append_rows(bucket, None)
-        return
     stamp_buckets: list[list[int]] = [[] for _ in channels]
-    for stamp, index in zip(stamps, chosen, strict=True):
-        stamp_buckets[index].append(stamp)
+    if stamps is not None:
+        for stamp, index in zip(stamps, chosen, strict=True):
+            stamp_buckets[index].append(stamp)
     for channel, bucket, stamp_bucket in zip(channels, buckets, stamp_buckets, strict=True):
         if bucket:
-            channel.append_rows(bucket, stamp_bucket)
+            channel.append_rows(bucket, None if stamps is None else stamp_bucket)
 
 
 def _take(batch: ArrowBatch, positions: Any) -> ArrowBatch:

@@ -50,9 +50,8 @@ class SourceWatermarks:
         now = context.processing_time()
         configuration = Configuration(context.configuration)
         self._interval_ms = configuration.get(ConfigOptions.AUTO_WATERMARK_INTERVAL)
-        periodic = strategy is not None and self._interval_ms > 0
         #: Processing time (ms) of the next periodic watermark.
-        self.next_emission_at = now + self._interval_ms if periodic else None
+        self.next_emission_at = None if strategy is None else now + self._interval_ms
         # Polled time: ms during which a record would have been read, had there been one.
         self._polled_ms = 0
         self._counted_until = now

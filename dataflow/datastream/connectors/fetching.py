@@ -87,12 +87,12 @@ class FetchingReader(SourceReader[Any, SplitT], Generic[SplitT]):
         self._no_more_splits = True
 
     def poll_next(self, output: ReaderOutput[Any]) -> InputStatus:
-        if self._error is not None:
-            raise self._error
         if self._fetched:
             self._emit(self._fetched.popleft(), output)
+        elif self._error is not None:
+            raise self._error
         self._fetch_ahead()
-        if self._fetched:
+        if self._fetched or self._error is not None:
             return InputStatus.MORE_AVAILABLE
         if self._no_more_splits and not self._splits:
             return InputStatus.END_OF_INPUT
@@ -116,7 +116,7 @@ class FetchingReader(SourceReader[Any, SplitT], Generic[SplitT]):
 
     def _fetch_ahead(self) -> None:
         """Keep one fetch under way while the queue has room and there is something to read."""
-        if self._fetching or len(self._fetched) >= QUEUE_BATCHES_MAX:
+        if self._fetching or self._error or len(self._fetched) >= QUEUE_BATCHES_MAX:
             return
         begin: tuple[int, SplitT] | None = None
         if self._reading_key < 0:
@@ -143,10 +143,12 @@ class FetchingReader(SourceReader[Any, SplitT], Generic[SplitT]):
             self._reading = self._split_reader.read(split)
         assert self._reading is not None
         key = self._reading_key
-        for batch, after in self._reading:
-            return _Fetched(key, batch, after)
-        self._reading, self._reading_key = None, -1
-        return _Fetched(key, None, None)
+        step = next(self._reading, None)
+        if step is None:
+            self._reading, self._reading_key = None, -1
+            return _Fetched(key, None, None)
+        batch, after = step
+        return _Fetched(key, batch, after)
 
     def _on_fetched(self, fetched: _Fetched[SplitT] | None, error: BaseException | None) -> None:
         """On the task: the fetch is over."""

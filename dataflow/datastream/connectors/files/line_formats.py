@@ -96,6 +96,8 @@ def _parse(
 def _reason(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"not valid {error.encoding}: {error.reason} at byte {error.start} of the line"
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at column {error.colno}"
     return str(error).partition("\n")[0][:300]
 
 

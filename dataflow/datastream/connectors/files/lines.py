@@ -103,14 +103,15 @@ class LineReader:
         self._record_bytes_max = record_bytes_max
         self._end = None if compressed(split.path) else split.end
         self._line = split.lines  # lines before ``_rest``
-        self._position = 0  # of the file
+        self._position = 0  # in the file, after what was cut and ``_rest``
         self._rest = b""  # the beginning of the next line
+        self._unread = b""  # what comes next and was read already
 
     def read(self, file: BinaryIO, block_bytes: int = BLOCK_BYTES) -> Iterator[Lines]:
         """``file`` stands at its beginning."""
         self._skip_to_begin(file)
         while not self._passed_end():
-            data = read_some(file, self._split, self._position, block_bytes)
+            data = self._next_block(file, block_bytes)
             self._position += len(data)
             if not data:
                 if self._rest:  # the last line, without a line end
@@ -123,6 +124,10 @@ class LineReader:
                 yield from self._until_end(whole.split(b"\n"), begin)
             if len(self._rest) > self._record_bytes_max and not self._passed_end():
                 yield self._skip_long_line(file, block_bytes)
+
+    def _next_block(self, file: BinaryIO, block_bytes: int) -> bytes:
+        data, self._unread = self._unread, b""
+        return data or read_some(file, self._split, self._position, block_bytes)
 
     def _begin_of_rest(self) -> int:
         return self._position - len(self._rest)
@@ -156,11 +161,11 @@ class LineReader:
         """Read on until after the next line end."""
         newline = b""
         while not newline:
-            data = read_some(file, self._split, self._position, block_bytes)
+            data = self._next_block(file, block_bytes)
             if not data:
                 return
-            self._position += len(data)
-            _, newline, self._rest = data.partition(b"\n")
+            line, newline, self._unread = data.partition(b"\n")
+            self._position += len(line) + len(newline)
 
     def _until_end(self, lines: list[bytes], begin: int) -> Iterator[Lines]:
         """Those of the lines, the first of which is at ``begin``, that begin within the split."""

@@ -19,9 +19,6 @@ from dataflow.datastream.connectors.files.splits import (
 )
 from dataflow.filesystem import FileStatus, FileSystem
 
-_ARROW_ROWS = 16_384
-_DICT_ROWS = 2_048
-
 
 class BulkFormat(FileFormat):
     """A format that is read a batch at a time."""
@@ -38,6 +35,7 @@ class ParquetFormat(BulkFormat):
     def __init__(self, as_arrow: bool = False, columns: Sequence[str] | None = None) -> None:
         self.as_arrow = as_arrow
         self.columns = None if columns is None else list(columns)
+        self.batch_rows = 16_384 if as_arrow else 2_048
 
     def plan(self, fs: FileSystem, file: FileStatus, split_bytes: int | None) -> list[FileSplit]:
         try:
@@ -81,8 +79,8 @@ class ParquetFormat(BulkFormat):
             group += 1
         if group == split.end:
             return
-        rows = _ARROW_ROWS if self.as_arrow else _DICT_ROWS
-        for data in file.iter_batches(rows, list(range(group, split.end)), self.columns):
+        groups = list(range(group, split.end))
+        for data in file.iter_batches(self.batch_rows, groups, self.columns):
             if skip < data.num_rows:
                 yield data.slice(skip)
             skip = max(0, skip - data.num_rows)

@@ -119,7 +119,7 @@ def test_map_batches_gets_columns_and_keeps_timestamps_of_as_many_rows() -> None
 
 def test_map_batches_gives_other_numbers_of_rows_the_latest_timestamp() -> None:
     harness = OperatorHarness(MapBatchesSpec(lambda batch: batch.slice(0, 1)))
-    harness.rows([{"x": 1}, {"x": 2}], [20, 10])
+    harness.rows([{"x": 1}, {"x": 2}], [10, 20])
     assert batches(harness) == [([{"x": 1}], [20])]
 
 

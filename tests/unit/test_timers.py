@@ -59,6 +59,14 @@ def test_a_timer_registered_twice_fires_once() -> None:
     assert timers.fired == [("event", 5, "a")]
 
 
+def test_registering_a_timer_again_neither_moves_it_back_nor_takes_memory() -> None:
+    queue = TimerQueue(KeyedStateBackend(128, KeyGroupRange(0, 128)).table("t", "timers"))
+    for key in "ab" * 100:
+        queue.register(5, key, None)
+    assert (len(queue), len(queue._heap)) == (2, 2)
+    assert [queue.pop_due(5), queue.pop_due(5)] == [(5, "a", None), (5, "b", None)]
+
+
 def test_a_timer_in_the_past_fires_at_the_next_watermark_and_not_before() -> None:
     timers = Timers()
     timers.service.advance_watermark(100)
@@ -153,6 +161,7 @@ def test_timers_survive_a_snapshot_with_their_order_and_leave_nothing_behind_onc
         ("proc", 3, "c"),
     ]
     assert restored.backend.snapshot() == {}
+    assert not restored.backend.shares_mutable
 
 
 def test_a_timer_that_is_not_an_int_is_refused() -> None:

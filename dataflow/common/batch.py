@@ -7,7 +7,10 @@ it, nobody changes it in place.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -49,22 +52,38 @@ Batch = RowBatch | ArrowBatch
 def to_arrow(batch: Batch) -> ArrowBatch:
     """The same records as columns.
 
-    Dicts become columns by name, tuples and Rows by position (``f0``, ``f1``, ...), anything
-    else the single column ``value``. Raises pyarrow.ArrowInvalid for mixed or unsupported types.
+    Dicts, dataclasses, named tuples and named Rows become columns by name (null where a dict lacks
+    a key), other tuples and Rows by position (``f0``, ``f1``, ...), anything else the single column
+    ``value``. Raises pyarrow.ArrowInvalid or ArrowTypeError for mixed or unsupported types.
     """
     if isinstance(batch, ArrowBatch):
         return batch
-    rows = batch.rows
-    first = rows[0] if rows else None
-    if isinstance(first, dict):
-        data = pa.RecordBatch.from_pylist(rows)
-    elif hasattr(first, "as_dict") and getattr(first, "_fields", None):
-        data = pa.RecordBatch.from_pylist([row.as_dict() for row in rows])
-    elif isinstance(first, tuple) or (hasattr(first, "__iter__") and hasattr(first, "_values")):
-        columns = [pa.array(column) for column in zip(*rows, strict=True)]
-        names = getattr(first, "_fields", None) or [f"f{i}" for i in range(len(columns))]
-        data = pa.RecordBatch.from_arrays(columns, names=list(names))
-    else:
-        data = pa.RecordBatch.from_arrays([pa.array(rows)], names=["value"])
+    try:
+        names, columns = _columns(batch.rows)
+        data = pa.RecordBatch.from_arrays([pa.array(c) for c in columns], names=names)
+    except (TypeError, AttributeError, KeyError, OverflowError, ValueError) as error:
+        if isinstance(error, pa.ArrowException):
+            raise
+        raise pa.ArrowInvalid(f"the records do not fit into columns: {error}") from None
+    if data.num_rows != len(batch):
+        raise pa.ArrowInvalid("records without any field do not fit into columns")
     stamps = None if batch.timestamps is None else pa.array(batch.timestamps, pa.int64())
     return ArrowBatch(data, stamps)
+
+
+def _columns(rows: list[Any]) -> tuple[list[str], Iterable[Any]]:
+    """Names and values of the columns; judged by the first record."""
+    first = rows[0] if rows else None
+    if isinstance(first, dict):
+        names = list(dict.fromkeys(chain.from_iterable(rows)))  # of all rows, in order
+        return names, [[row.get(name) for row in rows] for name in names]
+    if dataclasses.is_dataclass(first):
+        names = [field.name for field in dataclasses.fields(first)]
+        return names, [[getattr(row, name) for row in rows] for name in names]
+    named = getattr(first, "_fields", None)
+    if named and hasattr(first, "get_fields_by_names"):  # a Row, whose fields have no fixed order
+        return list(named), zip(*(row.get_fields_by_names(named) for row in rows), strict=True)
+    if isinstance(first, tuple) or hasattr(first, "get_fields_by_names"):
+        columns = list(zip(*rows, strict=True))
+        return list(named or (f"f{i}" for i in range(len(columns)))), columns
+    return ["value"], [rows]

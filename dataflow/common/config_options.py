@@ -459,8 +459,8 @@ def validate(configuration: Mapping[str, str]) -> list[str]:
 
 
 def _unknown(key: str) -> str:
-    close = difflib.get_close_matches(key, _OPTIONS, n=1, cutoff=0.0)
-    return f"unknown configuration key {key!r:.120}; the nearest known one is {close[0]!r}"
+    nearest = canonical_key(difflib.get_close_matches(key, _OPTIONS, n=1, cutoff=0.0)[0])
+    return f"unknown configuration key {key!r:.120}; the nearest known one is {nearest!r}"
 
 
 def _conflicts(values: dict[str, Any]) -> list[str]:

@@ -152,7 +152,8 @@ def key_groups_of_array(
     try:
         encoded = pc.dictionary_encode(column)
     except pa.ArrowNotImplementedError:  # few and rare types, such as string_view
-        return np.asarray([key_group(value, max_parallelism) for value in column.to_pylist()])
+        values = column.to_pylist()
+        return np.asarray([key_group(value, max_parallelism) for value in values], np.int64)
     groups = [key_group(value, max_parallelism) for value in encoded.dictionary.to_pylist()]
     found = np.asarray(groups, np.int64)[encoded.indices.to_numpy(zero_copy_only=False)]
     return np.asarray(found)

@@ -14,7 +14,7 @@ _LONG_MAX = 2**63 - 1
 
 @dataclass(frozen=True, order=True)
 class Duration:
-    """A length of time, kept in milliseconds; made by the ``of_`` methods."""
+    """A span of time in milliseconds, made by ``of_*``; negative where an offset is meant."""
 
     millis: int
 
@@ -44,6 +44,9 @@ class Duration:
 
     def to_millis(self) -> int:
         return self.millis
+
+    def __str__(self) -> str:
+        return format_millis(self.millis)
 
 
 @dataclass(frozen=True, order=True)

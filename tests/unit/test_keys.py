@@ -317,7 +317,7 @@ def test_the_memo_answers_as_the_function_does(keys: list[Any]) -> None:
 
 def test_the_memo_is_bounded() -> None:
     memo = KeyGroupMemo(MAX)
-    memo.KEYS_MAX = 10  # type: ignore[misc]
+    memo.KEYS_MAX = 10
     for key in range(1000):
         memo.learn(key)
         assert len(memo.known) <= 10

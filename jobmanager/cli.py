@@ -216,6 +216,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.address:
         environment["RAY_ADDRESS"] = options.address
     if options.detached:
+        if options.local:
+            raise ConfigError("--local runs in this process, so --detached has no meaning with it")
         environment["DATAFLOW_DETACHED"] = "1"
     _run_program(options, environment)
     return 0

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 LOCAL = "DATAFLOW_LOCAL"  # environment variable: run in this process
 JOB_ID = "DATAFLOW_JOB_ID"  # environment variable: the id to run under (dataflow run --job-id)
-PROGRESS = "DATAFLOW_PROGRESS"  # environment variable: "0" switches the progress line off
+DETACHED = "DATAFLOW_DETACHED"  # environment variable: execute() does not wait for the end
 
 POLL_MIN_S, POLL_MAX_S = 0.01, 0.2
 PRINT_CHANNEL = "print"
@@ -196,13 +196,25 @@ def _future(work: Callable[[], T], background: bool = False) -> Future[T]:
 
 
 class AttachedJobClient:
-    """Wraps a client so that waiting for the result shows prints and progress (``execute()``)."""
+    """What ``execute()`` holds: waiting for the result shows prints and progress."""
 
     def __init__(self, client: PollingJobClient) -> None:
         self._client = client
 
     def get_job_execution_result(self) -> Future[JobExecutionResult]:
         return _future(self._client.wait)
+
+
+class DetachedJobClient:
+    """What ``execute()`` holds when nobody waits: the result is the job's id and no more."""
+
+    def __init__(self, client: PollingJobClient) -> None:
+        self._client = client
+
+    def get_job_execution_result(self) -> Future[JobExecutionResult]:
+        info = self._client.info()
+        print(f"submitted job {info.name!r} as {info.job_id}", flush=True)
+        return _future(lambda: JobExecutionResult(self._client.get_job_id(), 0, {}))
 
 
 def execute_job_graph(
@@ -220,6 +232,9 @@ def execute_job_graph(
         from jobmanager.cluster import submit
 
         client = submit(job_graph, job_id, python_files, requirements)
-    return AttachedJobClient(client) if attached else client
+    if not attached:
+        return client
+    detached = os.environ.get(DETACHED) == "1" and os.environ.get(LOCAL) != "1"
+    return DetachedJobClient(client) if detached else AttachedJobClient(client)
 
 

@@ -46,6 +46,11 @@ def connect(
         "runtime_env": runtime_env,
     }
     address = address or os.environ.get("RAY_ADDRESS")
+    if address and os.environ.get("RAY_AUTH_MODE") == "disabled" and not _on_loopback(address):
+        logger.warning(
+            "RAY_AUTH_MODE is disabled: whoever reaches %s can run code there (SECURITY.md)",
+            address,
+        )
     try:
         if address:
             ray.init(address=address, **options)
@@ -58,6 +63,11 @@ def connect(
             f"Ray cannot be {'joined' if address else 'started'} {where}: "
             f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
         ) from error
+
+
+def _on_loopback(address: str) -> bool:
+    host = address.rpartition("://")[2].rpartition(":")[0] or address
+    return host in ("auto", "local", "localhost") or host.startswith("127.")
 
 
 def submit(
@@ -188,9 +198,9 @@ class RayJobClient(PollingJobClient):
             try:
                 return ray.get(getattr(self.actor, method).remote(*arguments))
             except ray.exceptions.ActorDiedError as error:
+                lines = [line for line in str(error).splitlines() if line.strip()]
                 raise ClusterError(
-                    f"the JobManager of job {self.job_id} is gone: "
-                    f"{str(error).splitlines()[0]}"
+                    f"the JobManager of job {self.job_id} is gone: {lines[-1].strip()}"
                 ) from None
             except ray.exceptions.ActorUnavailableError:
                 if time.monotonic() > deadline:

@@ -17,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from dataflow.common.config_options import ConfigOptions
+from dataflow.common.configuration import Configuration
 from dataflow.common.job_status import JobStatus
 from dataflow.errors import DataflowError, RestoreError
 from dataflow.filesystem import parse
@@ -123,6 +125,10 @@ class JobManager:
         self._store_thread = ThreadPoolExecutor(1, thread_name_prefix=f"{job_id}-store")
         self._store: CheckpointStore | None = None
         self._retained = 1
+        self._delete_when_canceled = (
+            Configuration(job_graph.configuration).get(ConfigOptions.CHECKPOINTING_RETENTION)
+            != "RETAIN_ON_CANCELLATION"
+        )
         self._master: JobMaster | None = None
         self._outbox = ClientOutbox()
         self._lock = threading.Lock()  # guards the outbox
@@ -316,7 +322,22 @@ class JobManager:
         if error is not None:
             self._errors.append(error)
             del self._errors[:-ERROR_HISTORY_MAX]
+        if status is JobStatus.CANCELED and self._delete_when_canceled:
+            self._delete_checkpoints()
         self._put_status(status)
+
+    def _delete_checkpoints(self) -> None:
+        store, master = self._store, self._master
+        if store is None or master is None:
+            return
+
+        def delete() -> None:
+            try:
+                store.delete_checkpoints(master.generation)
+            except DataflowError as error:
+                logger.warning("checkpoints of job %s remain: %s", self.job_id, error)
+
+        self._store_thread.submit(delete)
 
     def _put_status(self, status: JobStatus) -> None:
         """The job's record in the store, for ``dataflow list``; a hint, so failures are logged."""

@@ -407,6 +407,20 @@ class CheckpointStore:
             self._fs.delete(path)
         return paths
 
+    def delete_checkpoints(self, generation: int) -> None:
+        """Delete every checkpoint of a job that is canceled for good; the claims stay.
+
+        Epoch records go first: what is left after a crash is garbage, not half a checkpoint.
+        """
+        if not self.is_current(generation):
+            return
+        paths = [status.path for status in self._fs.list(self._root)]
+        claims = {self._path(JobPaths.claim(g)) for g in self._listing().claims}
+        epochs = f"{self._root}/epochs/"
+        for path in sorted(paths, key=lambda path: not path.startswith(epochs)):
+            if path not in claims:
+                self._fs.delete(path)
+
     def _manifests(
         self, listing: JobListing, records: dict[int, EpochRecord]
     ) -> dict[Attempt, CheckpointManifest]:

@@ -37,6 +37,6 @@ def dumps_data(value: Any) -> bytes:
     return pickle.dumps(value, protocol=PROTOCOL)
 
 
-def loads_data(blob: bytes) -> Any:
+def loads_data(blob: bytes | memoryview) -> Any:
     """The inverse of ``dumps_data``; only for bytes that a task of the same job has written."""
     return pickle.loads(blob)

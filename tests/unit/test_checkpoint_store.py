@@ -1007,3 +1007,23 @@ def test_the_protocol_works_on_a_real_server(s3_bucket: str) -> None:
     two.collect_garbage(generation, 2, set())
     assert ids(two) == [3, 2]
     assert audit(fs, root, JOB, hmac_key=KEY).faults == []
+
+
+def test_the_checkpoints_of_a_canceled_job_can_be_deleted_but_never_its_claims(
+    fs: MemoryFileSystem, store: CheckpointStore
+) -> None:
+    generation = store.claim_generation("first")
+    publish(store, generation, 1)
+    store.delete_checkpoints(generation)
+    assert store.recover(generation).manifest is None
+    assert list(everything(fs)) == [object_path(JobPaths.claim(generation))]
+    assert store.claim_generation("second") == generation + 1
+
+
+def test_a_fenced_jobmanager_deletes_nothing(fs: MemoryFileSystem, store: CheckpointStore) -> None:
+    generation = store.claim_generation("first")
+    publish(store, generation, 1)
+    store.claim_generation("second")
+    before = everything(fs)
+    store.delete_checkpoints(generation)
+    assert everything(fs) == before

@@ -1,0 +1,1 @@
+"""What outlives a task: keyed state, timers, snapshots, and the store of checkpoints."""

@@ -350,16 +350,22 @@ class StateDescriptor:
 
 
 class ValueStateDescriptor(StateDescriptor):
+    """Names a value per key."""
+
     def __init__(self, name: str, value_type_info: TypeInformation | None = None) -> None:
         super().__init__(name, value_type_info)
 
 
 class ListStateDescriptor(StateDescriptor):
+    """Names a list per key."""
+
     def __init__(self, name: str, elem_type_info: TypeInformation | None = None) -> None:
         super().__init__(name, elem_type_info)
 
 
 class MapStateDescriptor(StateDescriptor):
+    """Names a dict per key."""
+
     def __init__(
         self,
         name: str,
@@ -371,6 +377,8 @@ class MapStateDescriptor(StateDescriptor):
 
 
 class ReducingStateDescriptor(StateDescriptor):
+    """Names a value per key that a function reduces into; a callable will do."""
+
     def __init__(
         self,
         name: str,
@@ -385,6 +393,8 @@ class ReducingStateDescriptor(StateDescriptor):
 
 
 class AggregatingStateDescriptor(StateDescriptor):
+    """Names an aggregate per key."""
+
     def __init__(
         self,
         name: str,

@@ -8,15 +8,19 @@ now. Importing this module does not import Ray.
 
 from __future__ import annotations
 
+import getpass
 import os
 import sys
+import tempfile
 import threading
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any, TypeVar
 
+from dataflow.common.config_options import ConfigOptions
 from dataflow.common.job_client import JobClient
 from dataflow.common.job_execution_result import JobExecutionResult
 from dataflow.common.job_id import JobID
@@ -217,10 +221,22 @@ class DetachedJobClient:
         return _future(lambda: JobExecutionResult(self._client.get_job_id(), 0, {}))
 
 
+def with_checkpoint_storage(job_graph: JobGraph) -> JobGraph:
+    """The job with a folder of this machine for its checkpoints, if it names no storage."""
+    configuration = job_graph.configuration
+    interval = ConfigOptions.CHECKPOINTING_INTERVAL.key
+    storage = ConfigOptions.CHECKPOINTING_DIR.key
+    if interval not in configuration or configuration.get(storage):
+        return job_graph
+    folder = os.path.join(tempfile.gettempdir(), f"dataflow-checkpoints-{getpass.getuser()}")
+    return replace(job_graph, configuration={**configuration, storage: folder})
+
+
 def execute_job_graph(
     job_graph: JobGraph, *, python_files: list[str], requirements: str | None, attached: bool
 ) -> Any:
     """Submit; the client's JobManager has accepted the job when this returns."""
+    job_graph = with_checkpoint_storage(job_graph)
     job_id = os.environ.get(JOB_ID)
     client: PollingJobClient
     if os.environ.get(LOCAL) == "1":

@@ -88,6 +88,7 @@ def submit(
     options = Configuration(job_graph.configuration)
     runtime_env = _runtime_env(python_files, requirements)
     connect(job_graph.slots_required, runtime_env)
+    _warn_of_node_local_storage(options.get(ConfigOptions.CHECKPOINTING_DIR))
     if _find(job_id) is not None:
         raise ClusterError(
             f"a job with the id {job_id} runs already; cancel it (dataflow cancel {job_id}) or "
@@ -105,6 +106,19 @@ def submit(
     client = RayJobClient(job_id, actor)
     client.info()
     return client
+
+
+def _warn_of_node_local_storage(storage: str | None) -> None:
+    if storage is None or storage.startswith("s3:"):
+        return
+    nodes = sum(1 for node in ray.nodes() if node["Alive"])
+    if nodes > 1:
+        logger.warning(
+            "checkpoints go to %s on each of %d nodes: unless that folder is shared by all of "
+            "them, the job cannot recover; use s3://",
+            storage,
+            nodes,
+        )
 
 
 def _module_paths() -> list[str]:

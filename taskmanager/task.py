@@ -428,14 +428,17 @@ class Task:
         """Close and report; the JobManager decides what to restart."""
         if self.state.ended:
             return
-        logger.error("task failed", exc_info=error)
+        description = describe_error(error)
+        if not isinstance(error, UserFunctionError):  # that one names its operator itself
+            description = f"{self.name}: {description}"
+        logger.info("task failed: %s", description)
         self._close_quietly()
         self.state = TaskState.FAILED
         self._services.report(
             TaskFailed(
                 self.id,
                 self.attempt,
-                f"{self.name}: {describe_error(error)}"[:ERROR_CHARS_MAX],
+                description[:ERROR_CHARS_MAX],
                 restartable=not isinstance(error, RestoreError),
                 corrupt_checkpoint=self._corrupt_checkpoint(error),
             )

@@ -97,7 +97,7 @@ class SimJobManager(SimProcess):
         if not isinstance(event, (Heartbeat, Tick)):
             self.world.log(f"{self.id} gets {_describe(event)}")
         if isinstance(event, TaskFailed):
-            self.cluster.on_task_failed(event)
+            self.cluster.on_task_failed(self, event)
         completed = master.coordinator.statistics.completed if master.coordinator else 0
         self._execute(master.handle(event, self.world.now))
         if master.coordinator is not None and master.coordinator.statistics.completed > completed:

@@ -32,10 +32,14 @@ class Transaction:
 
 @dataclass
 class Ledger:
-    """``fault`` is asked before and after each effect and may raise; ``user_code`` may too."""
+    """``fault`` is asked before and after each effect and may raise; ``user_code`` may too.
+
+    ``later`` is for canaries: it does something after a while, or never.
+    """
 
     fault: Callable[[str], None] = lambda where: None
     user_code: Callable[[Any], None] = lambda record: None
+    later: Callable[[Callable[[], Any]], None] = lambda call: None
     transactions: dict[str, Transaction] = field(default_factory=dict)
     visible: list[Transaction] = field(default_factory=list)  # in the order of their commits
     problems: list[str] = field(default_factory=list)

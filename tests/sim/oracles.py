@@ -39,7 +39,7 @@ def normalised(shape: Shape, ledger: Ledger) -> Any:
     rows = ledger.rows("records")
     return (
         sorted(row[1:5] for row in rows if row[0] == "record"),
-        sorted(row for row in rows if row[0] == "timer"),
+        sorted({row for row in rows if row[0] == "timer"}),
         sorted((key, count) for key, count, _ in ledger.rows("sums")),
     )
 
@@ -74,7 +74,9 @@ def _check_counts(shape: Shape, ledger: Ledger, complete: bool) -> Iterator[str]
     timers = [row for row in rows if row[0] == "timer"]
     yield from _same("records", source_log(shape), (row[1:5] for row in records), complete)
     wanted = {("timer", key, (t // TIMER_MS + 1) * TIMER_MS) for _, _, key, t in source_log(shape)}
-    yield from _same("timers", wanted, timers, complete)
+    # Splits are read one after the other, so later ones are behind the watermark: a timer may be
+    # set again after it has fired.
+    yield from _same("timers", wanted, set(timers) if shape.kind == "splits" else timers, complete)
     # The operator's own count tells in which order it saw the records of a key.
     processed = sorted(records, key=lambda row: (row[3], row[5]))
     yield from _in_order("count", (row[1:5] for row in processed))

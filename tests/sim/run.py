@@ -125,13 +125,17 @@ class _Run:
                 "restart-strategy.fixed-delay.attempts": str(POISON_RESTARTS),
                 "restart-strategy.fixed-delay.delay": "200 ms",
             }
-        self.ledger = Ledger(self.nemesis.commit_fault, self.nemesis.user_code)
+        self.ledger = Ledger(self.nemesis.commit_fault, self.nemesis.user_code, self._later)
 
     def _rates(self) -> Rates:
         rates = draw_rates(self.world)
         if self.scenario == "poison":
             return Rates(heal_at_us=rates.heal_at_us)  # so that the budget can be counted
         return rates
+
+    def _later(self, call: Callable[[], Any]) -> None:
+        if self.world.chance(0.9):
+            self.world.after(self.world.between(50, 500) * MS, call)
 
     # ------------------------------------------------------------------------------ phases
 

@@ -1,0 +1,92 @@
+"""Seeds of the simulator, and proof that it would notice."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.sim.__main__ import describe
+from tests.sim.canaries import CANARIES, Canary
+from tests.sim.run import Options, Result, run_seed, without_faults
+
+HERE = Path(__file__).parent
+SEEDS = 300
+CHUNK = 25
+CANARY_SEEDS = 200
+DIGEST_SEEDS = 20
+
+
+def regressions() -> list[int]:
+    lines = (HERE / "regressions.txt").read_text().splitlines()
+    return [int(line.split()[0]) for line in lines if line and not line.startswith("#")]
+
+
+def check(result: Result) -> None:
+    if result.violations:
+        pytest.fail(describe(result), pytrace=False)
+
+
+@pytest.mark.parametrize("seed", regressions())
+def test_a_seed_that_once_failed_is_good(seed: int) -> None:
+    check(run_seed(seed))
+
+
+@pytest.mark.parametrize("start", range(0, SEEDS, CHUNK))
+def test_nothing_is_lost_repeated_or_stuck_under_faults(start: int) -> None:
+    results = [run_seed(seed) for seed in range(start, start + CHUNK)]
+    for result in results:
+        check(result)
+    proof = [result for result in results if result.valid]
+    assert len(proof) >= CHUNK * 0.8, "too many seeds had no fault or no checkpoint"
+
+
+@pytest.mark.parametrize("seed", range(1_000, 1_020))
+def test_a_canceled_job_ends_soon_and_stays_ended(seed: int) -> None:
+    check(run_seed(seed, Options(scenario="cancel")))
+
+
+@pytest.mark.parametrize("seed", range(2_000, 2_010))
+def test_faults_do_not_change_the_output(seed: int) -> None:
+    """Oracle 4: against the same job left alone, not against what the oracles expect."""
+    options = Options(scenario="faults")
+    disturbed, alone = run_seed(seed, options), without_faults(seed, options)
+    check(disturbed)
+    check(alone)
+    assert not alone.restarts
+    assert disturbed.output == alone.output
+
+
+@pytest.mark.parametrize("canary", CANARIES, ids=lambda canary: canary.name)
+def test_a_canary_bug_is_caught(canary: Canary) -> None:
+    with canary.plant():
+        for seed in range(CANARY_SEEDS):
+            if run_seed(seed, canary.options).violations:
+                return
+    pytest.fail(f"{CANARY_SEEDS} seeds do not notice: {canary.name}")
+
+
+@pytest.mark.parametrize("canary", CANARIES, ids=lambda canary: canary.name)
+def test_without_the_canary_bug_the_same_seeds_are_good(canary: Canary) -> None:
+    for seed in range(3):
+        check(run_seed(seed, canary.options))
+
+
+def test_a_seed_gives_the_same_events_in_every_process() -> None:
+    """The log byte for byte, whatever ``hash()`` is salted with."""
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.sim", "--digest", "--jobs=1", f"--seeds={DIGEST_SEEDS}"],
+            cwd=HERE.parents[1],
+            env={**os.environ, "PYTHONHASHSEED": salt},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for salt in ("1", "4242")
+    ]
+    first, second = (run.communicate(timeout=100)[0].splitlines() for run in runs)
+    assert len(first) == DIGEST_SEEDS
+    assert first == second

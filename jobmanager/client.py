@@ -43,6 +43,9 @@ PRINT_CHANNEL = "print"
 class PollingJobClient(JobClient):
     """A client over three questions to the JobManager: info, fetch, cancel."""
 
+    #: Whether the job goes on when this process ends.
+    outlives_process = False
+
     def __init__(self, job_id: str) -> None:
         self.job_id = job_id
         self._outbox: tuple[int, int] = (0, 0)  # its id, the number up to which all was taken
@@ -92,7 +95,14 @@ class PollingJobClient(JobClient):
 
     def wait(self) -> JobExecutionResult:
         """Wait for the end here and now, printing what the job prints and how it goes."""
-        return self._result(ProgressLine.for_terminal(sys.stderr))
+        try:
+            return self._result(ProgressLine.for_terminal(sys.stderr))
+        except KeyboardInterrupt:
+            if self.outlives_process:
+                sys.stderr.write(
+                    f"no longer waiting: the job goes on; dataflow status {self.job_id}\n"
+                )
+            raise
 
     def receive(self, channel: str) -> Iterator[bytes]:
         waiting = self._waiting.setdefault(channel, deque())

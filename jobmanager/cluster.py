@@ -23,6 +23,8 @@ from state.checkpoint_paths import check_job_id
 
 logger = logging.getLogger(__name__)
 
+_started_here = False  # whether this process started the Ray it is connected to
+
 RESTART_WAIT_S = 120.0  # how long a JobManager may be away before a client gives up
 
 
@@ -36,8 +38,10 @@ def connect(
     A local Ray is started with at least ``slots`` CPUs and ends with this process. Raises
     ClusterError.
     """
+    global _started_here
     if ray.is_initialized():
         return
+    _started_here = False
     # A worker that dies is our business, told in our words; Ray's banners are not.
     options: dict[str, Any] = {
         "namespace": NAMESPACE,
@@ -57,6 +61,7 @@ def connect(
         else:
             cpus = max(os.cpu_count() or 1, slots)
             ray.init(num_cpus=cpus, include_dashboard=False, **options)
+            _started_here = True
     except Exception as error:
         where = f"at {address}" if address else "on this machine"
         raise ClusterError(
@@ -188,6 +193,7 @@ class RayJobClient(PollingJobClient):
     def __init__(self, job_id: str, actor: Any) -> None:
         super().__init__(job_id)
         self.actor = actor
+        self.outlives_process = not _started_here
 
     def info(self) -> JobInfo:
         info: JobInfo = self._ask("info")

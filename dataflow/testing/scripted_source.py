@@ -119,6 +119,8 @@ class _Playing:
 
 
 class ScriptedReader(SourceReader[Any, ScriptSplit]):
+    """Does one item of one script per poll."""
+
     def __init__(self, source: ScriptedSource, context: SourceReaderContext) -> None:
         self._source = source
         self._context = context

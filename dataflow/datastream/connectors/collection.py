@@ -48,6 +48,8 @@ class CollectionSource(Source[Any, CollectionSplit]):
 
 
 class CollectionReader(StaticReader[Any, CollectionSplit]):
+    """Emits slices of the list."""
+
     def __init__(self, records: list[Any]) -> None:
         super().__init__()
         self._records = records

@@ -16,6 +16,8 @@ class DiscardSink(Sink[Any]):
 
 
 class DiscardWriter(SinkWriter[Any]):
+    """Does nothing, a batch at a time."""
+
     def write(self, element: Any, timestamp: int | None) -> None:
         pass
 

@@ -53,6 +53,8 @@ class NumberSequenceSource(Source[int, NumberSplit]):
 
 
 class NumberSequenceReader(StaticReader[int, NumberSplit]):
+    """Emits ranges as lists."""
+
     def read(self, split: NumberSplit, records_max: int) -> tuple[RowBatch, NumberSplit]:
         stop = min(split.next + records_max, split.end + 1)
         return RowBatch(list(range(split.next, stop))), replace(split, next=stop)

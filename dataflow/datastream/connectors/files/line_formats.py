@@ -104,10 +104,10 @@ def _reason(error: Exception) -> str:
 def _concat(batches: list[Batch]) -> Batch | None:
     if len(batches) <= 1:
         return batches[0] if batches else None
-    if isinstance(batches[0], RowBatch):
-        return RowBatch([row for batch in batches for row in batch.rows])  # type: ignore[union-attr]
-    table = pa.Table.from_batches([batch.data for batch in batches])  # type: ignore[union-attr]
-    return ArrowBatch(table.combine_chunks().to_batches()[0])
+    arrow = [batch.data for batch in batches if isinstance(batch, ArrowBatch)]
+    if arrow:
+        return ArrowBatch(pa.Table.from_batches(arrow).combine_chunks().to_batches()[0])
+    return RowBatch([row for b in batches if isinstance(b, RowBatch) for row in b.rows])
 
 
 class TextLineFormat(StreamFormat):
@@ -158,17 +158,11 @@ class JsonLinesFormat(StreamFormat):
         self.schema = schema
 
     def parser(self, fs: FileSystem, split: FileSplit) -> Parser:
-        decode = _STRICT_JSON.decode
         as_arrow, schema = self.as_arrow, self.schema
 
         def parse(lines: list[bytes]) -> Batch:
-            rows = []
-            for line in lines:
-                text = line.decode()
-                if text.count("[") + text.count("{") > JSON_DEPTH_MAX:
-                    _check_depth(text)
-                if text and not text.isspace():
-                    rows.append(decode(text))
+            texts = [line.decode().strip(" \t\r") for line in lines]
+            rows = [_parse_json(text) for text in texts if text]
             if as_arrow:
                 if not all(isinstance(row, dict) for row in rows):
                     raise ValueError("not a JSON object, which is what becomes an Arrow record")
@@ -176,6 +170,19 @@ class JsonLinesFormat(StreamFormat):
             return RowBatch(rows)
 
         return parse
+
+
+def _parse_json(text: str) -> Any:
+    """One JSON value without white space around it."""
+    if text.count("[") + text.count("{") > JSON_DEPTH_MAX:
+        _check_depth(text)
+    try:
+        value, end = _scan_json(text, 0)  # ``decode`` less its search for white space
+    except StopIteration as error:
+        raise json.JSONDecodeError("Expecting value", text, error.value) from None
+    if end != len(text):
+        raise json.JSONDecodeError("Extra data", text, end)
+    return value
 
 
 _INSIDE_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
@@ -212,6 +219,6 @@ def _finite(text: str) -> float:
     return number
 
 
-_STRICT_JSON = json.JSONDecoder(
+_scan_json: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder(
     object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite
-)
+).scan_once  # type: ignore[attr-defined]

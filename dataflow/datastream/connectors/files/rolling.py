@@ -113,6 +113,8 @@ _JAVA_PATTERN = (
 
 
 class DateTimeBucketAssigner(BucketAssigner):
+    """See ``BucketAssigner.date_time_bucket_assigner``."""
+
     per_record = False
 
     def __init__(self, format_str: str, timezone_id: str | None = None) -> None:
@@ -173,6 +175,8 @@ class OutputFileConfig:
 
 
 class OutputFileConfigBuilder:
+    """PyFlink's way to make an OutputFileConfig."""
+
     def __init__(self) -> None:
         self._prefix = "part"
         self._suffix = ""

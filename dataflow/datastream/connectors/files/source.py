@@ -149,6 +149,8 @@ class FileSource(Source[Any, FileSplit]):
 
 
 class FileSplitReader(SplitReader[FileSplit]):
+    """Reads files of one format; the policy is for records that cannot be read."""
+
     def __init__(self, file_format: FileFormat, policy: ErrorPolicy) -> None:
         self._format = file_format
         self._policy = policy

@@ -545,3 +545,25 @@ def test_an_enumerator_that_names_a_reader_that_is_not_there_is_told() -> None:
     operator, _, _ = _enumerator(_Ranges([]), 2)
     with pytest.raises(ValueError, match="named reader 2; there are 2, counted from 0"):
         operator.assign_split(_Range("a", 0, 1), 2)
+
+
+def test_a_fetch_under_way_at_close_closes_the_reader_when_it_is_over() -> None:
+    """As when the task closes on its thread while the I/O thread is inside the generator."""
+    seen: list[list[str]] = []
+
+    class Interrupted(_RangeReader):
+        def read(self, split: _Range) -> Iterator[tuple[Batch | None, _Range]]:
+            running.close()
+            seen.append(list(self.closed))
+            yield from super().read(split)
+
+    class Source_(_Ranges):
+        def create_reader(self, context: SourceReaderContext) -> SourceReader[Any, _Range]:
+            return FetchingReader(context, split_reader)
+
+    split_reader = Interrupted()
+    running = RunningSource(Source_([_Range("a", 0, 10)]))
+    for _ in range(5):
+        running.step(0)
+    assert seen == [[]]
+    assert split_reader.closed == ["a", "reader"]

@@ -148,8 +148,3 @@ class CollectedChunks:
         self._seen[chunk.writer] = until, beyond
         rows: list[Any] = loads_data(chunk.rows)
         return rows
-
-
-def decode(payload: bytes) -> list[Any]:
-    """The records of a payload, also when it came before; see ``CollectedChunks``."""
-    return CollectedChunks().take(payload)

@@ -583,6 +583,7 @@ class JobMaster:
         """It waits for nothing but its back-off."""
         return (
             region.state is RegionState.WAITING
+            and self.status not in (JobStatus.CANCELLING, JobStatus.FAILING)
             and self._recovery is not None
             and not self._recovering
             and all(self._location(task) is not None for task in region.tasks)

@@ -58,7 +58,7 @@ class SimCluster:
         self.allowed_errors: tuple[str, ...] = ("injected",)
         self._stopped: set[str] = set()  # asked, never walked
         nemesis.start(self)
-        self.start_jobmanager(None)
+        self.start_jobmanager()
 
     def open_store(self, owner: SimProcess) -> CheckpointStore:
         file_system = FaultyFileSystem(
@@ -69,22 +69,28 @@ class SimCluster:
     # ------------------------------------------------------------------------- JobManagers
 
     @property
-    def newest(self) -> SimJobManager | None:
-        return self.jobmanagers[-1] if self.jobmanagers else None
+    def newest(self) -> SimJobManager:
+        """The owner of the job: who has claimed the highest generation."""
+        return max(self.jobmanagers, key=lambda jobmanager: jobmanager.generation)
 
     @property
     def status(self) -> JobStatus:
         """What the job's client sees."""
         newest = self.newest
-        return newest.status if newest is not None and newest.alive else JobStatus.RECONCILING
+        return newest.status if newest.alive else JobStatus.RECONCILING
 
-    def start_jobmanager(self, after: SimJobManager | None) -> None:
-        """A new incarnation, unless ``after`` has been followed by one already or has ended."""
-        if after is not self.newest:
-            return
-        if after is not None and after.alive and after.status.is_globally_terminal_state():
-            return
-        self.jobmanagers.append(SimJobManager(self, len(self.jobmanagers) + 1))
+    def start_jobmanager(self) -> None:
+        """Another incarnation, unless the job is over."""
+        if not self.jobmanagers or not self.status.is_globally_terminal_state():
+            self.jobmanagers.append(SimJobManager(self, len(self.jobmanagers) + 1))
+
+    def _replace(self) -> None:
+        """Unless somebody follows already, or the owner is not the one who died."""
+        for other in self.jobmanagers:
+            owner = other.generation == 0 or other is self.newest
+            if owner and other.alive and not other.ended:
+                return
+        self.start_jobmanager()
 
     def on_jobmanager_death(self, jobmanager: SimJobManager) -> None:
         """Its TaskManagers die with it, at their own time; another one takes its place."""
@@ -95,9 +101,7 @@ class SimCluster:
                     world.long_tailed(300 * MS, 8 * SECOND),
                     lambda taskmanager=taskmanager: taskmanager.kill("its owner died"),  # type: ignore[misc]
                 )
-        world.after(
-            world.long_tailed(500 * MS, 4 * SECOND), lambda: self.start_jobmanager(jobmanager)
-        )
+        world.after(world.long_tailed(500 * MS, 4 * SECOND), self._replace)
 
     def on_status(self, jobmanager: SimJobManager, status: JobStatus) -> None:
         if status is JobStatus.RUNNING:
@@ -173,7 +177,6 @@ class SimCluster:
     def send_report(self, taskmanager: SimTaskManager, report: Report) -> None:
         """In order per TaskManager, to its owner or to whoever took the owner's place."""
         target = taskmanager.owner if taskmanager.owner.alive else self.newest
-        assert target is not None
         at = self._arrival(taskmanager, target, taskmanager.last_report_us)
         taskmanager.last_report_us = at
         for _ in range(2 if self.nemesis.message_repeated() else 1):

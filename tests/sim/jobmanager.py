@@ -58,6 +58,11 @@ class SimJobManager(SimProcess):
         return JobStatus.CREATED if self.master is None else self.master.status
 
     @property
+    def generation(self) -> int:
+        """0 before it has claimed one."""
+        return 0 if self.master is None else self.master.generation
+
+    @property
     def ended(self) -> bool:
         """Its job is over, or somebody else's."""
         return self.status.is_terminal_state()
@@ -97,7 +102,8 @@ class SimJobManager(SimProcess):
         if not isinstance(event, (Heartbeat, Tick)):
             self.world.log(f"{self.id} gets {_describe(event)}")
         if isinstance(event, TaskFailed):
-            self.cluster.on_task_failed(self, event)
+            if master.is_current(event.task, event.attempt):
+                self.cluster.on_task_failed(self, event)
         completed = master.coordinator.statistics.completed if master.coordinator else 0
         self._execute(master.handle(event, self.world.now))
         if master.coordinator is not None and master.coordinator.statistics.completed > completed:

@@ -131,7 +131,7 @@ class Nemesis:
         rng, cluster = self.world.random, self.cluster
         victims = [tm for tm in cluster.taskmanagers.values() if tm.alive and not tm.paused]
         newest = cluster.newest
-        if not victims or newest is None or not newest.alive or newest.paused:
+        if not victims or not newest.alive or newest.paused:
             return
         victim = rng.choice(victims)
         self._struck()
@@ -167,13 +167,12 @@ class Nemesis:
     def _depose(self) -> None:
         """A second JobManager beside the first, which is paused or goes on."""
         newest = self.cluster.newest
-        assert newest is not None
         if self.world.chance(0.5):
             self._pause(newest, "F12")
         else:
             self.world.fault("F12", f"{newest.id} is deposed and goes on")
         self.world.after(
-            self.world.between(0, 1_500) * MS, lambda: self.cluster.start_jobmanager(newest)
+            self.world.between(0, 1_500) * MS, self.cluster.start_jobmanager
         )
 
     def _cut(self, one: SimProcess, other: SimProcess) -> None:

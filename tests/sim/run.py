@@ -214,8 +214,7 @@ class _Run:
                 world.violation(f"canceling takes more than {(world.now_us - began) // SECOND} s")
                 return
             newest = self.cluster.newest
-            if newest is not None:
-                newest.inside(lambda: newest.handle(CancelJob()))
+            newest.inside(lambda: newest.handle(CancelJob()))
             world.after(SECOND, ask)
 
         ask()
@@ -251,7 +250,6 @@ class _Run:
 
     def _check_status(self) -> None:
         status, newest = self.cluster.status, self.cluster.newest
-        assert newest is not None
         assert newest.master is not None
         error = newest.master.error or ""
         self.world.log(f"the job is {status.name}")

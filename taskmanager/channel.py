@@ -1,10 +1,14 @@
 """The two ends of a channel: bounded, ordered, without loss or duplication.
 
 A channel is bounded in elements and in bytes by a window: the sender numbers its elements and
-has at most ``elements_max`` (and about ``bytes_max``) beyond the number the receiver says it has
-*consumed*. That number is cumulative, so feedback may be lost, repeated or reordered without
-harm. The receiver drops what it has seen and holds back what comes too early, so the transport
-may repeat and reorder too; what it may not do is lose a message without saying so.
+sends none while ``elements_max`` of them or ``bytes_max`` bytes are beyond the number that the
+receiver says it has *consumed* (so the last one sent may exceed the bytes). That number is
+cumulative, so feedback may be repeated or reordered without harm. The receiver drops what it has
+seen and holds back what comes too early, so the transport may repeat and reorder too; what it may
+not do is lose a message without saying so.
+
+Nobody waits for ever: both ends count the same sizes, so when a sender is held back, consuming
+what it has sent crosses half of a limit, and that is when the receiver tells (``feedback_due``).
 
 Threading: an ``OutputChannel`` belongs to its task's thread but for ``on_feedback``; an
 ``InputChannel`` is guarded by its gate's lock.
@@ -13,8 +17,9 @@ Threading: an ``OutputChannel`` belongs to its task's thread but for ``on_feedba
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow as pa
 
@@ -37,13 +42,16 @@ class ChannelLimits:
 PENDING_MAX = 2
 
 
-def estimate_bytes(element: Element) -> int:
-    """Size of an element on the wire, from one sampled row; never an under-bound of zero."""
-    if isinstance(element, RowBatch):
-        return 16 + len(element.rows) * len(dumps_data(element.rows[0])) if element.rows else 16
-    if isinstance(element, ArrowBatch):
-        return 64 + int(element.data.nbytes)
-    return 16
+_CONTROL_BYTES = 16
+
+#: Turns an element into what travels, with its size, given an estimate of the size.
+Encode = Callable[[Element, int], tuple[Any, int]]
+
+
+def estimate_row_bytes(rows: list[Any]) -> int:
+    """Size of a row on the wire: the largest of three sampled ones."""
+    samples = (rows[0], rows[len(rows) // 2], rows[-1])
+    return max(len(dumps_data(row)) for row in samples)
 
 
 class OutputChannel:
@@ -53,6 +61,7 @@ class OutputChannel:
         self.id = channel_id
         self._limits = limits
         self._rows: list[Any] = []  # the batch being gathered
+        self._rows_max = limits.batch_rows_max  # lower when rows are large
         self._timestamps: list[int] | None = None
         self._arrow: list[ArrowBatch] = []  # columns being gathered; never with rows
         self._arrow_rows = 0
@@ -83,7 +92,7 @@ class OutputChannel:
             gathered += rows
             if timestamps is not None and self._timestamps is not None:
                 self._timestamps += timestamps
-        if len(self._rows) >= self._limits.batch_rows_max:
+        if len(self._rows) >= self._rows_max:
             self._seal()
         return None
 
@@ -108,20 +117,37 @@ class OutputChannel:
         if isinstance(element, Watermark) and self._pending:
             last, _ = self._pending[-1]
             if isinstance(last, Watermark):  # nothing lies between: the newer one says it all
-                self._pending[-1] = (element, 16)
+                self._pending[-1] = (element, _CONTROL_BYTES)
                 return
-        self._push(element, 16)
+        self._push(element, _CONTROL_BYTES)
 
     def _seal(self) -> None:
         if self._rows:
-            batch = RowBatch(self._rows, self._timestamps)
+            rows, timestamps = self._rows, self._timestamps
             self._rows, self._timestamps = [], None
-            self._push(batch, estimate_bytes(batch))
+            self._seal_rows(rows, timestamps)
         elif self._arrow:
             gathered = self._arrow
             self._arrow, self._arrow_rows = [], 0
             arrow = gathered[0] if len(gathered) == 1 else _concat(gathered)
-            self._push(arrow, estimate_bytes(arrow))
+            self._push(arrow, 64 + int(arrow.data.nbytes))
+
+    def _seal_rows(self, rows: list[Any], timestamps: list[int] | None) -> None:
+        """As one batch, or as several when the rows are large."""
+        limits = self._limits
+        row_bytes = estimate_row_bytes(rows)
+        if row_bytes > limits.record_bytes_max:
+            refuse_record(row_bytes, limits)
+        self._rows_max = most = max(
+            1, min(limits.batch_rows_max, limits.bytes_max // 4 // row_bytes)
+        )
+        if len(rows) <= most:
+            self._push(RowBatch(rows, timestamps), row_bytes * len(rows))
+            return
+        for start in range(0, len(rows), most):
+            part = rows[start : start + most]
+            stamps = None if timestamps is None else timestamps[start : start + most]
+            self._push(RowBatch(part, stamps), row_bytes * len(part))
 
     def _push(self, element: Element, size: int) -> None:
         self._pending.append((element, size))
@@ -133,29 +159,30 @@ class OutputChannel:
         """Whether the task may go on producing; one step may overdraw."""
         return len(self._pending) < PENDING_MAX and self._pending_bytes < self._limits.bytes_max
 
-    def take(self) -> tuple[int, list[Element]]:
-        """What may be sent now: the sequence number of the first element, and the elements.
-
-        An element larger than the whole byte window is sent when nothing else is unconsumed.
-        """
+    def take(self, encode: Encode) -> tuple[int, list[Any], list[int]]:
+        """What may be sent now: the number of the first element, what travels, and the sizes."""
         self._release()
-        limits, out = self._limits, []
-        first = self._sent + 1
-        while len(self._unconsumed) < limits.elements_max:
+        limits = self._limits
+        items: list[Any] = []
+        sizes: list[int] = []
+        while (
+            len(self._unconsumed) < limits.elements_max
+            and self._unconsumed_bytes < limits.bytes_max
+        ):
             if not self._pending:
                 self._seal()
                 if not self._pending:
                     break
-            element, size = self._pending[0]
-            if self._unconsumed and self._unconsumed_bytes + size > limits.bytes_max:
-                break
-            self._pending.popleft()
-            self._pending_bytes -= size
+            element, estimate = self._pending.popleft()
+            self._pending_bytes -= estimate
+            item, size = encode(element, estimate)
             self._unconsumed.append(size)
             self._unconsumed_bytes += size
-            out.append(element)
-        self._sent += len(out)
-        return first, out
+            items.append(item)
+            sizes.append(size)
+        first = self._sent + 1
+        self._sent += len(items)
+        return first, items, sizes
 
     def _release(self) -> None:
         consumed = self._consumed
@@ -177,6 +204,14 @@ class OutputChannel:
             self._consumed = consumed
         if demand > self.demand:
             self.demand = demand
+
+
+def refuse_record(size: int, limits: ChannelLimits) -> NoReturn:
+    """Raise the error for a record beyond the limit."""
+    raise ValueError(
+        f"a record of {size:,} bytes is beyond the limit of {limits.record_bytes_max:,} "
+        "(taskmanager.network.record.bytes-max)"
+    )
 
 
 def _concat(batches: list[ArrowBatch]) -> ArrowBatch:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from dataflow.common.batch import Batch
-from dataflow.common.codec import loads_code
+from dataflow.common.batch import Batch, RowBatch
+from dataflow.common.codec import dumps_data, loads_code
 from dataflow.graph.job_graph import Partitioning
-from taskmanager.channel import ChannelLimits, OutputChannel
+from taskmanager.channel import ChannelLimits, OutputChannel, refuse_record
 from taskmanager.elements import Attempt, ChannelId, Control, Element
 from taskmanager.messages import DataMessage, Feedback, OutputDescriptor
 from taskmanager.partitioner import (
@@ -108,7 +108,7 @@ class Link:
         self._attempt = attempt
         self._transport = transport
         self._wake_up = wake_up
-        self._record_bytes_max = limits.record_bytes_max
+        self._limits = limits
         self._local = transport.is_local(peer_id)
         self._in_flight = False
 
@@ -120,32 +120,23 @@ class Link:
         for channel in self._channels:
             if channel.idle:
                 continue
-            first, elements = channel.take()
-            if elements:
-                items, sizes = self._encode(elements)
+            first, items, sizes = channel.take(self._encode)
+            if items:
                 messages.append(DataMessage(self._attempt, channel.id, first, items, sizes))
         if messages:
             self._in_flight = True
             self._transport.send(self._peer_id, messages, self._acknowledged)
 
-    def _encode(self, elements: list[Element]) -> tuple[list[Any], list[int]]:
+    def _encode(self, element: Element, estimate: int) -> tuple[Any, int]:
         if self._local:
-            return list(elements), [64] * len(elements)
-        items = [serialize(element) for element in elements]
-        sizes = [len(item) for item in items]
-        if max(sizes) > self._record_bytes_max:
-            self._refuse_oversize(elements, sizes)
-        return list(items), sizes
-
-    def _refuse_oversize(self, elements: list[Element], sizes: list[int]) -> None:
-        """A batch may be large, but a single record beyond the limit is an error."""
-        for element, size in zip(elements, sizes, strict=True):
-            count = len(element) if hasattr(element, "__len__") else 1
-            if size / max(1, count) > self._record_bytes_max:
-                raise ValueError(
-                    f"a record of about {size // max(1, count):,} bytes is beyond the limit of "
-                    f"{self._record_bytes_max:,} (taskmanager.network.record.bytes-max)"
-                )
+            return element, estimate
+        payload = serialize(element)
+        if len(payload) > self._limits.record_bytes_max and isinstance(element, RowBatch):
+            # Seldom: look for the one row that the sampled ones did not show.
+            largest = max(len(dumps_data(row)) for row in element.rows)
+            if largest > self._limits.record_bytes_max:
+                refuse_record(largest, self._limits)
+        return payload, len(payload)
 
     def _acknowledged(self) -> None:
         self._in_flight = False

@@ -96,7 +96,8 @@ class ThreadedTaskManager:
 
     def wake_up(self, task: Task) -> None:
         wake = self._wakes.get(task)
-        if wake is not None:
+        # The driver clears it before it steps: set means that a step is still to come.
+        if wake is not None and not wake.is_set():
             wake.set()
 
     # ------------------------------------------------------------------------- messages

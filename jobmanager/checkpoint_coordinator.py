@@ -88,7 +88,7 @@ class Commit:
 
 @dataclass(frozen=True)
 class MarkCommitted:
-    """Store operation: every task has committed."""
+    """Store operation: every task has committed; then old checkpoints may be collected."""
 
     permit: CommitPermit
     delay_ms: int = 0

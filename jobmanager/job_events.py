@@ -5,13 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dataflow.common.job_status import JobStatus
-from jobmanager.checkpoint_coordinator import CheckpointSettings
-from state.checkpoint_store import (
-    CheckpointManifest,
-    CommitPermit,
-    PublishOutcome,
-    Recovery,
-)
+from jobmanager.checkpoint_coordinator import CheckpointSettings, MarkCommitted, Publish
+from state.checkpoint_store import CommitPermit, PublishOutcome, Recovery
 from taskmanager.messages import ControlMessage, Report
 
 
@@ -117,21 +112,6 @@ class Recover:
     """Store operation: find the newest usable checkpoint but for ``exclude``."""
 
     exclude: frozenset[int] = frozenset()
-    delay_ms: int = 0
-
-
-@dataclass(frozen=True)
-class Publish:
-    """Store operation."""
-
-    manifest: CheckpointManifest
-
-
-@dataclass(frozen=True)
-class MarkCommitted:
-    """Store operation; afterwards old checkpoints may be collected."""
-
-    permit: CommitPermit
     delay_ms: int = 0
 
 

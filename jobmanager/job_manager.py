@@ -23,6 +23,7 @@ from dataflow.common.job_status import JobStatus
 from dataflow.errors import DataflowError, RestoreError
 from dataflow.filesystem import parse
 from dataflow.graph.job_graph import JobGraph
+from jobmanager.checkpoint_coordinator import MarkCommitted, Publish
 from jobmanager.client_outbox import ClientOutbox, Delivery
 from jobmanager.job_events import (
     Action,
@@ -30,9 +31,7 @@ from jobmanager.job_events import (
     DiscardCheckpoint,
     Event,
     JobStatusChanged,
-    MarkCommitted,
     Marked,
-    Publish,
     Published,
     Recover,
     Recovered,

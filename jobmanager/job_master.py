@@ -33,9 +33,7 @@ from jobmanager.job_events import (
     Event,
     JobSettings,
     JobStatusChanged,
-    MarkCommitted,
     Marked,
-    Publish,
     Published,
     Recover,
     Recovered,
@@ -702,15 +700,13 @@ class JobMaster:
                         )
                 case checkpointing.Abort(checkpoint_id, _):
                     self._abort_checkpoint(checkpoint_id, actions)
-                case checkpointing.Publish(manifest):
-                    actions.append(Publish(manifest))
+                case checkpointing.Publish() | checkpointing.MarkCommitted():
+                    actions.append(action)
                 case checkpointing.Commit(permit):
                     for region in self._regions:
                         self._send(
                             CommitCheckpoint, region, region.tasks, actions, permit=permit
                         )
-                case checkpointing.MarkCommitted(permit, delay_ms):
-                    actions.append(MarkCommitted(permit, delay_ms))
                 case checkpointing.FailJob(reason):
                     self._fail_regions(list(self._regions), reason, now, actions)
                 case checkpointing.Fenced(reason):

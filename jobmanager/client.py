@@ -264,3 +264,11 @@ def execute_job_graph(
     return DetachedJobClient(client) if detached else AttachedJobClient(client)
 
 
+
+
+def attach_to_job(job_id: str) -> PollingJobClient:
+    """What ``StreamExecutionEnvironment.attach_to_job`` calls."""
+    from jobmanager.cluster import attach, connect
+
+    connect(address=os.environ.get("RAY_ADDRESS") or "auto")
+    return attach(job_id)

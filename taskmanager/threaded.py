@@ -65,7 +65,11 @@ class ThreadedTaskManager:
         done: Callable[[Any, BaseException | None], None],
         delay_ms: int = 0,
     ) -> None:
+        caller = threading.current_thread().name
+
         def run() -> None:
+            # Log lines of the work name the task it is done for.
+            threading.current_thread().name = f"{caller} I/O"
             try:
                 result = work()
             except BaseException as error:

@@ -294,6 +294,18 @@ class StreamExecutionEnvironment:
         """Run the program; the client is its handle."""
         return self._submit(job_name, attached=False)
 
+    @staticmethod
+    def attach_to_job(job_id: str) -> JobClient:
+        """The client of a job that another process submitted to the same cluster.
+
+        The cluster is the one this process is connected to, or that RAY_ADDRESS names, or the
+        one on this machine. Raises ClusterError if no such job runs there.
+        """
+        from jobmanager.client import attach_to_job
+
+        client: JobClient = attach_to_job(job_id)
+        return client
+
     def _submit(self, job_name: str | None, attached: bool) -> JobClient:
         job_graph = self.get_job_graph(job_name)
         # What comes next in the program is another job.

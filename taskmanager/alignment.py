@@ -52,14 +52,11 @@ class BarrierAligner:
             self._end(checkpoint_id)
         return result
 
-    def abort(self, checkpoint_id: int) -> bool:
-        """The coordinator gave the checkpoint up; True if it was being aligned."""
-        if self._current == checkpoint_id:
-            self._end(checkpoint_id)
-            return True
-        if self._current is None or checkpoint_id < self._current:
-            self._newest_done = max(self._newest_done, checkpoint_id)
-        return False
+    def abort(self, checkpoint_id: int) -> None:
+        """The coordinator gave the checkpoint up; every older one is over too."""
+        self._newest_done = max(self._newest_done, checkpoint_id)
+        if self._current is not None and self._current <= checkpoint_id:
+            self._end(self._current)
 
     def _end(self, checkpoint_id: int) -> None:
         self._newest_done = max(self._newest_done, checkpoint_id)

@@ -65,6 +65,7 @@ class OutputChannel:
         self._timestamps: list[int] | None = None
         self._arrow: list[ArrowBatch] = []  # columns being gathered; never with rows
         self._arrow_rows = 0
+        self._arrow_bytes = 0
         self._pending: deque[tuple[Element, int]] = deque()  # sealed, with size in bytes
         self._pending_bytes = 0
         self._unconsumed: deque[int] = deque()  # sizes of what was sent and not consumed
@@ -108,7 +109,11 @@ class OutputChannel:
             self._seal()
         self._arrow.append(batch)
         self._arrow_rows += len(batch)
-        if self._arrow_rows >= self._limits.batch_rows_max:
+        self._arrow_bytes += int(batch.data.nbytes)
+        if (
+            self._arrow_rows >= self._limits.batch_rows_max
+            or self._arrow_bytes >= self._limits.bytes_max // 4
+        ):
             self._seal()
 
     def append_control(self, element: Control) -> None:
@@ -128,7 +133,7 @@ class OutputChannel:
             self._seal_rows(rows, timestamps)
         elif self._arrow:
             gathered = self._arrow
-            self._arrow, self._arrow_rows = [], 0
+            self._arrow, self._arrow_rows, self._arrow_bytes = [], 0, 0
             arrow = gathered[0] if len(gathered) == 1 else _concat(gathered)
             self._push(arrow, 64 + int(arrow.data.nbytes))
 
@@ -233,9 +238,11 @@ class InputChannel:
         self.input_index = input_index
         self._limits = limits
         self._feedback_every = max(1, limits.elements_max // 2)
+        self._feedback_every_bytes = max(1, limits.bytes_max // 2)
         self._queue: deque[tuple[Any, int]] = deque()  # payload or element, size
         self._early: dict[int, tuple[Any, int]] = {}  # beyond a gap
         self._received = 0
+        self.arrived = 0  # elements, without repetitions
         self.consumed = 0
         self._consumed_bytes = 0
         self.demand = 0
@@ -252,6 +259,7 @@ class InputChannel:
                 f"{self.consumed} consumed and {self._limits.elements_max} allowed"
             )
         self._early[sequence] = (item, size)
+        self.arrived += 1
         was_empty = not self._queue
         while self._received + 1 in self._early:
             self._received += 1
@@ -268,17 +276,18 @@ class InputChannel:
         self._consumed_bytes += size
         return item
 
-    def feedback(self) -> tuple[int, int]:
-        """(consumed, demand), now regarded as told to the sender."""
-        self._advertised = (self.consumed, self.demand)
-        self._advertised_bytes = self._consumed_bytes
-        return self._advertised
+    def feedback(self, told: bool = True) -> tuple[int, int]:
+        """(consumed, demand); ``told``: it will surely reach the sender."""
+        if told:
+            self._advertised = (self.consumed, self.demand)
+            self._advertised_bytes = self._consumed_bytes
+        return self.consumed, self.demand
 
     def feedback_due(self) -> bool:
         """Whether the sender may be waiting for what ``feedback`` would tell it."""
         consumed, demand = self._advertised
         return (
             self.consumed - consumed >= self._feedback_every
-            or self._consumed_bytes - self._advertised_bytes >= self._limits.bytes_max // 2
+            or self._consumed_bytes - self._advertised_bytes >= self._feedback_every_bytes
             or self.demand != demand
         )

@@ -25,16 +25,22 @@ class InputGate:
 
     def receive(
         self, channel_id: ChannelId, first: int, items: list[Any], sizes: list[int]
-    ) -> None:
-        """Elements (or their bytes) numbered from ``first``. Raises ChannelProtocolError."""
+    ) -> tuple[int, int]:
+        """Elements (or their bytes) numbered from ``first``. Raises ChannelProtocolError.
+
+        Returns what to answer: how many the task has consumed, and its demand.
+        """
         position = self._index[channel_id]
         channel = self.channels[position]
         with self._lock:
+            arrived = channel.arrived
             became_ready = False
             for offset, item in enumerate(items):
                 became_ready |= channel.receive(first + offset, item, sizes[offset])
             if became_ready and position not in self._blocked:
                 self._ready.append(position)
+            # Of a message that came twice only one answer is surely applied, perhaps the first.
+            return channel.feedback(told=channel.arrived > arrived)
 
     def poll(self) -> tuple[int, Element] | None:
         """The next element with its channel's position, round-robin over the ready channels."""
@@ -59,12 +65,6 @@ class InputGate:
             for position, channel in enumerate(self.channels):
                 if position not in known and position not in blocked and len(channel):
                     self._ready.append(position)
-
-    def feedback(self, channel_id: ChannelId) -> tuple[int, int]:
-        """(consumed, demand) to tell the sender along with an acknowledgement."""
-        channel = self.channels[self._index[channel_id]]
-        with self._lock:
-            return channel.feedback()
 
     def due_feedback(self) -> list[tuple[ChannelId, int, int]]:
         """What senders may be waiting for: (channel, consumed, demand)."""

@@ -13,8 +13,7 @@ from dataflow.common.codec import dumps_data, loads_data
 from dataflow.errors import CorruptObject
 from taskmanager.elements import Element
 
-_ROWS, _ARROW, _CONTROL = b"R", b"A", b"C"
-_TIMESTAMPS = "__timestamps__"
+_ROWS, _ARROW, _STAMPED_ARROW, _CONTROL = b"R", b"A", b"T", b"C"
 
 
 def serialize(element: Element) -> bytes:
@@ -22,13 +21,14 @@ def serialize(element: Element) -> bytes:
     if isinstance(element, RowBatch):
         return _ROWS + dumps_data((element.rows, element.timestamps))
     if isinstance(element, ArrowBatch):
-        data = element.data
+        kind, data = _ARROW, element.data
         if element.timestamps is not None:
-            data = data.append_column(_TIMESTAMPS, element.timestamps)
+            # The last column, whatever a column of the user's may be called.
+            kind, data = _STAMPED_ARROW, data.append_column("", element.timestamps)
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, data.schema) as writer:
             writer.write_batch(data)
-        payload: bytes = _ARROW + sink.getvalue().to_pybytes()
+        payload: bytes = kind + sink.getvalue().to_pybytes()
         return payload
     return _CONTROL + dumps_data(element)
 
@@ -40,13 +40,13 @@ def deserialize(payload: bytes) -> Element:
     if kind == _ROWS:
         rows, timestamps = loads_data(view[1:])
         return RowBatch(rows, timestamps)
-    if kind == _ARROW:
+    if kind in (_ARROW, _STAMPED_ARROW):
         with pa.ipc.open_stream(pa.py_buffer(view[1:])) as reader:
             data = reader.read_next_batch()
-        position = data.schema.get_field_index(_TIMESTAMPS)
-        if position < 0:
+        if kind == _ARROW:
             return ArrowBatch(data)
-        return ArrowBatch(data.remove_column(position), data.column(position))
+        last = data.num_columns - 1
+        return ArrowBatch(data.remove_column(last), data.column(last))
     if kind == _CONTROL:
         element: Element = loads_data(view[1:])
         return element

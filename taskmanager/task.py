@@ -161,9 +161,10 @@ class Task:
         """Elements from upstream; the answer tells it what was consumed so far."""
         if message.attempt != self.attempt or self._gate is None or self.state.ended:
             return None
-        self._gate.receive(message.channel, message.first, message.items, message.sizes)
+        consumed, demand = self._gate.receive(
+            message.channel, message.first, message.items, message.sizes
+        )
         self._services.wake_up(self)
-        consumed, demand = self._gate.feedback(message.channel)
         return Feedback(self.attempt, message.channel, consumed, demand)
 
     def on_feedback(self, feedback: Feedback) -> None:

@@ -86,7 +86,7 @@ def connected(partitioning: Partitioning, subtask: int, upstream: int, downstrea
             return range(
                 -(-subtask * downstream // upstream), -(-(subtask + 1) * downstream // upstream)
             )
-        target = subtask * downstream // upstream
+        target = ((subtask + 1) * downstream - 1) // upstream
         return range(target, target + 1)
     return range(downstream)
 

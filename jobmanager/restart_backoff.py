@@ -11,14 +11,19 @@ from typing import Protocol
 class RestartBackoff(Protocol):
     """Told of every failure; asked after each. Times in ms on one monotonic clock."""
 
-    def notify_failure(self, now: int) -> None: ...
+    def notify_failure(self, now: int) -> None:
+        """Something failed at ``now``."""
 
-    def can_restart(self) -> bool: ...
+    def can_restart(self) -> bool:
+        """Whether that failure may be followed by a restart."""
 
-    def delay_ms(self) -> int: ...
+    def delay_ms(self) -> int:
+        """How long after that failure."""
 
 
 class NoRestart:
+    """The first failure is the last."""
+
     def notify_failure(self, now: int) -> None:
         pass
 
@@ -68,7 +73,11 @@ class FailureRate:
 
 
 class ExponentialDelay:
-    """Doubling (``multiplier``) delays, back to the first after a quiet time."""
+    """Growing delays, back to the first after a quiet time.
+
+    Failures while a restart is still ahead belong to it, as in Flink: they neither count nor
+    delay it further.
+    """
 
     def __init__(
         self,
@@ -88,24 +97,29 @@ class ExponentialDelay:
         self._reset_after_ms = reset_after_ms
         self._attempts_max = attempts_max
         self._random = random
-        self._failures = 0
+        self._attempts = 0
         self._backoff_ms = float(initial_ms)
-        self._last_failure: int | None = None
+        self._restart_at: int | None = None  # of the newest restart
+        self._delay_ms = 0
 
     def notify_failure(self, now: int) -> None:
-        last = self._last_failure
-        if last is not None and now - last >= self._reset_after_ms + self._backoff_ms:
-            self._failures = 0
-        if self._failures == 0:
+        restart_at = self._restart_at
+        if restart_at is not None and now <= restart_at:
+            self._delay_ms = restart_at - now
+            return
+        if restart_at is not None and now - restart_at >= self._reset_after_ms:
+            self._attempts = 0
+        if self._attempts == 0:
             self._backoff_ms = float(self._initial_ms)
         else:
             self._backoff_ms = min(self._backoff_ms * self._multiplier, float(self._max_ms))
-        self._failures += 1
-        self._last_failure = now
+        self._attempts += 1
+        spread = self._backoff_ms * self._jitter
+        self._delay_ms = max(0, round(self._backoff_ms + spread * (2 * self._random() - 1)))
+        self._restart_at = now + self._delay_ms
 
     def can_restart(self) -> bool:
-        return self._attempts_max is None or self._failures <= self._attempts_max
+        return self._attempts_max is None or self._attempts <= self._attempts_max
 
     def delay_ms(self) -> int:
-        spread = self._backoff_ms * self._jitter
-        return max(0, round(self._backoff_ms + spread * (2 * self._random() - 1)))
+        return self._delay_ms

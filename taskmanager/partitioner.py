@@ -83,10 +83,18 @@ class ChoosingPartitioner(Partitioner):
         rows = batch if isinstance(batch, RowBatch) else batch.to_rows()
         choose = self._choose
         chosen = [choose(row) for row in rows.rows]
-        count = len(self.channels)
-        if chosen and (min(chosen) < 0 or max(chosen) >= count):
-            wrong = next(c for c in chosen if not 0 <= c < count)
-            raise ValueError(f"the partitioner chose channel {wrong} of {count}")
+        channels = range(len(self.channels))
+        for wrong in set(map(type, chosen)) - {int}:
+            if not hasattr(wrong, "__index__"):
+                raise ValueError(
+                    f"the partitioner chose a channel of type {wrong.__name__}; "
+                    f"an int from 0 to {channels[-1]} is allowed"
+                )
+        if chosen and (min(chosen) < 0 or max(chosen) >= len(channels)):
+            outside = next(c for c in chosen if c not in channels)
+            raise ValueError(
+                f"the partitioner chose channel {outside}; 0 to {channels[-1]} are allowed"
+            )
         _emit_rows(self.channels, rows, chosen)
 
 
@@ -143,7 +151,7 @@ class HashPartitioner(Partitioner):
             batch = batch.to_rows()
         select, routes = self._key_selector, self._routes
         stamps = batch.timestamps
-        key: Any = None
+        key: Any = 0  # a good key: what the selector raises for the first row is its own
         try:
             if stamps is None:
                 for row in batch.rows:
@@ -177,10 +185,13 @@ class HashPartitioner(Partitioner):
 
 
 def _refuse_unhashable(key: Any) -> None:
-    if getattr(type(key), "__hash__", None) is None:
+    """Raise KeyTypeError if it was the key, not the user's selector, that raised TypeError."""
+    try:
+        _ = {key: None}
+    except TypeError:
         raise KeyTypeError(
-            f"a key must be hashable, not {type(key).__name__}; return a tuple of plain values "
-            "from the key selector"
+            f"a key of type {type(key).__name__} is not hashable; return a str, bytes, int, "
+            "float, bool, date, datetime, time, an Enum, or a tuple of these from the key selector"
         ) from None
 
 

@@ -9,7 +9,8 @@ profiles, instance roles). The bucket is that of --bucket, of DATAFLOW_S3_BUCKET
 checkpoint folder. The job makes events at a rate, counts and sums them per sensor and window, and
 writes JSON lines to s3://BUCKET/sensors/JOB-ID, where nothing shows before its checkpoint is
 complete. Kill whatever you like meanwhile; if it was everything, start it again under the same
---job-id. At the end the program reads the result back and compares.
+--job-id. At the end the program reads the result back and compares; after `dataflow submit`, which
+does not wait for the end, do that with --check JOB-ID.
 """
 
 from __future__ import annotations
@@ -94,6 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         checkpoints.set_checkpoint_storage(f"s3://{bucket}/jobs")
     else:
         bucket = _bucket_of(checkpoints.get_checkpoint_storage())
+    if options.check:
+        return check(f"s3://{bucket}/sensors/{options.check}", options.events)
     # Set here if nobody did, because the result's folder is named after the job.
     job_id = os.environ.setdefault("DATAFLOW_JOB_ID", f"sensors-{uuid.uuid4().hex[:8]}")
     result_folder = f"s3://{bucket}/sensors/{job_id}"
@@ -117,12 +120,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     print(f"job {job_id}: {options.events:,} events to {result_folder}", flush=True)
     print(env.execute("exactly once on S3"))
+    if os.environ.get("DATAFLOW_DETACHED") == "1":  # the job runs, nobody waits for it
+        print(f"when it has ended: --check {job_id}")
+        return 0
+    return check(result_folder, options.events)
 
+
+def check(result_folder: str, events: int) -> int:
     found = read_result(result_folder)
-    if sorted(map(json.dumps, found)) != sorted(map(json.dumps, expected(options.events))):
+    if sorted(map(json.dumps, found)) != sorted(map(json.dumps, expected(events))):
         print(f"THE RESULT IS WRONG: {sum(line['count'] for line in found):,} events in it")
         return 1
-    print(f"checked: {options.events:,} events in {len(found):,} windows, each counted once")
+    print(f"checked: {events:,} events in {len(found):,} windows, each counted once")
     return 0
 
 
@@ -147,6 +156,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--rate", type=float, default=2_000, metavar="N", help="events a second (default: 2000)"
     )
+    parser.add_argument("--check", metavar="JOB-ID", help="only check the result of that job")
     parser.add_argument("--parallelism", type=int, default=2, metavar="N", help="default: 2")
     return parser.parse_args(arguments)
 

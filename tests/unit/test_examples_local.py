@@ -204,6 +204,8 @@ def test_exactly_once_s3_takes_its_bucket_from_the_checkpoint_folder_as_on_kuber
         printed = capsys.readouterr().out
         assert code == 0, (run, printed)
         assert f"3,000 events to {s3_bucket}/sensors/exactly-once-s3\n" in printed
+    assert example("exactly_once_s3").main(["--events", "3000", "--check", "exactly-once-s3"]) == 0
+    assert example("exactly_once_s3").main(["--events", "3001", "--check", "exactly-once-s3"]) == 1
 
 
 def test_exactly_once_s3_says_how_to_name_the_bucket(

@@ -1,0 +1,120 @@
+"""What the documents say can be typed, followed and found."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from dataflow.common.config_options import all_options
+from jobmanager import cli
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DOCS = REPOSITORY / "docs"
+PAGES = [REPOSITORY / "README.md", *sorted(DOCS.glob("*.md"))]
+
+
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text_of(page), re.M | re.S)
+
+
+def configuration_table() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("table", DOCS / "configuration_table.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_configuration_page_is_the_table_of_options() -> None:
+    page = text_of(DOCS / "configuration.md")
+    assert page == configuration_table().page(), "run: python docs/configuration_table.py"
+    for option in all_options():
+        for name in (option.key, *option.aliases):
+            assert f"`{name}`" in page
+
+
+def test_the_program_in_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
+    program = blocks(REPOSITORY / "README.md", "python")[0]
+    code = [line for line in program.splitlines() if line.strip() and "import" not in line]
+    assert len(code) <= 15
+    (tmp_path / "clicks.py").write_text(program)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("DATAFLOW_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "jobmanager.cli", "run", "--local", "clicks.py"],
+        cwd=tmp_path,
+        # Its checkpoints go to the temporary folder.
+        env=environment | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = re.findall(r"\('/([0124])', (\d+)\)$", done.stdout, re.M)
+    assert sum(int(count) for _, count in lines) == 100_000
+    assert len(lines) == 16, "four pages in four windows"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    dead = []
+    for target in re.findall(r"\]\(([^)]+)\)", text_of(page)):
+        if "://" in target:
+            continue
+        path, _, heading = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        if not file.exists() or (heading and heading not in headings(file)):
+            dead.append(target)
+    assert dead == []
+
+
+def headings(page: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.+)$", text_of(page), re.M)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_are_understood_by_the_command(page: Path) -> None:
+    commands = [
+        line
+        for block in blocks(page, "sh")
+        for line in block.splitlines()
+        if line.startswith("dataflow ")
+    ]
+    commands += re.findall(r"`(dataflow [a-z]+ [^`]*)`", text_of(page))
+    for command in commands:
+        words = shlex.split(command, comments=True)[1:]
+        mentioned = words[0] in ("run", "submit", "plan") and ".py" not in command
+        if not mentioned:
+            cli._parser().parse_args(words)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_are_named_exist(page: Path) -> None:
+    named = re.findall(
+        r"`((?:dataflow|state|taskmanager|jobmanager|examples|tests|docs|k8s)/[\w./]*)`",
+        text_of(page),
+    )
+    assert [path for path in named if not (REPOSITORY / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_settings_that_are_named_exist(page: Path) -> None:
+    known = {name for option in all_options() for name in (option.key, *option.aliases)}
+    prefixes = "execution|taskmanager|jobmanager|pipeline|heartbeat|task|restart-strategy|slot"
+    named = set(re.findall(rf"`((?:{prefixes})\.[\w.-]+)`", text_of(page)))
+    modules = {name for name in named if name.startswith(("taskmanager.op", "jobmanager.cl"))}
+    assert named - modules - known - {"pipeline.generic-types"} == set()

@@ -318,7 +318,7 @@ class JobManager:
 
     def _on_status(self, status: JobStatus, error: str | None) -> None:
         logger.info("job %s is %s%s", self.job_id, status.name, f": {error}" if error else "")
-        if error is not None:
+        if error is not None and not status.is_terminal_state():  # else it was said before
             self._errors.append(error)
             del self._errors[:-ERROR_HISTORY_MAX]
         if status is JobStatus.CANCELED and self._delete_when_canceled:

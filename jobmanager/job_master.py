@@ -18,8 +18,6 @@ the truth, what this object remembers is not. Each deployment of a region has a 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from enum import Enum
 
 from dataflow.common.job_status import JobStatus
 from dataflow.graph.job_graph import JobGraph
@@ -38,15 +36,16 @@ from jobmanager.job_events import (
     Recover,
     Recovered,
     Send,
-    StartTaskManager,
     StopFenced,
     StopTaskManager,
     TaskManagerLost,
     TaskManagerReady,
     Tick,
 )
+from jobmanager.region import Region, RegionState
 from jobmanager.restart_backoff import RestartBackoff
 from jobmanager.restore import plan_restore
+from jobmanager.slot_pool import SlotPool
 from state.checkpoint_store import (
     CommitPermit,
     Recovery,
@@ -79,41 +78,6 @@ from taskmanager.messages import (
 )
 
 
-class RegionState(Enum):
-    WAITING = "waiting"
-    DEPLOYING = "deploying"
-    RUNNING = "running"
-    CANCELING = "canceling"
-
-
-@dataclass
-class Region:
-    """Tasks that start and stop together."""
-
-    tasks: tuple[TaskId, ...]
-    state: RegionState = RegionState.WAITING
-    attempt: Attempt | None = None
-    deploy_at: int = 0
-    canceling_since: int = 0
-    #: All and only the tasks that are: ready (DEPLOYING), drained or finished (RUNNING), not yet
-    #: stopped (CANCELING).
-    ready: set[TaskId] = field(default_factory=set)
-    drained: set[TaskId] = field(default_factory=set)
-    finished: set[TaskId] = field(default_factory=set)
-    stopping: set[TaskId] = field(default_factory=set)
-
-
-@dataclass
-class TaskManagerInfo:
-    """``slots`` are the indices it offers; it is asked for until ``ready``."""
-
-    slots: tuple[int, ...]
-    resources: tuple[tuple[str, float], ...]
-    requested_at: int
-    ready: bool = False
-    last_heartbeat: int = 0
-
-
 class JobMaster:
     """See the module's text."""
 
@@ -137,9 +101,13 @@ class JobMaster:
         self._backoff = restart_backoff
         self._regions = [Region(tasks) for tasks in self._cut_regions()]
         self._region_of = {task: region for region in self._regions for task in region.tasks}
-        self._taskmanagers: dict[str, TaskManagerInfo] = {}
-        self._taskmanagers_started = 0
-        self._slot_location: dict[int, str] = {}  # slots of ready TaskManagers only
+        self._pool = SlotPool(
+            self.graph.slots,
+            settings.slots_per_taskmanager,
+            settings.heartbeat_timeout,
+            settings.slot_request_timeout,
+            f"tm-{generation}-",
+        )
         self._attempts = 0
         self._recovering = False  # a Recover is under way
         self._recover_failures = 0
@@ -171,7 +139,7 @@ class JobMaster:
     def start(self, now: int) -> list[Action]:
         """Ask for slots and for what is to be restored."""
         actions: list[Action] = []
-        self._request_slots(now, actions)
+        actions.extend(self._pool.request_missing(now))
         self._recover(actions)
         return actions
 
@@ -182,7 +150,7 @@ class JobMaster:
             return actions
         match event:
             case TaskManagerReady(taskmanager_id):
-                self._on_taskmanager_ready(taskmanager_id, now)
+                self._pool.on_ready(taskmanager_id, now)
             case TaskManagerLost(taskmanager_id, reason):
                 self._on_taskmanager_lost(taskmanager_id, reason, now, actions)
             case Recovered():
@@ -209,30 +177,27 @@ class JobMaster:
         """When ``handle(Tick())`` has something to do, if nothing else happens before."""
         if self.status.is_terminal_state():
             return None
-        times: list[int] = []
-        settings = self._settings
-        for info in self._taskmanagers.values():
-            if info.ready:
-                times.append(info.last_heartbeat + settings.heartbeat_timeout)
-            else:
-                times.append(info.requested_at + settings.slot_request_timeout)
+        times = [self._pool.next_silent_at()]
+        if not self._ending:
+            times.append(self._pool.next_overdue_at())
         for region in self._regions:
             if region.state is RegionState.CANCELING:
-                times.append(region.canceling_since + settings.cancellation_timeout)
+                times.append(region.canceling_since + self._settings.cancellation_timeout)
             elif self._deployable(region):
                 times.append(region.deploy_at)
         if self.coordinator is not None:
-            tick_at = self.coordinator.next_tick_at()
-            if tick_at is not None:
-                times.append(tick_at)
-        return min(times) if times else None
+            times.append(self.coordinator.next_tick_at())
+        return min((time for time in times if time is not None), default=None)
+
+    @property
+    def _ending(self) -> bool:
+        """On the way to CANCELED or FAILED: nothing is started any more."""
+        return self.status in (JobStatus.CANCELLING, JobStatus.FAILING)
 
     def _on_report(self, report: Report, now: int, actions: list[Action]) -> None:
         match report:
             case Heartbeat(taskmanager_id, metrics):
-                info = self._taskmanagers.get(taskmanager_id)
-                if info is not None:
-                    info.last_heartbeat = now
+                self._pool.on_heartbeat(taskmanager_id, now)
                 for (task, attempt), values in metrics.items():
                     if self._current(task, attempt):
                         self.metrics[task] = values
@@ -245,14 +210,12 @@ class JobMaster:
                 if region is not None and region.state is RegionState.RUNNING:
                     region.drained.add(task)
                     self._on_drained(now, actions)
-            case TaskFinished(task, attempt):
-                region = self._current(task, attempt)
-                if region is not None and region.state is RegionState.RUNNING:
-                    region.finished.add(task)
-            case TaskCanceled(task, attempt):
+            case TaskFinished(task, attempt) | TaskCanceled(task, attempt):
                 region = self._current(task, attempt)
                 if region is not None and region.state is RegionState.CANCELING:
-                    region.stopping.discard(task)
+                    region.stopping.discard(task)  # it may have finished just before the cancel
+                elif region is not None and isinstance(report, TaskFinished):
+                    region.finished.add(task)
             case TaskFailed(task, attempt, error, restartable, corrupt_checkpoint):
                 region = self._current(task, attempt)
                 if region is None:
@@ -300,116 +263,72 @@ class JobMaster:
         self._check_timeouts(now, actions)
         for region in self._regions:
             if region.state is RegionState.CANCELING and not region.stopping:
-                self._after_canceling(region)
-        if self.status in (JobStatus.CANCELLING, JobStatus.FAILING):
-            if all(region.state is RegionState.WAITING for region in self._regions):
-                final = (
-                    JobStatus.CANCELED
-                    if self.status is JobStatus.CANCELLING
-                    else JobStatus.FAILED
-                )
-                self._terminate(final, actions)
-            return
-        self._deploy_waiting(now, actions)
-        if self.status.is_terminal_state():
-            return
-        self._start_ready(now, actions)
-        if self.coordinator is not None:
-            self._coordinate(self.coordinator.tick(now), now, actions)
-        self._finish_if_done(now, actions)
+                region.stopped()
+        if not self._ending:
+            self._deploy_waiting(now, actions)
+            self._start_ready(now, actions)
+            if self.coordinator is not None:
+                self._coordinate(self.coordinator.tick(now), now, actions)
+            self._finish_if_done(now, actions)
+        if self._ending and all(r.state is RegionState.WAITING for r in self._regions):
+            canceled = self.status is JobStatus.CANCELLING
+            self._terminate(JobStatus.CANCELED if canceled else JobStatus.FAILED, actions)
 
     def _check_timeouts(self, now: int, actions: list[Action]) -> None:
-        settings = self._settings
-        for taskmanager_id, info in list(self._taskmanagers.items()):
-            if info.ready:
-                silent = now - info.last_heartbeat
-                if silent >= settings.heartbeat_timeout:
-                    actions.append(StopTaskManager(taskmanager_id))
-                    self._on_taskmanager_lost(
-                        taskmanager_id, f"no heartbeat for {silent} ms", now, actions
-                    )
-            elif now - info.requested_at >= settings.slot_request_timeout:
-                wanted = dict(info.resources)
-                self._end(
-                    JobStatus.FAILING,
-                    f"no TaskManager with {len(info.slots)} slot(s) and {wanted or 'its CPU'} "
-                    f"could be started within {settings.slot_request_timeout / 1000:.0f} s; give "
-                    "the cluster more resources or the job a lower parallelism",
-                    now,
-                    actions,
-                )
-                return
+        for taskmanager_id, silent in self._pool.silent(now):
+            actions.append(StopTaskManager(taskmanager_id))
+            self._on_taskmanager_lost(
+                taskmanager_id, f"no heartbeat for {silent} ms", now, actions
+            )
+        overdue = self._pool.overdue(now)
+        if overdue is not None:
+            self._end(
+                JobStatus.FAILING,
+                f"no TaskManager with {len(overdue.slots)} slot(s) and "
+                f"{dict(overdue.resources) or 'its CPU'} could be started within "
+                f"{self._settings.slot_request_timeout / 1000:.0f} s; give the cluster more "
+                "resources or the job a lower parallelism",
+                now,
+                actions,
+            )
         for region in self._regions:
             if (
                 region.state is RegionState.CANCELING
-                and now - region.canceling_since >= settings.cancellation_timeout
+                and now - region.canceling_since >= self._settings.cancellation_timeout
             ):
                 # User code that does not return can only be stopped with its process.
-                for hung in sorted({self._location(task) or "" for task in region.stopping}):
+                for hung in sorted({self.location(task) or "" for task in region.stopping}):
                     actions.append(StopTaskManager(hung))
                     self._on_taskmanager_lost(hung, "a task did not stop in time", now, actions)
 
     # -------------------------------------------------------------------------------- slots
 
-    def _request_slots(self, since: int, actions: list[Action], delay_ms: int = 0) -> None:
-        """Start TaskManagers for every slot that has none; they are wanted ``since``."""
-        offered = {slot for info in self._taskmanagers.values() for slot in info.slots}
-        missing: dict[tuple[tuple[str, float], ...], list[int]] = {}
-        for slot in self.graph.slots:
-            if slot.index not in offered:
-                missing.setdefault(slot.resources, []).append(slot.index)
-        per_taskmanager = self._settings.slots_per_taskmanager
-        for resources, slots in missing.items():
-            for first in range(0, len(slots), per_taskmanager):
-                self._taskmanagers_started += 1
-                taskmanager_id = f"tm-{self.generation}-{self._taskmanagers_started}"
-                chunk = tuple(slots[first : first + per_taskmanager])
-                total = tuple((name, amount * len(chunk)) for name, amount in resources)
-                self._taskmanagers[taskmanager_id] = TaskManagerInfo(chunk, total, since)
-                actions.append(StartTaskManager(taskmanager_id, total, delay_ms))
-
-    def _on_taskmanager_ready(self, taskmanager_id: str, now: int) -> None:
-        info = self._taskmanagers.get(taskmanager_id)
-        if info is None or info.ready:
-            return
-        info.ready, info.last_heartbeat = True, now
-        for slot in info.slots:
-            self._slot_location[slot] = taskmanager_id
-
     def _on_taskmanager_lost(
         self, taskmanager_id: str, reason: str, now: int, actions: list[Action]
     ) -> None:
-        info = self._taskmanagers.pop(taskmanager_id, None)
+        gone = {task for task in self.graph.tasks if self.location(task) == taskmanager_id}
+        info = self._pool.remove(taskmanager_id)
         if info is None:
             return
-        gone = {task for task in self.graph.tasks if self._location(task) == taskmanager_id}
-        for slot in info.slots:
-            self._slot_location.pop(slot, None)
         for region in self._regions:
             region.stopping -= gone
-        if self.status not in (JobStatus.CANCELLING, JobStatus.FAILING):
-            if info.ready:
-                self._request_slots(now, actions)  # it starts while the tasks are canceled
-            else:  # it never came up: the wait, and its limit, go on
-                self._request_slots(info.requested_at, actions, self._settings.start_retry)
-        hit = [
-            region
-            for region in self._regions
-            if region.state in (RegionState.DEPLOYING, RegionState.RUNNING)
-            and not gone.isdisjoint(region.tasks)
-        ]
+        if self._ending:
+            pass
+        elif info.ready:  # another one starts while the tasks are canceled
+            actions.extend(self._pool.request_missing(now))
+        else:  # it never came up: the wait, and its limit, go on
+            retry = self._settings.start_retry
+            actions.extend(self._pool.request_missing(info.requested_at, retry))
+        hit = [region for region in self._regions if not gone.isdisjoint(region.tasks)]
         self._fail_regions(
             hit, f"TaskManager {taskmanager_id} was lost: {reason}", now, actions, gone
         )
-
-    def _location(self, task: TaskId) -> str | None:
-        return self._slot_location.get(self.graph.slot_of[task])
 
     # ------------------------------------------------------------- asked by the shell
 
     def location(self, task: TaskId) -> str | None:
         """The TaskManager that offers the task's slot."""
-        return self._location(task)
+        return self._pool.location(self.graph.slot_of[task])
 
     def is_current(self, task: TaskId, attempt: Attempt) -> bool:
         """Whether a report of that attempt counts."""
@@ -417,9 +336,9 @@ class JobMaster:
 
     def describe_taskmanagers(self) -> dict[str, str]:
         """TaskManager id to the tasks it holds, for people."""
-        described: dict[str, list[str]] = {t: [] for t in list(self._taskmanagers)}
+        described: dict[str, list[str]] = {t: [] for t in self._pool}
         for task in self.graph.tasks:
-            location = self._location(task)
+            location = self.location(task)
             if location in described:
                 vertex = self.graph.vertex(task)
                 described[location].append(
@@ -439,10 +358,8 @@ class JobMaster:
         restartable: bool = True,
     ) -> None:
         """Cancel the regions and, if the strategy allows, restart them; ``gone`` need no cancel."""
-        regions = [
-            r for r in regions if r.state in (RegionState.DEPLOYING, RegionState.RUNNING)
-        ]
-        if not regions or self.status in (JobStatus.CANCELLING, JobStatus.FAILING):
+        regions = [region for region in regions if region.active]
+        if not regions or self._ending:
             for region in regions:
                 self._cancel_region(region, now, actions, gone)
             return
@@ -465,22 +382,11 @@ class JobMaster:
     def _cancel_region(
         self, region: Region, now: int, actions: list[Action], gone: Iterable[TaskId] = ()
     ) -> None:
-        if region.state is RegionState.WAITING or region.attempt is None:
+        if not region.active:
             return
-        if region.state is RegionState.CANCELING:
-            return
-        region.state = RegionState.CANCELING
-        region.canceling_since = now
-        located = {task: self._location(task) for task in set(region.tasks) - set(gone)}
-        region.stopping = {task for task, location in located.items() if location is not None}
+        left = set(region.tasks).difference(gone)
+        region.cancel(now, {task for task in left if self.location(task) is not None})
         self._send(Cancel, region, sorted(region.stopping), actions)
-
-    def _after_canceling(self, region: Region) -> None:
-        region.state = RegionState.WAITING
-        region.attempt = None
-        region.ready.clear()
-        region.drained.clear()
-        region.finished.clear()
 
     def _end(
         self,
@@ -491,7 +397,7 @@ class JobMaster:
         gone: set[TaskId] | frozenset[TaskId] = frozenset(),
     ) -> None:
         """Cancel everything, then become CANCELED or FAILED."""
-        if self.status in (JobStatus.CANCELLING, JobStatus.FAILING):
+        if self._ending:
             return
         self.error = error
         self._stop_checkpoints(error or "the job is canceled", actions)
@@ -500,9 +406,7 @@ class JobMaster:
             self._cancel_region(region, now, actions, gone)
 
     def _terminate(self, status: JobStatus, actions: list[Action]) -> None:
-        actions.extend(StopTaskManager(taskmanager_id) for taskmanager_id in self._taskmanagers)
-        self._taskmanagers.clear()
-        self._slot_location.clear()
+        actions.extend(StopTaskManager(taskmanager_id) for taskmanager_id in self._pool.clear())
         self._set_status(status, actions, self.error)
 
     def _set_status(
@@ -526,7 +430,7 @@ class JobMaster:
         if event.fenced:
             self._fence(event.error or "a newer generation has claimed the job", actions)
             return
-        if self.status in (JobStatus.CANCELLING, JobStatus.FAILING):
+        if self._ending:
             return
         recovery = event.recovery
         if event.refused:
@@ -567,9 +471,7 @@ class JobMaster:
         return None
 
     def _fence(self, reason: str, actions: list[Action]) -> None:
-        actions.extend(StopTaskManager(taskmanager_id) for taskmanager_id in self._taskmanagers)
-        self._taskmanagers.clear()
-        self._slot_location.clear()
+        actions.extend(StopTaskManager(taskmanager_id) for taskmanager_id in self._pool.clear())
         self.error = reason
         # Not FAILED: the job lives on under another JobManager.
         self.status = JobStatus.SUSPENDED
@@ -581,10 +483,10 @@ class JobMaster:
         """It waits for nothing but its back-off."""
         return (
             region.state is RegionState.WAITING
-            and self.status not in (JobStatus.CANCELLING, JobStatus.FAILING)
+            and not self._ending
             and self._recovery is not None
             and not self._recovering
-            and all(self._location(task) is not None for task in region.tasks)
+            and all(self.location(task) is not None for task in region.tasks)
         )
 
     def _deploy_waiting(self, now: int, actions: list[Action]) -> None:
@@ -610,10 +512,10 @@ class JobMaster:
     ) -> None:
         self._attempts += 1
         attempt = Attempt(self.generation, self._attempts)
-        region.state, region.attempt = RegionState.DEPLOYING, attempt
-        region.ready.clear()
+        region.deploy(attempt)
         job_graph = self.graph.job_graph
-        location = {task: self._slot_location[self.graph.slot_of[task]] for task in region.tasks}
+        located = ((task, self.location(task)) for task in region.tasks)
+        location = {task: there for task, there in located if there is not None}
         by_taskmanager: dict[str, list[TaskDeploymentDescriptor]] = {}
         for task in region.tasks:
             by_taskmanager.setdefault(location[task], []).append(
@@ -639,8 +541,6 @@ class JobMaster:
         for region in self._regions:
             if region.state is RegionState.DEPLOYING and len(region.ready) == len(region.tasks):
                 region.state = RegionState.RUNNING
-                region.drained.clear()
-                region.finished.clear()
                 started = True
                 self._send(Start, region, region.tasks, actions)
         if started and all(r.state is RegionState.RUNNING for r in self._regions):
@@ -723,24 +623,20 @@ class JobMaster:
     # ---------------------------------------------------------------------------- the end
 
     def _on_drained(self, now: int, actions: list[Action]) -> None:
-        drained = all(
-            r.state is RegionState.RUNNING and len(r.drained) == len(r.tasks)
-            for r in self._regions
-        )
+        drained = all(region.has_drained for region in self._regions)
         if drained and self.coordinator is not None:
             self._coordinate(self.coordinator.all_drained(now), now, actions)
 
     def _finish_if_done(self, now: int, actions: list[Action]) -> None:
         regions = self._regions
-        if not all(
-            r.state is RegionState.RUNNING and len(r.drained) == len(r.tasks) for r in regions
-        ):
+        if not all(region.has_drained for region in regions):
             return
         if not self._finishing and (self.coordinator is None or self.coordinator.finished):
             self._finishing = True
             for region in regions:
                 self._send(Finish, region, region.tasks, actions)
         if self._finishing and all(len(r.finished) == len(r.tasks) for r in regions):
+            self.error = None  # of an earlier attempt
             self._terminate(JobStatus.FINISHED, actions)
 
     # ------------------------------------------------------------------------------ sending
@@ -756,7 +652,7 @@ class JobMaster:
         """``message(tasks, attempt, **fields)`` to each TaskManager for its own tasks."""
         by_taskmanager: dict[str, list[TaskId]] = {}
         for task in tasks:
-            location = self._location(task)
+            location = self.location(task)
             if location is not None:
                 by_taskmanager.setdefault(location, []).append(task)
         for taskmanager_id, there in by_taskmanager.items():

@@ -171,6 +171,6 @@ class OperatorChain:
         for operator in self.operators:
             try:
                 operator.close()
-            except Exception as error:
+            except BaseException as error:  # user code may raise anything
                 first = first or error
         return first

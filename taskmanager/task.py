@@ -73,6 +73,8 @@ Mail = Callable[[], None]
 
 
 class TaskState(Enum):
+    """See the module's text."""
+
     INITIALIZING = "INITIALIZING"
     READY = "READY"
     RUNNING = "RUNNING"
@@ -148,6 +150,7 @@ class Task:
         self._chunk_callbacks: dict[int, Callable[[], None]] = {}
         self._metrics: dict[str, Callable[[], float]] = {}
         self._restored_drained = False
+        self._opened = False
         self._poll_at: int | None = None
 
     # ------------------------------------------------------------------------- any thread
@@ -177,7 +180,7 @@ class Task:
 
     def metrics(self) -> TaskMetrics:
         """Counters as of about now."""
-        if self.state is TaskState.INITIALIZING:
+        if not self._opened:  # also when it failed before
             return TaskMetrics(0, 0, 0, None)
         counters = self._chain.counters
         watermark = self._valve.watermark
@@ -190,8 +193,18 @@ class Task:
                 if isinstance(operator, SinkOperator)
             ),
             watermark=None if watermark == MIN_TIMESTAMP else watermark,
-            extra={name: value() for name, value in list(self._metrics.items())},
+            extra=self._extra_metrics(),
         )
+
+    def _extra_metrics(self) -> dict[str, float]:
+        """What operators and users measure; a metric that raises is left out, not the heartbeat."""
+        measured = {}
+        for name, value in list(self._metrics.items()):
+            try:
+                measured[name] = value()
+            except Exception as error:
+                logger.debug("metric %s raised %r", name, error)
+        return measured
 
     # --------------------------------------------------------------------------- stepping
 
@@ -212,7 +225,8 @@ class Task:
         if self.state not in (TaskState.RUNNING, TaskState.DRAINED):
             return bool(self._mail)
         progressed = False
-        if self.state is TaskState.RUNNING:
+        self._poll_at = None
+        if self.state is TaskState.RUNNING and self._outputs.has_room():
             now = self._services.processing_time()
             due = self._chain.next_timer_at()
             if due is not None and due <= now:
@@ -224,14 +238,16 @@ class Task:
         return progressed or bool(self._mail)
 
     def wait_until(self) -> int | None:
-        """Processing time (ms) at which to step again without a wake-up."""
-        if self.state is not TaskState.RUNNING:
+        """Processing time (ms) at which to step again without a wake-up.
+
+        While there is no room, timers wait too: feedback will wake the task.
+        """
+        if self.state is not TaskState.RUNNING or not self._outputs.has_room():
             return None
         times = [t for t in (self._chain.next_timer_at(), self._poll_at) if t is not None]
         return min(times) if times else None
 
     def _process_input(self) -> bool:
-        self._poll_at = None
         if self._gate is not None:
             polled = self._gate.poll()
             if polled is not None:
@@ -273,11 +289,7 @@ class Task:
             case Watermark(timestamp):
                 self._advance_watermark(self._valve.on_watermark(position, timestamp))
             case WatermarkStatus(idle):
-                was_idle = self._valve.all_idle
-                advanced = self._valve.on_status(position, idle)
-                if self._valve.all_idle != was_idle and self.state is TaskState.RUNNING:
-                    self._chain.head.process_status(self._valve.all_idle)
-                self._advance_watermark(advanced)
+                self._on_status(position, idle)
             case Barrier(checkpoint_id):
                 self._on_barrier(position, checkpoint_id)
             case EndOfInput():
@@ -290,6 +302,17 @@ class Task:
                     self._source.end_of_splits()
                 else:
                     self._drain()
+
+    def _on_status(self, position: int, idle: bool) -> None:
+        was_idle = self._valve.all_idle
+        advanced = self._valve.on_status(position, idle)
+        changed = self._valve.all_idle != was_idle and self.state is TaskState.RUNNING
+        # Nobody listens to the watermark of an idle stream, so the last one goes before.
+        if changed and was_idle:
+            self._chain.head.process_status(False)
+        self._advance_watermark(advanced)
+        if changed and not was_idle:
+            self._chain.head.process_status(True)
 
     def _advance_watermark(self, watermark: int | None) -> None:
         if watermark is not None and self.state is TaskState.RUNNING and self._source is None:
@@ -356,9 +379,12 @@ class Task:
             raise RestoreError("the job is restored from a checkpoint but has no storage")
         merged = TaskSnapshot()
         for restore in self.descriptor.restore:
+            unchanged = restore.parallelism == vertex.parallelism
             old = [
-                TaskSnapshot() if handle is None else decode(store.read_state(handle))
-                for _, handle in restore.handles
+                decode(store.read_state(handle))
+                if handle is not None and (not unchanged or subtask == self.id.subtask)
+                else TaskSnapshot()
+                for subtask, handle in restore.handles
             ]
             part = redistribute(
                 old,
@@ -384,6 +410,7 @@ class Task:
 
     def _open(self) -> None:
         self._chain.open()
+        self._opened = True
         self.state = TaskState.READY
         self._services.report(TaskReady(self.id, self.attempt))
 
@@ -439,7 +466,7 @@ class Task:
             TaskFailed(
                 self.id,
                 self.attempt,
-                description[:ERROR_CHARS_MAX],
+                shorten(description),
                 restartable=not isinstance(error, RestoreError),
                 corrupt_checkpoint=self._corrupt_checkpoint(error),
             )
@@ -482,11 +509,8 @@ class Task:
     def _checkpoint(self, checkpoint_id: int) -> None:
         """The barrier has come on every input: pass it on, snapshot, upload."""
         self._triggered_checkpoint = checkpoint_id
-        try:
-            self._chain.prepare_barrier(checkpoint_id)
-        finally:
-            # Even if preparing fails the task, nobody downstream may wait for the barrier.
-            self._outputs.broadcast(Barrier(checkpoint_id))
+        self._chain.prepare_barrier(checkpoint_id)
+        self._outputs.broadcast(Barrier(checkpoint_id))
         snapshot = TaskSnapshot(self._chain.snapshot(checkpoint_id), drained=self._is_drained)
         store = self._store
         if store is None:
@@ -646,6 +670,14 @@ class _TaskOperatorContext:
 
     def add_metric(self, name: str, value: Callable[[], float]) -> None:
         self._task._metrics[f"{self.operator_name}.{name}"] = value
+
+
+def shorten(text: str) -> str:
+    """At most ERROR_CHARS_MAX characters: where it happened and, at the end, what happened."""
+    if len(text) <= ERROR_CHARS_MAX:
+        return text
+    half = ERROR_CHARS_MAX // 2 - 20
+    return f"{text[:half]}\n  ... {len(text) - 2 * half} characters ...\n{text[-half:]}"
 
 
 def describe_error(error: BaseException) -> str:

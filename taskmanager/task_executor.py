@@ -97,9 +97,10 @@ class TaskExecutor:
                 task.post(mail_for(task))
 
     def _cancel(self, message: Cancel) -> None:
+        """A task that has ended is not driven any more: nobody would read its mail."""
         for task_id in message.tasks:
             task = self._tasks.get(task_id)
-            if task is None or task.attempt != message.attempt:
+            if task is None or task.attempt != message.attempt or task.state.ended:
                 self._services.report(TaskCanceled(task_id, message.attempt))
             else:
                 task.post(task.cancel)

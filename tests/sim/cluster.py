@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from dataflow.common.job_status import JobStatus
 from dataflow.filesystem.memory import MemoryFileSystem
 from dataflow.graph.job_graph import JobGraph
@@ -41,11 +43,18 @@ class SimCluster:
     """Every process there is or was."""
 
     def __init__(
-        self, world: World, nemesis: Nemesis, job_graph: JobGraph, root: str, heartbeat_ms: int
+        self,
+        world: World,
+        nemesis: Nemesis,
+        job_graphs: Callable[[int], JobGraph],
+        root: str,
+        heartbeat_ms: int,
     ) -> None:
+        """``job_graphs``: the job, or (1, 2, ...) the job at another parallelism."""
         self.world = world
         self.nemesis = nemesis
-        self.job_graph = job_graph
+        self._job_graphs = job_graphs
+        self.rescaled = False
         self.job_bytes = b"{}"  # only ever stored: encoding the graph for each start is slow
         self.job_id = JOB_ID
         self.root = root
@@ -55,10 +64,18 @@ class SimCluster:
         self.job_running_once = False
         self.completed_checkpoints = 0
         self.restarts = 0
-        self.allowed_errors: tuple[str, ...] = ("injected",)
+        self.damaged = False  # state in the store was changed on purpose
         self._stopped: set[str] = set()  # asked, never walked
         nemesis.start(self)
         self.start_jobmanager()
+
+    def draw_job_graph(self) -> JobGraph:
+        """What a new JobManager is to run (F22)."""
+        if not self.jobmanagers or not self.nemesis.rescales():
+            return self._job_graphs(0)
+        self.rescaled = True
+        self.world.fault("F22", "another parallelism")
+        return self._job_graphs(self.world.random.choice([1, 2]))
 
     def open_store(self, owner: SimProcess) -> CheckpointStore:
         file_system = FaultyFileSystem(
@@ -84,13 +101,11 @@ class SimCluster:
         if not self.jobmanagers or not self.status.is_globally_terminal_state():
             self.jobmanagers.append(SimJobManager(self, len(self.jobmanagers) + 1))
 
-    def _replace(self) -> None:
-        """Unless somebody follows already, or the owner is not the one who died."""
-        for other in self.jobmanagers:
-            owner = other.generation == 0 or other is self.newest
-            if owner and other.alive and not other.ended:
-                return
-        self.start_jobmanager()
+    def _replace(self, dead: SimJobManager) -> None:
+        """Unless somebody has done so already."""
+        later = self.jobmanagers[self.jobmanagers.index(dead) + 1 :]
+        if not any(other.alive and not other.ended for other in later):
+            self.start_jobmanager()
 
     def on_jobmanager_death(self, jobmanager: SimJobManager) -> None:
         """Its TaskManagers die with it, at their own time; another one takes its place."""
@@ -101,7 +116,7 @@ class SimCluster:
                     world.long_tailed(300 * MS, 8 * SECOND),
                     lambda taskmanager=taskmanager: taskmanager.kill("its owner died"),  # type: ignore[misc]
                 )
-        world.after(world.long_tailed(500 * MS, 4 * SECOND), self._replace)
+        world.after(world.long_tailed(500 * MS, 4 * SECOND), lambda: self._replace(jobmanager))
 
     def on_status(self, jobmanager: SimJobManager, status: JobStatus) -> None:
         if status is JobStatus.RUNNING:
@@ -116,11 +131,11 @@ class SimCluster:
 
     def on_task_failed(self, jobmanager: SimJobManager, report: TaskFailed) -> None:
         """A task may fail of what was injected, and of nothing else."""
-        allowed = self.allowed_errors
-        if jobmanager is not self.newest:
-            # A zombie may find that its successor has collected what it wants to restore.
-            allowed += ("ObjectNotFound",)
-        if not any(error in report.error for error in allowed):
+        if "injected" in report.error:
+            return
+        # A zombie may find that its successor has collected what it wants to restore.
+        damaged = self.damaged or jobmanager is not self.newest
+        if report.corrupt_checkpoint is None or not damaged:
             self.world.violation(f"a task failed by itself: {report.error}")
 
     # ------------------------------------------------------------------------ TaskManagers
@@ -196,6 +211,8 @@ class SimCluster:
 
     def remains(self) -> list[str]:
         """Processes that should have ended with the job."""
-        left = [f"{tm.id} with {tm.running_tasks()}" for tm in self.taskmanagers.values() if tm.alive]
+        left = [
+            f"{tm.id} with {tm.running_tasks()}" for tm in self.taskmanagers.values() if tm.alive
+        ]
         left += [jm.id for jm in self.jobmanagers if jm.alive and not jm.ended]
         return left

@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING
 
 from dataflow.common.job_status import JobStatus
 from dataflow.errors import DataflowError
-from jobmanager.job_manager import execute_in_store
-from jobmanager.job_master import (
+from jobmanager.job_events import (
     Action,
     Event,
-    JobMaster,
     JobStatusChanged,
     Published,
     Recovered,
@@ -27,6 +25,8 @@ from jobmanager.job_master import (
     TaskManagerReady,
     Tick,
 )
+from jobmanager.job_manager import execute_in_store
+from jobmanager.job_master import JobMaster
 from jobmanager.settings import job_settings, restart_backoff
 from state.checkpoint_store import PublishOutcome
 from taskmanager.messages import Heartbeat, TaskFailed
@@ -43,7 +43,8 @@ class SimJobManager(SimProcess):
 
     def __init__(self, cluster: SimCluster, incarnation: int) -> None:
         super().__init__(cluster, f"jm{incarnation}")
-        self._settings = job_settings(cluster.job_graph.configuration)
+        self._job_graph = cluster.draw_job_graph()
+        self._settings = job_settings(self._job_graph.configuration)
         assert self._settings.checkpoints is not None
         self._retained = self._settings.checkpoints.retained
         self._store = cluster.open_store(self)
@@ -79,14 +80,16 @@ class SimJobManager(SimProcess):
         except DataflowError as error:
             self.kill(f"cannot start: {error}")
             return
-        self.world.log(f"{self.id} is generation {generation}, next checkpoint {next_checkpoint_id}")
+        self.world.log(
+            f"{self.id} is generation {generation}, next checkpoint {next_checkpoint_id}"
+        )
         self.master = JobMaster(
             cluster.job_id,
-            cluster.job_graph,
+            self._job_graph,
             self._settings,
             generation,
             next_checkpoint_id,
-            restart_backoff(cluster.job_graph.configuration, self.world.random.random),
+            restart_backoff(self._job_graph.configuration, self.world.random.random),
             lambda: EPOCH_MS + self.world.now,
         )
         self._execute(self.master.start(self.world.now))
@@ -101,9 +104,8 @@ class SimJobManager(SimProcess):
             return
         if not isinstance(event, (Heartbeat, Tick)):
             self.world.log(f"{self.id} gets {_describe(event)}")
-        if isinstance(event, TaskFailed):
-            if master.is_current(event.task, event.attempt):
-                self.cluster.on_task_failed(self, event)
+        if isinstance(event, TaskFailed) and master.is_current(event.task, event.attempt):
+            self.cluster.on_task_failed(self, event)
         completed = master.coordinator.statistics.completed if master.coordinator else 0
         self._execute(master.handle(event, self.world.now))
         if master.coordinator is not None and master.coordinator.statistics.completed > completed:

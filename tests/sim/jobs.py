@@ -14,8 +14,6 @@ from typing import Any
 
 from dataflow.common import Configuration, Duration, Types, WatermarkStrategy
 from dataflow.common.batch import RowBatch
-from dataflow.datastream.output_tag import OutputTag
-from dataflow.datastream.stream_execution_environment import StreamExecutionEnvironment
 from dataflow.datastream.connectors.base import (
     InputStatus,
     ReaderOutput,
@@ -25,13 +23,17 @@ from dataflow.datastream.connectors.base import (
     SplitEnumerator,
     SplitEnumeratorContext,
 )
+from dataflow.datastream.connectors.files.rolling import RollingPolicy
+from dataflow.datastream.connectors.files.sink import FileSink
 from dataflow.datastream.functions import (
     AggregateFunction,
     KeyedProcessFunction,
     ProcessWindowFunction,
     RuntimeContext,
 )
+from dataflow.datastream.output_tag import OutputTag
 from dataflow.datastream.state import ValueStateDescriptor
+from dataflow.datastream.stream_execution_environment import StreamExecutionEnvironment
 from dataflow.datastream.window import TumblingEventTimeWindows
 from dataflow.graph.job_graph import JobGraph
 from tests.sim.ledger import LedgerSink, current
@@ -46,7 +48,7 @@ LATE = OutputTag("late")
 class Shape:
     """What a seed chooses about its job."""
 
-    kind: str  # "ledger", "windows", "splits" or "regions"
+    kind: str  # "ledger", "windows", "splits", "regions" or "files"
     parallelism: int
     sizes: tuple[int, ...]  # records per source (split)
     keys: int
@@ -66,7 +68,7 @@ class Shape:
 
 def draw_shape(rng: random.Random, kind: str | None = None) -> Shape:
     """A random job of a few hundred records."""
-    kind = kind or rng.choice(["ledger", "ledger", "windows", "splits", "regions"])
+    kind = kind or rng.choice(["ledger", "ledger", "windows", "splits", "regions", "files"])
     parallelism = rng.choice([2, 2, 3])
     sources = rng.choice([5, 6, 8]) if kind == "splits" else parallelism
     total = rng.randint(300, 420)
@@ -288,11 +290,11 @@ class NameWindow(ProcessWindowFunction[Any, Any, Any, Any]):
 # ------------------------------------------------------------------------------------------ jobs
 
 
-def build(shape: Shape, settings: dict[str, str]) -> JobGraph:
-    """The JobGraph of a shape."""
+def build(shape: Shape, settings: dict[str, str], output: str) -> JobGraph:
+    """The JobGraph of a shape; ``output`` is a folder for files."""
     environment = StreamExecutionEnvironment(Configuration(settings))
     environment.set_parallelism(shape.parallelism)
-    _BUILDERS[shape.kind](environment, shape)
+    _BUILDERS[shape.kind](environment, shape, output)
     return environment.get_job_graph(f"sim {shape.kind}")
 
 
@@ -310,7 +312,7 @@ def _stream(environment: StreamExecutionEnvironment, shape: Shape) -> Any:
     return environment.from_source(source, _strategy(shape), "numbers").uid("source")
 
 
-def _ledger(environment: StreamExecutionEnvironment, shape: Shape) -> None:
+def _ledger(environment: StreamExecutionEnvironment, shape: Shape, output: str) -> None:
     mapped = _stream(environment, shape).map(_touch).uid("map")
     counted = mapped.key_by(_key).process(CountAndRemind()).uid("count")
     if shape.rebalance:
@@ -320,7 +322,7 @@ def _ledger(environment: StreamExecutionEnvironment, shape: Shape) -> None:
     sums.sink_to(LedgerSink("sums")).uid("sums")
 
 
-def _windows(environment: StreamExecutionEnvironment, shape: Shape) -> None:
+def _windows(environment: StreamExecutionEnvironment, shape: Shape, output: str) -> None:
     windows = (
         _stream(environment, shape)
         .map(_touch)
@@ -336,7 +338,14 @@ def _windows(environment: StreamExecutionEnvironment, shape: Shape) -> None:
     windows.get_side_output(LATE).sink_to(LedgerSink("late")).uid("late")
 
 
-def _regions(environment: StreamExecutionEnvironment, shape: Shape) -> None:
+def _files(environment: StreamExecutionEnvironment, shape: Shape, output: str) -> None:
+    """Through the real exactly-once file sink."""
+    mapped = _stream(environment, shape).map(_touch).uid("map")
+    policy = RollingPolicy.default_rolling_policy(part_size=400, rollover_interval=1_500)
+    mapped.sink_to(FileSink.json_lines(output, policy)).uid("files")
+
+
+def _regions(environment: StreamExecutionEnvironment, shape: Shape, output: str) -> None:
     for name in ("left", "right"):
         source = SimSource(shape, pulled=False)
         stream = environment.from_source(source, _strategy(shape), name).uid(name)
@@ -344,7 +353,8 @@ def _regions(environment: StreamExecutionEnvironment, shape: Shape) -> None:
         mapped.sink_to(LedgerSink(name)).uid(f"{name}-sink")
 
 
-_BUILDERS: dict[str, Callable[[StreamExecutionEnvironment, Shape], None]] = {
+_BUILDERS: dict[str, Callable[[StreamExecutionEnvironment, Shape, str], None]] = {
+    "files": _files,
     "ledger": _ledger,
     "splits": _ledger,
     "windows": _windows,

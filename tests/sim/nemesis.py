@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 STRIKES_MAX = 16
 POISON_MAX = 3
 STRIKES = ("F01", "F02", "F04", "F06", "F11", "F12", "F14", "F24")
-AMBIENT = ("F03", "F05", "F07", "F08", "F13", "F15", "F19", "F27")
+AMBIENT = ("F03", "F05", "F07", "F08", "F13", "F15", "F19", "F22", "F27")
 
 
 @dataclass
@@ -40,6 +40,8 @@ class Rates:
     failpoint: float = 0.0
     poison: float = 0.0
     start_failure: float = 0.0
+    overtake: float = 0.0  # a second JobManager while the first is about to publish
+    rescale: float = 0.0  # per start of a JobManager
     skew_ms: int = 0
     strike_every_us: float = 1 * SECOND
     steady: bool = False  # two completed checkpoints between strikes
@@ -67,6 +69,8 @@ def draw_rates(world: World) -> Rates:
     rates.failpoint = draw("F02", 0.003, 0.02)
     rates.poison = draw("F15", 0.0005, 0.003)
     rates.start_failure = draw("F03", 0.0, 0.2)
+    rates.overtake = draw("F12", 0.0, 0.15)
+    rates.rescale = draw("F22", 0.3, 0.7)
     rates.skew_ms = int(draw("F19", 1_000, 3_600_000))
     rates.strike_every_us = world.between(0.3, 3) * SECOND
     rates.steady = rng.random() < 0.55
@@ -171,9 +175,7 @@ class Nemesis:
             self._pause(newest, "F12")
         else:
             self.world.fault("F12", f"{newest.id} is deposed and goes on")
-        self.world.after(
-            self.world.between(0, 1_500) * MS, self.cluster.start_jobmanager
-        )
+        self.world.after(self.world.between(0, 1_500) * MS, self.cluster.start_jobmanager)
 
     def _cut(self, one: SimProcess, other: SimProcess) -> None:
         until = self.world.now_us + int(self.world.between(0.2, 6) * SECOND)
@@ -238,6 +240,9 @@ class Nemesis:
             self.world.fault("F03", "a TaskManager does not start")
         return failed
 
+    def rescales(self) -> bool:
+        return self.active and self.world.chance(self.rates.rescale)
+
     def draw_clock_skew(self) -> int:
         if not self.rates.skew_ms:
             return 0
@@ -265,6 +270,8 @@ class Nemesis:
         if self.active and world.chance(rates.interleave):
             world.fault("F27", f"{owner.id} waits in {operation.name}")
             world.pause_here(world.long_tailed(20 * MS, 4 * SECOND))
+        if "/epochs/" in operation.path and operation.name.startswith("put"):
+            self._overtake(owner)
         for _ in range(100):
             if not owner.paused or not owner.alive:
                 break
@@ -282,6 +289,26 @@ class Nemesis:
             world.fault("F07", f"{owner.id} {operation.name} {_kind(operation)} {fault.value}")
             return fault
         return None
+
+    def _overtake(self, owner: SimProcess) -> None:
+        """The owner waits just before the record that decides, while a successor gets going."""
+        if not self.active or not self.world.chance(self.rates.overtake):
+            return
+        if owner.alive and self._may_strike():
+            self._struck()
+            self.world.fault("F12", f"{owner.id} is overtaken while it publishes")
+            self.cluster.start_jobmanager()
+            self.world.pause_here(self.world.between(1, 8) * SECOND)
+
+    def output_fault(self, operation: Operation) -> Fault | None:
+        """Of the folder a file sink writes to; only its commits run outside of the task."""
+        if operation.name != "commit_multipart" or not self.active:
+            return None
+        if not self.world.chance(self.rates.commit_failure):
+            return None
+        fault = self.world.random.choice([Fault.FAIL_BEFORE, Fault.FAIL_AFTER])
+        self.world.fault("F05", f"commit of a file {fault.value}")
+        return fault
 
     def commit_fault(self, where: str) -> None:
         """Of the external system that the sink writes to."""

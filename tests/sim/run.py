@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Iterator
+from typing import Any
+from unittest import mock
 
 from dataflow.common.job_status import JobStatus
+from dataflow.datastream.connectors.files import sink as files_sink
 from dataflow.filesystem.memory import MemoryFileSystem
-from jobmanager.job_master import CancelJob
+from dataflow.graph.job_graph import JobGraph
+from jobmanager.job_events import CancelJob
 from state.checkpoint_paths import JobListing
 from tests.sim import jobs, oracles
 from tests.sim.cluster import JOB_ID, SimCluster
-from tests.sim.ledger import Ledger, use
+from tests.sim.ledger import Ledger, Transaction, use
 from tests.sim.nemesis import Nemesis, Rates, draw_rates
-from tests.sim.world import MS, SECOND, Runaway, World
-from tests.store_faults import audit
+from tests.sim.world import MS, SECOND, World
+from tests.store_faults import FaultyFileSystem, audit
 
 CHECKPOINT_WITHIN = 30 * SECOND  # after healing
 FINISH_WITHIN = 240 * SECOND
@@ -125,6 +130,8 @@ class _Run:
                 "restart-strategy.fixed-delay.attempts": str(POISON_RESTARTS),
                 "restart-strategy.fixed-delay.delay": "200 ms",
             }
+        self._output = f"memory://{self.store_name}/out"
+        self._graphs: dict[int, JobGraph] = {}
         self.ledger = Ledger(self.nemesis.commit_fault, self.nemesis.user_code, self._later)
 
     def _rates(self) -> Rates:
@@ -141,11 +148,14 @@ class _Run:
 
     def run(self) -> Result:
         MemoryFileSystem.drop(self.store_name)
-        with use(self.ledger):
+        output = FaultyFileSystem(MemoryFileSystem(), self.nemesis.output_fault)
+        to_output = mock.patch.object(files_sink, "parse", lambda path: (output, path))
+        with use(self.ledger), to_output:
             try:
                 self._live()
-            except Runaway as error:
-                self.world.violation(str(error))
+            except Exception as error:
+                # An assertion of the JobMaster, a Runaway, a fault of the simulator itself.
+                self.world.violation("".join(traceback.format_exception(error)))
         try:
             return self._result()
         finally:
@@ -153,14 +163,13 @@ class _Run:
 
     def _live(self) -> None:
         world = self.world
-        graph = jobs.build(self.shape, self.settings)
-        self.cluster = SimCluster(world, self.nemesis, graph, self._root, heartbeat_ms=500)
+        self.cluster = SimCluster(world, self.nemesis, self._graph, self._root, heartbeat_ms=500)
         world.log(f"scenario {self.scenario} {self.shape}")
         world.log(f"faults {sorted(self.nemesis.rates.enabled)}")
         if self.scenario == "cancel":
             world.after(world.between(2, 8) * SECOND, self._cancel)
         if self.scenario == "corrupt":
-            self.cluster.allowed_errors = ("injected", "CorruptObject", "ObjectNotFound")
+            self.cluster.damaged = True
             self.nemesis.rates.heal_at_us = max(self.nemesis.rates.heal_at_us, 10 * SECOND)
             world.after(world.between(3, 8) * SECOND, self._corrupt)
         world.run(int(self.nemesis.rates.heal_at_us), self._over)
@@ -179,6 +188,22 @@ class _Run:
         world.run(world.now_us + QUIET, lambda: False)
         for left in self.cluster.remains():
             world.violation(f"not ended with the job: {left}")
+
+    def _graph(self, variant: int) -> JobGraph:
+        if variant not in self._graphs:
+            parallelism = [1, 2, 3]
+            parallelism.insert(0, parallelism.pop(self.shape.parallelism - 1))
+            shape = replace(self.shape, parallelism=parallelism[variant])
+            self._graphs[variant] = jobs.build(shape, self.settings, self._output)
+        return self._graphs[variant]
+
+    def _read_files(self) -> None:
+        """What the file sink has made visible, as if it were transactions."""
+        fs = MemoryFileSystem()
+        for found in fs.list(self._output):
+            lines = fs.read(found.path).decode().splitlines()
+            rows = [tuple(json.loads(line)) for line in lines]
+            self.ledger.visible.append(Transaction(found.path, "files", 0, rows, True))
 
     @property
     def _root(self) -> str:
@@ -272,7 +297,9 @@ class _Run:
         finished = cluster.status is JobStatus.FINISHED
         output = None
         try:
-            for fault in oracles.check_output(self.shape, self.ledger, finished):
+            self._read_files()
+            ordered = not cluster.rescaled
+            for fault in oracles.check_output(self.shape, self.ledger, finished, ordered):
                 world.violation(fault)
             output = oracles.normalised(self.shape, self.ledger)
         except Exception as error:

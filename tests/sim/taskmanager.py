@@ -155,7 +155,9 @@ class SimTaskManager(SimProcess):
             return
         if task.step():
             self.wake_up(task)
-        self.world.log(f"{self.id} step {task.id.vertex_id[:8]}/{task.id.subtask} {task.state.name}")
+        self.world.log(
+            f"{self.id} step {task.id.vertex_id[:8]}/{task.id.subtask} {task.state.name}"
+        )
         until = task.wait_until()
         if until is None:
             return
@@ -250,9 +252,7 @@ class SimTransport:
         if peer_id == self._own.id:
             apply(self._own)
         else:
-            self._call(
-                peer_id, feedback[0].attempt, apply, lambda _: None, SEND_ATTEMPTS_MAX
-            )
+            self._call(peer_id, feedback[0].attempt, apply, lambda _: None, SEND_ATTEMPTS_MAX)
 
     def _call(
         self,

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from typing import Any
 
 from dataflow.errors import JobGraphError
+
+#: They show no signature before Python 3.13.
+_OF_ONE_ARGUMENT = (operator.attrgetter, operator.itemgetter, operator.methodcaller)
 
 
 def require_arity(where: str, function: Any, *counts: int) -> int:
@@ -14,6 +18,8 @@ def require_arity(where: str, function: Any, *counts: int) -> int:
     Raises JobGraphError if it is not callable or takes none of them. Callables without a readable
     signature (some builtins) are taken at their word.
     """
+    if isinstance(function, _OF_ONE_ARGUMENT) and 1 in counts:
+        return 1
     if not callable(function):
         raise JobGraphError(
             f"{where}: a callable is needed, and {function!r:.60} is a {type(function).__name__}"

@@ -25,7 +25,13 @@ from typing import Any, Protocol
 from dataflow.common.batch import MAX_TIMESTAMP, MIN_TIMESTAMP, ArrowBatch, RowBatch
 from dataflow.common.keys import KeyGroupRange
 from dataflow.datastream.connectors.base import InputStatus
-from dataflow.errors import CorruptObject, ObjectNotFound, RestoreError, UserFunctionError
+from dataflow.errors import (
+    CorruptObject,
+    DataflowError,
+    ObjectNotFound,
+    RestoreError,
+    UserFunctionError,
+)
 from dataflow.graph.job_graph import OperatorNode
 from dataflow.graph.pickling import install_main_classes
 from state.checkpoint_store import CheckpointStore, CommitPermit, StateHandle
@@ -682,6 +688,6 @@ def shorten(text: str) -> str:
 
 def describe_error(error: BaseException) -> str:
     """What a user needs to see: their own traceback for their errors, ours only for ours."""
-    if isinstance(error, (UserFunctionError, RestoreError)):
+    if isinstance(error, DataflowError):  # raised on purpose: the message says it all
         return str(error)
     return "".join(traceback.format_exception(error)).rstrip()

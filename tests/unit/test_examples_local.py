@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from dataflow.errors import JobExecutionError
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 EXAMPLES = REPOSITORY / "examples"
 SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("*.py"))
@@ -68,6 +70,15 @@ def test_word_count_counts_every_word_of_files_folders_and_patterns(
         ["2", "to"],
         ["2,010", "words, 9 different ones"],
     ]
+
+
+def test_a_path_that_does_not_exist_is_told_in_one_sentence(
+    tmp_path: Path, example: Callable[[str], ModuleType]
+) -> None:
+    with pytest.raises(JobExecutionError) as error:
+        example("word_count").main([str(tmp_path / "nothere.txt")])
+    assert "there is no file or folder" in str(error.value)
+    assert "Traceback" not in str(error.value)
 
 
 # ---------------------------------------------------------------------------------- fraud alerts

@@ -215,7 +215,7 @@ def refuse_record(size: int, limits: ChannelLimits) -> NoReturn:
     """Raise the error for a record beyond the limit."""
     raise ValueError(
         f"a record of {size:,} bytes is beyond the limit of {limits.record_bytes_max:,} "
-        "(taskmanager.network.record.bytes-max)"
+        "(taskmanager.network.record-bytes-max)"
     )
 
 

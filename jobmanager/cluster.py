@@ -60,7 +60,9 @@ def connect(
             ray.init(address=address, **options)
         else:
             cpus = max(os.cpu_count() or 1, slots)
-            ray.init(num_cpus=cpus, include_dashboard=False, **options)
+            # "local" and not None, with which Ray joins what `ray start` has left on this
+            # machine, and then refuses num_cpus.
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
             _started_here = True
     except Exception as error:
         where = f"at {address}" if address else "on this machine"

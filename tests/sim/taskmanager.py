@@ -286,4 +286,8 @@ class SimTransport:
             return
         peer.after(nemesis.message_delay(), arrive)
         if nemesis.message_repeated():
-            peer.after(world.long_tailed(20 * MS, 5 * SECOND), lambda: request(peer))
+
+            def again() -> None:
+                request(peer)
+
+            peer.after(world.long_tailed(20 * MS, 5 * SECOND), again)

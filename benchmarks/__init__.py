@@ -1,0 +1,1 @@
+"""What the system does on this machine, measured: `python -m benchmarks --help`."""

@@ -32,6 +32,8 @@ class JobSettings:
 
 @dataclass(frozen=True)
 class TaskManagerReady:
+    """It is up and offers its slots."""
+
     taskmanager_id: str
 
 
@@ -56,6 +58,8 @@ class Recovered:
 
 @dataclass(frozen=True)
 class Published:
+    """The outcome of Publish; None if it is not known, ``error`` says why."""
+
     checkpoint_id: int
     outcome: PublishOutcome | None
     permit: CommitPermit | None = None
@@ -64,6 +68,8 @@ class Published:
 
 @dataclass(frozen=True)
 class Marked:
+    """The outcome of MarkCommitted; without ``error`` the marker is there."""
+
     checkpoint_id: int
     error: str | None = None
 
@@ -103,6 +109,8 @@ class StopTaskManager:
 
 @dataclass(frozen=True)
 class Send:
+    """In order per TaskManager; what cannot be delivered shows up as TaskManagerLost."""
+
     taskmanager_id: str
     message: ControlMessage
 

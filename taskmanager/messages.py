@@ -166,12 +166,16 @@ class TaskDrained:
 
 @dataclass(frozen=True)
 class TaskFinished:
+    """Ended by itself, after Finish; its output is committed."""
+
     task: TaskId
     attempt: Attempt
 
 
 @dataclass(frozen=True)
 class TaskCanceled:
+    """Not there (any more); the answer to every Cancel."""
+
     task: TaskId
     attempt: Attempt
 
@@ -202,6 +206,8 @@ class CheckpointAcknowledged:
 
 @dataclass(frozen=True)
 class CheckpointDeclined:
+    """The subtask cannot take part in this checkpoint; the task itself goes on."""
+
     task: TaskId
     attempt: Attempt
     checkpoint_id: int

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import stat
 import sys
 import tempfile
 import threading
@@ -25,7 +26,7 @@ from dataflow.common.job_client import JobClient
 from dataflow.common.job_execution_result import JobExecutionResult
 from dataflow.common.job_id import JobID
 from dataflow.common.job_status import JobStatus
-from dataflow.errors import JobExecutionError
+from dataflow.errors import ConfigError, JobExecutionError
 from dataflow.graph.job_graph import JobGraph
 from jobmanager.job_manager import JobInfo, Outgoing
 from jobmanager.progress import ProgressLine
@@ -238,8 +239,20 @@ def with_checkpoint_storage(job_graph: JobGraph) -> JobGraph:
     storage = ConfigOptions.CHECKPOINTING_DIR.key
     if interval not in configuration or configuration.get(storage):
         return job_graph
+    return replace(job_graph, configuration={**configuration, storage: _private_folder()})
+
+
+def _private_folder() -> str:
+    """Checkpoints hold pickles: nobody else may be able to put any there (SECURITY.md)."""
     folder = os.path.join(tempfile.gettempdir(), f"dataflow-checkpoints-{getpass.getuser()}")
-    return replace(job_graph, configuration={**configuration, storage: folder})
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    status = os.lstat(folder)
+    if stat.S_ISLNK(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise ConfigError(
+            f"the default folder for checkpoints, {folder}, can be written by others; name another "
+            "with set_checkpoint_storage() or execution.checkpointing.dir"
+        )
+    return folder
 
 
 def execute_job_graph(

@@ -1,0 +1,63 @@
+"""What is decided before a job is submitted."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from dataflow.datastream import StreamExecutionEnvironment
+from dataflow.errors import ConfigError
+from dataflow.graph.job_graph import JobGraph
+from jobmanager.client import with_checkpoint_storage
+
+KEY = "execution.checkpointing.dir"
+
+
+def job_graph(interval: int | None, storage: str | None = None) -> JobGraph:
+    env = StreamExecutionEnvironment.get_execution_environment()
+    if interval is not None:
+        env.enable_checkpointing(interval)
+    if storage is not None:
+        env.get_checkpoint_config().set_checkpoint_storage(storage)
+    env.from_collection([1]).print()
+    return env.get_job_graph("storage")
+
+
+@pytest.fixture
+def temporary(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_a_job_without_checkpoints_gets_no_storage(temporary: Path) -> None:
+    assert KEY not in with_checkpoint_storage(job_graph(None)).configuration
+    assert list(temporary.iterdir()) == []
+
+
+def test_storage_that_is_named_is_left_alone(temporary: Path) -> None:
+    graph = job_graph(1000, "s3://bucket/jobs")
+    assert with_checkpoint_storage(graph) is graph
+
+
+def test_checkpoints_without_storage_go_to_a_folder_of_the_users_own(temporary: Path) -> None:
+    folder = with_checkpoint_storage(job_graph(1000)).configuration[KEY]
+    assert Path(folder).parent == temporary
+    assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
+    assert with_checkpoint_storage(job_graph(1000)).configuration[KEY] == folder
+
+
+@pytest.mark.parametrize("trap", ["writable", "link"])
+def test_a_folder_that_others_can_write_to_is_refused(temporary: Path, trap: str) -> None:
+    folder = Path(with_checkpoint_storage(job_graph(1000)).configuration[KEY])
+    if trap == "writable":
+        folder.chmod(0o777)
+    else:
+        folder.rmdir()
+        (temporary / "elsewhere").mkdir()
+        folder.symlink_to(temporary / "elsewhere")
+    with pytest.raises(ConfigError, match="can be written by others"):
+        with_checkpoint_storage(job_graph(1000))

@@ -109,10 +109,11 @@ class PollingJobClient(JobClient):
         waiting = self._waiting.setdefault(channel, deque())
         pause = POLL_MIN_S
         while True:
+            over = self._over  # asked first: whoever pumps may put something in before it is over
             while waiting:
                 pause = POLL_MIN_S
                 yield waiting.popleft()
-            if self._over:
+            if over:
                 break
             if not self._pump():
                 self._wait(pause)

@@ -37,16 +37,15 @@ class ClientOutbox:
         self._next += 1
         if not chunk.acknowledge:
             self._droppable_bytes += len(chunk.payload)
-            if self._droppable_bytes > DROPPABLE_BYTES_MAX:
+            # Never the newest, however large: its client may be about to ask for it.
+            while self._droppable_bytes > max(DROPPABLE_BYTES_MAX, len(chunk.payload)):
                 self._drop_oldest()
 
     def _drop_oldest(self) -> None:
-        for position, (_, chunk) in enumerate(self._chunks):
-            if not chunk.acknowledge:
-                del self._chunks[position]
-                self._droppable_bytes -= len(chunk.payload)
-                self.dropped += 1
-                return
+        position = next(i for i, (_, chunk) in enumerate(self._chunks) if not chunk.acknowledge)
+        self._droppable_bytes -= len(self._chunks[position][1].payload)
+        del self._chunks[position]
+        self.dropped += 1
 
     def fetch(
         self, taken: int, bytes_max: int = 8 << 20

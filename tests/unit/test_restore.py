@@ -1,0 +1,86 @@
+"""Which state of a checkpoint goes where."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dataflow.graph.job_graph import JobGraph, JobVertex, OperatorNode
+from jobmanager.restore import plan_restore
+from state.checkpoint_store import CheckpointManifest, StateHandle, SubtaskState, VertexState
+from taskmanager.messages import RestoreDescriptor
+
+
+def vertex(name: str, *uids: str, parallelism: int = 1, max_parallelism: int = 128) -> JobVertex:
+    nodes = tuple(OperatorNode(uid, uid, "map", b"", ()) for uid in uids)
+    return JobVertex(name, name, parallelism, max_parallelism, nodes)
+
+
+def handle(name: str) -> StateHandle:
+    return StateHandle(f"generations/1/ckpt-7/{name}", 1, "0" * 64)
+
+
+def saved(name: str, *uids: str, parallelism: int = 1) -> VertexState:
+    subtasks = tuple(SubtaskState(n, handle(f"{name}{n}"), False) for n in range(parallelism))
+    return VertexState(name, parallelism, 128, uids, subtasks)
+
+
+def checkpoint(*vertices: VertexState) -> CheckpointManifest:
+    return CheckpointManifest("job", 7, 1, 0, vertices, False)
+
+
+def graph(*vertices: JobVertex) -> JobGraph:
+    return JobGraph("job", vertices, ())
+
+
+def test_without_a_checkpoint_everything_starts_fresh() -> None:
+    assert plan_restore(graph(vertex("v", "a")), None, False) == ({}, [])
+
+
+def test_state_is_found_by_uid_not_by_vertex_and_keeps_its_parallelism() -> None:
+    plan, faults = plan_restore(
+        graph(vertex("renamed", "a", parallelism=3)),
+        checkpoint(saved("old", "a", parallelism=2)),
+        False,
+    )
+    assert faults == []
+    handles = ((0, handle("old0")), (1, handle("old1")))
+    assert plan == {"renamed": (RestoreDescriptor(7, 2, handles),)}
+
+
+def test_a_chain_that_was_cut_differently_restores_from_every_vertex_it_came_from() -> None:
+    plan, faults = plan_restore(
+        graph(vertex("one", "a", "b"), vertex("two", "c")),
+        checkpoint(saved("x", "a"), saved("y", "b", "c")),
+        False,
+    )
+    assert faults == []
+    assert [d.handles[0][1] for d in plan["one"]] == [handle("x0"), handle("y0")]
+    assert [d.handles[0][1] for d in plan["two"]] == [handle("y0")]
+
+
+def test_a_vertex_without_state_restores_nothing() -> None:
+    plan, faults = plan_restore(graph(vertex("v", "a")), checkpoint(saved("v")), False)
+    assert (plan, faults) == ({"v": ()}, [])
+
+
+def test_every_reason_why_it_does_not_fit_is_told() -> None:
+    old = checkpoint(saved("v", "a"), saved("w", "gone"), saved("x", "too"))
+    job = graph(vertex("v", "a", max_parallelism=256))
+    _, faults = plan_restore(job, old, False)
+    assert len(faults) == 3
+    assert "set_max_parallelism(128)" in faults[0]
+    assert "checkpoint 7 has state of operator uid 'gone'" in faults[1]
+    assert "execution.state-recovery.ignore-unclaimed-state" in faults[1]
+    assert "'too'" in faults[2]
+
+
+def test_unclaimed_state_can_be_dropped_on_purpose() -> None:
+    _, faults = plan_restore(graph(vertex("v", "a")), checkpoint(saved("w", "gone")), True)
+    assert faults == []
+
+
+def test_a_subtask_without_state_stays_without() -> None:
+    old = saved("v", "a")
+    old = replace(old, subtasks=(SubtaskState(0, None, False),))
+    plan, _ = plan_restore(graph(vertex("v", "a")), checkpoint(old), False)
+    assert plan["v"][0].handles == ((0, None),)

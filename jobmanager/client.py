@@ -26,7 +26,7 @@ from dataflow.common.job_client import JobClient
 from dataflow.common.job_execution_result import JobExecutionResult
 from dataflow.common.job_id import JobID
 from dataflow.common.job_status import JobStatus
-from dataflow.errors import ConfigError, JobExecutionError
+from dataflow.errors import ClusterError, ConfigError, JobExecutionError
 from dataflow.graph.job_graph import JobGraph
 from jobmanager.job_manager import JobInfo, Outgoing
 from jobmanager.progress import ProgressLine
@@ -52,13 +52,30 @@ class PollingJobClient(JobClient):
         self._outbox: tuple[int, int] = (0, 0)  # its id, the number up to which all was taken
         self._waiting: dict[str, deque[bytes]] = {}
         self._over = False
+        self._final: JobInfo | None = None  # how the job ended; its JobManager may be gone then
         self._fetch_lock = threading.Lock()
+
+    def info(self) -> JobInfo:
+        """The job as it stands, or as it ended.
+
+        Raises ClusterError if its JobManager cannot be reached.
+        """
+        if self._final is not None:
+            return self._final
+        try:
+            info = self._info()
+        except ClusterError:
+            if self._final is not None:  # seen to its end, and released, by another thread
+                return self._final
+            raise
+        if info.status.is_terminal_state() and info.ended_ms is not None:
+            self._final = info
+        return info
 
     # ------------------------------------------------------------------------ transport
 
     @abstractmethod
-    def info(self) -> JobInfo:
-        """The job as it stands. Raises ClusterError if its JobManager cannot be reached."""
+    def _info(self) -> JobInfo: ...
 
     @abstractmethod
     def _fetch(self, outbox_id: int, taken: int) -> Outgoing: ...
@@ -86,8 +103,9 @@ class PollingJobClient(JobClient):
 
     def cancel(self) -> Future[None]:
         def cancel() -> None:
-            self._cancel()
-            self._until_ended(lambda: None)
+            if not self.info().status.is_terminal_state():
+                self._cancel()
+                self._until_ended(lambda: None)
 
         return _future(cancel, background=True)
 
@@ -161,6 +179,8 @@ class PollingJobClient(JobClient):
     def _pump(self, progress: ProgressLine | None = None) -> bool:
         """Fetch once: print what is printed, keep what is collected; False if there was nothing."""
         with self._fetch_lock:
+            if self._over:
+                return False
             outbox_id, taken = self._outbox
             outgoing = self._fetch(outbox_id, taken)
             if outgoing.outbox_id != outbox_id:

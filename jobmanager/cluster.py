@@ -197,7 +197,7 @@ class RayJobClient(PollingJobClient):
         self.actor = actor
         self.outlives_process = not _started_here
 
-    def info(self) -> JobInfo:
+    def _info(self) -> JobInfo:
         info: JobInfo = self._ask("info")
         return info
 

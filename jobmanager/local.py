@@ -123,7 +123,7 @@ class LocalJobClient(PollingJobClient):
         self._job_manager = job_manager
         self.cluster = cluster
 
-    def info(self) -> JobInfo:
+    def _info(self) -> JobInfo:
         return self._job_manager.info()
 
     def _fetch(self, outbox_id: int, taken: int) -> Outgoing:

@@ -146,7 +146,7 @@ class ThreadedTaskManager:
             while not task.state.ended:
                 # Cleared before the step, so that a wake-up during it is not lost.
                 wake.clear()
-                if task.step():
+                if task.step() or task.state.ended:
                     continue
                 until = task.wait_until()
                 if until is None:

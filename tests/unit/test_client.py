@@ -1,18 +1,22 @@
-"""What is decided before a job is submitted."""
+"""The client: what it decides before it submits, and what it answers after the end."""
 
 from __future__ import annotations
 
 import os
 import stat
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
 
+from dataflow.common.job_status import JobStatus
 from dataflow.datastream import StreamExecutionEnvironment
-from dataflow.errors import ConfigError
+from dataflow.errors import ClusterError, ConfigError, JobExecutionError
 from dataflow.graph.job_graph import JobGraph
 from jobmanager.client import with_checkpoint_storage
+from jobmanager.job_manager import JobInfo
+from jobmanager.local import LocalJobClient, submit_local
 
 KEY = "execution.checkpointing.dir"
 
@@ -61,3 +65,37 @@ def test_a_folder_that_others_can_write_to_is_refused(temporary: Path, trap: str
         folder.symlink_to(temporary / "elsewhere")
     with pytest.raises(ConfigError, match="can be written by others"):
         with_checkpoint_storage(job_graph(1000))
+
+
+def run_failing_job() -> LocalJobClient:
+    env = StreamExecutionEnvironment.get_execution_environment()
+    env.from_collection([1, 0]).map(lambda x: 1 // x).print()
+    client = submit_local(env.get_job_graph("fails"))
+    with pytest.raises(JobExecutionError, match="division"):
+        client.get_job_execution_result().result(timeout=30)
+    return client
+
+
+def test_a_client_answers_after_the_end_without_its_jobmanager(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = run_failing_job()
+
+    def gone() -> JobInfo:
+        raise ClusterError("the JobManager is gone")
+
+    monkeypatch.setattr(client, "_info", gone)
+    assert client.get_job_status().result() is JobStatus.FAILED
+    with pytest.raises(JobExecutionError, match="division"):
+        client.get_job_execution_result().result(timeout=30)
+    client.cancel().result(timeout=30)
+    assert list(client._waiting) == []
+
+
+def test_the_thread_of_a_task_that_failed_ends() -> None:
+    client = run_failing_job()
+    name = "fails ·"
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith(name)]
+    for thread in threads:
+        thread.join(timeout=10)
+        assert not thread.is_alive(), f"{thread.name} is left of {client.job_id}"

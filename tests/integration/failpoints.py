@@ -1,0 +1,60 @@
+"""Places in a job where a process kills itself or another one, once, on cue.
+
+State lives in files of a folder, which every process of this machine sees.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Failpoint:
+    """Does nothing until it is armed; then the first ``times`` to pass it strike."""
+
+    folder: str
+    times: int = 1
+    delay_s: float = 0.0  # instead of killing anybody
+
+    def arm(self, victims: Iterable[int] = ()) -> Failpoint:
+        """From now on it kills these processes, or without any the one that passes."""
+        Path(self.folder).mkdir(parents=True, exist_ok=True)
+        draft = Path(self.folder, "armed.new")
+        draft.write_text(" ".join(map(str, victims)))
+        draft.rename(Path(self.folder, "armed"))
+        return self
+
+    @property
+    def hits(self) -> int:
+        """How often it has struck."""
+        return sum(1 for _ in Path(self.folder).glob("hit-*"))
+
+    def hit(self) -> None:
+        armed = Path(self.folder, "armed")
+        if not armed.exists():
+            return
+        for number in range(self.times):
+            try:
+                os.close(os.open(Path(self.folder, f"hit-{number}"), os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                continue
+            if self.delay_s:
+                time.sleep(self.delay_s)
+                return
+            for victim in map(int, armed.read_text().split() or [os.getpid()]):
+                kill(victim)
+            return
+
+
+def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> bool:
+    """False when the process is gone already."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True

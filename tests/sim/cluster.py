@@ -101,10 +101,13 @@ class SimCluster:
         if not self.jobmanagers or not self.status.is_globally_terminal_state():
             self.jobmanagers.append(SimJobManager(self, len(self.jobmanagers) + 1))
 
-    def _replace(self, dead: SimJobManager) -> None:
-        """Unless somebody has done so already."""
-        later = self.jobmanagers[self.jobmanagers.index(dead) + 1 :]
-        if not any(other.alive and not other.ended for other in later):
+    def _replace(self, gone: SimJobManager) -> None:
+        """Unless somebody has done so already, and the job has an owner who lives."""
+        later = self.jobmanagers[self.jobmanagers.index(gone) + 1 :]
+        followed = any(other.alive and not other.ended for other in later)
+        claiming = any(other.alive and other.generation == 0 for other in later)
+        owned = self.newest.alive and not self.newest.ended
+        if not followed or not (claiming or owned):
             self.start_jobmanager()
 
     def on_jobmanager_death(self, jobmanager: SimJobManager) -> None:
@@ -116,7 +119,12 @@ class SimCluster:
                     world.long_tailed(300 * MS, 8 * SECOND),
                     lambda taskmanager=taskmanager: taskmanager.kill("its owner died"),  # type: ignore[misc]
                 )
-        world.after(world.long_tailed(500 * MS, 4 * SECOND), lambda: self._replace(jobmanager))
+        self.on_jobmanager_gone(jobmanager)
+
+    def on_jobmanager_gone(self, jobmanager: SimJobManager) -> None:
+        """Dead or fenced; whoever starts JobManagers learns of it after a while."""
+        delay = self.world.long_tailed(500 * MS, 4 * SECOND)
+        self.world.after(delay, lambda: self._replace(jobmanager))
 
     def on_status(self, jobmanager: SimJobManager, status: JobStatus) -> None:
         if status is JobStatus.RUNNING:

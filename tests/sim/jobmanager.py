@@ -139,6 +139,7 @@ class SimJobManager(SimProcess):
                     self.cluster.on_status(self, status)
                 case StopFenced(reason):
                     self.world.log(f"{self.id} is fenced: {reason}")
+                    self.cluster.on_jobmanager_gone(self)
                 case _:
                     delay_ms = getattr(action, "delay_ms", 0)
                     self.after(delay_ms * MS, lambda action=action: self._submit(action))  # type: ignore[misc]

@@ -15,7 +15,7 @@ from tests.sim.run import Options, Result, run_seed, without_faults
 
 HERE = Path(__file__).parent
 SEEDS = 300
-CHUNK = 25
+CHUNK = 10
 CANARY_SEEDS = 200
 DIGEST_SEEDS = 20
 
@@ -41,7 +41,7 @@ def test_nothing_is_lost_repeated_or_stuck_under_faults(start: int) -> None:
     for result in results:
         check(result)
     proof = [result for result in results if result.valid]
-    assert len(proof) >= CHUNK * 0.8, "too many seeds had no fault or no checkpoint"
+    assert len(proof) >= CHUNK * 0.6, "too many seeds had no fault or no checkpoint"
 
 
 @pytest.mark.parametrize("seed", range(1_000, 1_020))

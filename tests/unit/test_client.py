@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-import threading
 from pathlib import Path
 
 import pytest
@@ -90,12 +89,3 @@ def test_a_client_answers_after_the_end_without_its_jobmanager(
         client.get_job_execution_result().result(timeout=30)
     client.cancel().result(timeout=30)
     assert list(client._waiting) == []
-
-
-def test_the_thread_of_a_task_that_failed_ends() -> None:
-    client = run_failing_job()
-    name = "fails ·"
-    threads = [thread for thread in threading.enumerate() if thread.name.startswith(name)]
-    for thread in threads:
-        thread.join(timeout=10)
-        assert not thread.is_alive(), f"{thread.name} is left of {client.job_id}"

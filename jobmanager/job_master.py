@@ -216,6 +216,8 @@ class JobMaster:
                     region.stopping.discard(task)  # it may have finished just before the cancel
                 elif region is not None and isinstance(report, TaskFinished):
                     region.finished.add(task)
+                    if report.metrics is not None:
+                        self.metrics[task] = report.metrics
             case TaskFailed(task, attempt, error, restartable, corrupt_checkpoint):
                 region = self._current(task, attempt)
                 if region is None:

@@ -166,10 +166,11 @@ class TaskDrained:
 
 @dataclass(frozen=True)
 class TaskFinished:
-    """Ended by itself, after Finish; its output is committed."""
+    """Ended by itself, after Finish; its output is committed. ``metrics`` are its last ones."""
 
     task: TaskId
     attempt: Attempt
+    metrics: TaskMetrics | None = None
 
 
 @dataclass(frozen=True)

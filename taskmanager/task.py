@@ -444,11 +444,12 @@ class Task:
         )
 
     def _finished(self) -> None:
+        metrics = self.metrics()
         error = self._chain.close()
         if error is not None:
             raise error
         self.state = TaskState.FINISHED
-        self._services.report(TaskFinished(self.id, self.attempt))
+        self._services.report(TaskFinished(self.id, self.attempt, metrics))
 
     def cancel(self) -> None:
         if self.state.ended:

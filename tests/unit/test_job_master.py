@@ -778,6 +778,8 @@ def test_metrics_of_the_present_attempts_are_kept() -> None:
         )
     )
     assert script.master.metrics == {A0: TaskMetrics(5, 0, 0, None)}
+    script.on(TaskFinished(A0, attempt, TaskMetrics(7, 0, 0, None)))
+    assert script.master.metrics[A0].records_in == 7, "the last ones come with the end"
 
 
 def test_people_are_told_who_runs_what() -> None:

@@ -103,6 +103,7 @@ def test_a_task_with_input_is_ready_runs_drains_and_finishes() -> None:
     assert isinstance(harness.last, TaskDrained)
     harness.mail(harness.task.finish)
     assert isinstance(harness.last, TaskFinished)
+    assert harness.last.metrics == harness.task.metrics()
     assert harness.task.state is TaskState.FINISHED
 
 

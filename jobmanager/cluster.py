@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 _started_here = False  # whether this process started the Ray it is connected to
 
 RESTART_WAIT_S = 120.0  # how long a JobManager may be away before a client gives up
+LEAVE_WAIT_S = 10.0  # how long the JobManager of an ended job may take to go away
 
 
 def connect(
@@ -96,11 +97,7 @@ def submit(
     runtime_env = _runtime_env(python_files, requirements)
     connect(job_graph.slots_required, runtime_env)
     _warn_of_node_local_storage(options.get(ConfigOptions.CHECKPOINTING_DIR))
-    if _find(job_id) is not None:
-        raise ClusterError(
-            f"a job with the id {job_id} runs already; cancel it (dataflow cancel {job_id}) or "
-            "choose another --job-id"
-        )
+    _make_way(job_id)
     heartbeat_ms = options.get(ConfigOptions.HEARTBEAT_INTERVAL)
     cpus = options.get(ConfigOptions.TASKMANAGER_CPUS)
     paths = [os.path.abspath(path) for path in python_files]
@@ -167,6 +164,23 @@ def _find(job_id: str) -> Any | None:
         return ray.get_actor(NAME_PREFIX + job_id, namespace=NAMESPACE)
     except ValueError:
         return None
+
+
+def _make_way(job_id: str) -> None:
+    """A job of that id that has ended leaves now, not after its time to answer questions."""
+    deadline = time.monotonic() + LEAVE_WAIT_S
+    while (actor := _find(job_id)) is not None:
+        try:
+            ended = RayJobClient(job_id, actor).info().ended_ms is not None
+        except ClusterError:  # it is leaving
+            ended = True
+        if not ended or time.monotonic() > deadline:
+            raise ClusterError(
+                f"a job with the id {job_id} runs already; cancel it (dataflow cancel {job_id}) "
+                "or choose another --job-id"
+            )
+        actor.release.remote()
+        time.sleep(0.05)
 
 
 def attach(job_id: str) -> RayJobClient:

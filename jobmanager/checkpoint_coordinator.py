@@ -32,6 +32,9 @@ from state.checkpoint_store import (
 from taskmanager.elements import Attempt
 from taskmanager.messages import CheckpointAcknowledged, CheckpointDeclined, TaskId
 
+#: Completed checkpoints whose commits are under way; beyond them sinks have to catch up first.
+COMMITTING_MAX = 10
+
 
 class AckResult(Enum):
     """What became of an acknowledgement; none of them is an error."""
@@ -188,6 +191,7 @@ class CheckpointCoordinator:
         self._attempts = dict(attempts)
         self._trigger_at = now + self._settings.interval
         self._drained = False
+        self.finished = False  # the restored attempt has an end of its own
 
     def job_stopped(self, reason: str) -> list[CheckpointAction]:
         """A task failed or the job is canceled: what is pending will not complete."""
@@ -242,8 +246,8 @@ class CheckpointCoordinator:
 
     @property
     def _wants_checkpoints(self) -> bool:
-        """The job runs, and no checkpoint covers its end yet."""
-        if self._attempts is None or self.finished:
+        """The job runs, its sinks keep up, and no checkpoint covers its end yet."""
+        if self._attempts is None or self.finished or len(self._committing) >= COMMITTING_MAX:
             return False
         return not (self._drained and any(done.covers_end for done in self._committing))
 

@@ -10,7 +10,7 @@ import pytest
 
 from dataflow.common.job_status import JobStatus
 from dataflow.graph.job_graph import JobEdge, JobGraph, JobVertex, OperatorNode, Partitioning
-from jobmanager.checkpoint_coordinator import CheckpointSettings
+from jobmanager.checkpoint_coordinator import COMMITTING_MAX, CheckpointSettings
 from jobmanager.job_events import (
     Action,
     CancelJob,
@@ -657,6 +657,18 @@ def test_a_drained_job_takes_a_last_checkpoint_and_finishes_when_it_is_committed
     assert script.statuses() == [JobStatus.FINISHED]
 
 
+def test_sinks_that_commit_too_slowly_hold_checkpoints_back() -> None:
+    script = Script(checkpoints=True).running()
+    for number in range(1, COMMITTING_MAX + 1):
+        script.tick(number * 1_000)
+        assert script.checkpointed() == number
+        script.on(Published(number, PublishOutcome.PUBLISHED, permit(number)))
+    assert script.tick(30_000) == []
+    script.on(*(CommitSucceeded(task, script.attempt_of(task), COMMITTING_MAX) for task in ALL))
+    script.on(*(Marked(number) for number in range(1, COMMITTING_MAX + 1)))
+    assert script.checkpointed() == COMMITTING_MAX + 1
+
+
 def test_a_failure_after_the_last_checkpoint_restores_and_finishes() -> None:
     script = Script(checkpoints=True).running()
     script.each(TaskDrained)
@@ -668,6 +680,12 @@ def test_a_failure_after_the_last_checkpoint_restores_and_finishes() -> None:
     restored = Recovered(Recovery(manifest(checkpoint_id, script.graph), False, []), permit(1))
     script.restarted(restored)
     script.each(TaskDrained)
+    assert script.tasks_of(Finish) == [], "what was restored may be older than the end"
+    again = script.checkpointed(drained=True)
+    assert again > checkpoint_id
+    script.on(Published(again, PublishOutcome.PUBLISHED, permit(again)))
+    script.on(*(CommitSucceeded(task, script.attempt_of(task), again) for task in ALL))
+    script.on(Marked(again))
     assert script.tasks_of(Finish) == ALL
     script.each(TaskFinished)
     assert (script.status, script.master.error) == (JobStatus.FINISHED, None)

@@ -1,0 +1,1 @@
+"""Keeps a real job under fire; ``python -m tests.chaos --minutes N``."""

@@ -58,8 +58,9 @@ class StateTable:
 class KeyedStateBackend:
     """All keyed state of one operator, for the key groups of its subtask.
 
-    ``watermark``, when set, is written into every block; after ``restore`` it is the smallest of
-    those that were read. ``shares_mutable`` tells that some value in it can be changed in place.
+    ``watermarks``, by key group, are written into the groups' blocks and restored with them, so
+    that each group keeps its own when subtasks are merged. ``shares_mutable`` tells that some value
+    can be changed in place.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class KeyedStateBackend:
         self.operator_name = operator_name
         self.processing_time = processing_time
         self.current_key: Any = None
-        self.watermark: int | None = None
+        self.watermarks: dict[int, int] = {}
         self.shares_mutable = False
         self._memo = KeyGroupMemo(max_parallelism)
         self._tables: dict[str, StateTable] = {}
@@ -147,9 +148,9 @@ class KeyedStateBackend:
 
         Raises JobExecutionError naming operator and state when a value cannot be encoded.
         """
-        blocks: dict[int, dict[str, tuple[str, Namespaced]]] = {}
-        if self.watermark is not None:
-            blocks = {group: {} for group in self.key_group_range}
+        blocks: dict[int, dict[str, tuple[str, Namespaced]]] = {
+            group: {} for group in self.watermarks
+        }
         for table in self._tables.values():
             if table.purge is not None:
                 table.purge()
@@ -158,7 +159,7 @@ class KeyedStateBackend:
                     states = blocks.setdefault(group, {})
                     _, namespaces = states.setdefault(table.name, (table.kind, {}))
                     namespaces[namespace] = part
-        return {group: self._encode(states) for group, states in sorted(blocks.items())}
+        return {group: self._encode(group, states) for group, states in sorted(blocks.items())}
 
     def _by_group(self, values: dict[Any, Any]) -> dict[int, dict[Any, Any]]:
         known = self._memo.known
@@ -174,9 +175,9 @@ class KeyedStateBackend:
                 part[key] = value
         return parts
 
-    def _encode(self, states: dict[str, tuple[str, Namespaced]]) -> bytes:
+    def _encode(self, group: int, states: dict[str, tuple[str, Namespaced]]) -> bytes:
         try:
-            body = dumps_data((self.watermark, states))
+            body = dumps_data((self.watermarks.get(group), states))
         except Exception as error:
             raise JobExecutionError(self._why_not_encodable(states)) from error
         return _MAGIC + bytes([FORMAT_VERSION]) + body
@@ -210,10 +211,9 @@ class KeyedStateBackend:
                         f"state {name!r} of operator {self.operator_name!r} is {kind} in the "
                         f"checkpoint and {kinds[name]} here"
                     )
-        for watermark, states in decoded.values():
+        for group, (watermark, states) in decoded.items():
             if watermark is not None:
-                known = self.watermark
-                self.watermark = watermark if known is None else min(known, watermark)
+                self.watermarks[group] = watermark
             for name, (kind, namespaces) in states.items():
                 table = self.table(name, kind)
                 self._restored.add(name)

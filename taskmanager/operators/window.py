@@ -49,7 +49,8 @@ class WindowOperator(KeyedOperator):
     late tag, or are counted in ``numLateRecordsDropped``. Results carry the window's last
     millisecond.
 
-    The watermark is part of the snapshot: what had been too late before a restart still is.
+    The watermark is part of the snapshot, of each key group: what had been too late before a
+    restart still is, also when groups of subtasks that had come differently far are merged.
     """
 
     def __init__(self, spec: WindowSpec) -> None:
@@ -61,6 +62,8 @@ class WindowOperator(KeyedOperator):
         self._reduce = None if spec.reduce is None else spec.reduce.reduce
         self._aggregate = spec.aggregate
         self._watermark = MIN_TIMESTAMP
+        #: The restored watermarks of all and only the key groups that are ahead of this one.
+        self._ahead: dict[int, int] = {}
         self._late_dropped = 0
         self._to_fire: list[tuple[int, Window]] = []  # heap by last millisecond
         self._to_clean: list[tuple[int, Window]] = []  # heap by cleanup time
@@ -93,11 +96,15 @@ class WindowOperator(KeyedOperator):
 
     def restore(self, snapshot: OperatorSnapshot) -> None:
         super().restore(snapshot)
-        if self.backend.watermark is not None:
-            self._watermark = self.backend.watermark
+        restored = self.backend.watermarks
+        self._watermark = min(restored.values(), default=MIN_TIMESTAMP)
+        self._ahead = {g: mark for g, mark in restored.items() if mark > self._watermark}
 
     def snapshot(self, checkpoint_id: int) -> OperatorSnapshot:
-        self.backend.watermark = self._watermark
+        ahead, watermark = self._ahead, self._watermark
+        self.backend.watermarks = {
+            group: ahead.get(group, watermark) for group in self.context.key_group_range
+        }
         return super().snapshot(checkpoint_id)
 
     def current_watermark(self) -> int:
@@ -112,6 +119,33 @@ class WindowOperator(KeyedOperator):
                 f"operator {self.context.operator_name!r} has event-time windows, but its records "
                 "have no timestamps: give the WatermarkStrategy a timestamp assigner"
             )
+        if self._ahead:
+            for watermark, part in self._by_watermark(batch.rows, batch.timestamps):
+                actual, self._watermark = self._watermark, watermark
+                self._process(part.rows, part.timestamps or [])
+                self._watermark = actual
+        else:
+            self._process(batch.rows, batch.timestamps)
+
+    def _by_watermark(
+        self, rows: list[Any], timestamps: list[int]
+    ) -> list[tuple[int, RowBatch]]:
+        """The records of a batch by the watermark of their key group; in order within each."""
+        parts: dict[int, tuple[list[Any], list[int]]] = {}
+        pending = iter(rows)
+        key: Any = None
+        try:
+            for value, timestamp in zip(pending, timestamps, strict=True):
+                key = self.key_selector(value)
+                watermark = self._ahead.get(self.backend.key_group(key), self._watermark)
+                part = parts.setdefault(watermark, ([], []))
+                part[0].append(value)
+                part[1].append(timestamp)
+        except BaseException as error:
+            self.fail_for_key(error, key, rows, pending)
+        return [(watermark, RowBatch(*part)) for watermark, part in parts.items()]
+
+    def _process(self, rows: list[Any], timestamps: list[int]) -> None:
         key_of, reduce = self.key_selector, self._reduce
         add = None if self._aggregate is None else self._aggregate.add
         offset, width = self._offset, self._slice_width
@@ -119,10 +153,10 @@ class WindowOperator(KeyedOperator):
         start = end = 0
         tables: tuple[Contents, ...] = ()
         fired: tuple[Window, ...] | None = None
-        pending = iter(batch.rows)
+        pending = iter(rows)
         key: Any = None
         try:
-            for value, timestamp in zip(pending, batch.timestamps, strict=True):
+            for value, timestamp in zip(pending, timestamps, strict=True):
                 if not start <= timestamp < end:
                     start = timestamp - (timestamp - offset) % width
                     end = start + width
@@ -141,7 +175,7 @@ class WindowOperator(KeyedOperator):
                 if fired is not None:
                     self._add_late(key, value, timestamp, fired, bool(tables))
         except BaseException as error:
-            self.fail_for_key(error, key, batch.rows, pending)
+            self.fail_for_key(error, key, rows, pending)
         self._collector.flush()
 
     def _first(self, key: Any, value: Any) -> Any:
@@ -219,6 +253,8 @@ class WindowOperator(KeyedOperator):
     def process_watermark(self, timestamp: int) -> None:
         if timestamp > self._watermark:
             self._watermark = timestamp
+            if self._ahead:
+                self._ahead = {g: mark for g, mark in self._ahead.items() if mark > timestamp}
             while self._to_fire and self._to_fire[0][0] <= timestamp:
                 self._fire(heappop(self._to_fire)[1])
             while self._to_clean and self._to_clean[0][0] <= timestamp:

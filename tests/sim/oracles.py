@@ -27,7 +27,7 @@ def check_output(
     """
     yield from ledger.problems
     if shape.kind == "windows":
-        yield from _check_windows(shape, ledger, complete, ordered)
+        yield from _check_windows(shape, ledger, complete)
     elif shape.kind in ("regions", "files"):
         for sink in SINKS[shape.kind]:
             yield from _same(sink, source_log(shape), ledger.rows(sink), complete)
@@ -129,35 +129,20 @@ def _window_contents(ledger: Ledger) -> dict[tuple[int, int], tuple[tuple[int, i
     return {window: tuple(sorted(records)) for window, records in contents.items()}
 
 
-def _check_windows(shape: Shape, ledger: Ledger, complete: bool, ordered: bool) -> Iterator[str]:
-    """Each firing adds to the one before; the last one and the late records are all there is.
-
-    A rescaled operator goes on with the lowest watermark of its predecessors. Where these differ
-    (inputs that were idle at other moments), a window that was over for some opens a second time.
-    """
-    reopens = not ordered and shape.bound_ms < shape.disorder_ms
-    fired: dict[tuple[int, int], list[tuple[tuple[int, int], ...]]] = {}
+def _check_windows(shape: Shape, ledger: Ledger, complete: bool) -> Iterator[str]:
+    """Each firing adds to the one before; the last one and the late records are all there is."""
+    fired: dict[tuple[int, int], tuple[tuple[int, int], ...]] = {}
     for key, start, gathered in sorted(ledger.rows("windows"), key=lambda row: len(row[2])):
-        before = fired.setdefault((key, start), [])
-        for number, old in enumerate(before):
-            if gathered[: len(old)] == old and len(gathered) > len(old):
-                before[number] = gathered
-                break
-        else:
-            if before and not reopens:
-                yield f"window {start} of key {key} fired {gathered} after {before}"
-            before.append(gathered)
+        before = fired.get((key, start), ())
+        if gathered[: len(before)] != before or len(gathered) <= len(before):
+            yield f"window {start} of key {key} fired {gathered} after {before}"
+        fired[key, start] = gathered
     late = ledger.rows("late")
     if late and shape.bound_ms >= shape.disorder_ms:
         yield f"{len(late)} records are late although none is: {_some(late)}"
     wanted: list[tuple[int, int, int, int]] = []
     for source, n, key, timestamp in source_log(shape):
         wanted.append((key, timestamp // WINDOW_MS * WINDOW_MS, source, n))
-    got = [
-        (*window, *record)
-        for window, openings in fired.items()
-        for records in openings
-        for record in records
-    ]
+    got = [(*window, *record) for window, records in fired.items() for record in records]
     got += [(key, t // WINDOW_MS * WINDOW_MS, source, n) for source, n, key, t in late]
     yield from _same("windows", wanted, got, complete)

@@ -378,14 +378,15 @@ def test_a_key_of_another_subtask_is_reported() -> None:
         backend_of(KeyGroupRange(group + 1, 128)).key_group("a")
 
 
-def test_the_watermark_is_in_every_block_and_the_smallest_is_restored() -> None:
+def test_every_key_group_keeps_its_own_watermark() -> None:
     first, second = backend_of(KeyGroupRange(0, 64)), backend_of(KeyGroupRange(64, 128))
-    first.watermark, second.watermark = 100, 50
+    first.watermarks = dict.fromkeys(range(64), 100)
+    second.watermarks = dict.fromkeys(range(64, 128), 50)
     blocks = first.snapshot() | second.snapshot()
     assert set(blocks) == set(range(128))
     restored = backend_of()
     restored.restore(blocks)
-    assert restored.watermark == 50
+    assert restored.watermarks == first.watermarks | second.watermarks
 
 
 KEYS = st.one_of(

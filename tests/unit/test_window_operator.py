@@ -325,6 +325,27 @@ def test_keys_whose_window_had_fired_and_keys_whose_had_not_meet_in_one_subtask(
     assert merged.emitted[2:] == [(low, 7), (high, 7)]
 
 
+def test_a_window_that_was_over_for_a_key_stays_over_when_subtasks_are_merged() -> None:
+    spec = window(reduce=Add(), late=LATE)
+    keys = [(k, key_group(k, 128)) for k in range(50)]
+    low = next(k for k, group in keys if group < 64)
+    high = next(k for k, group in keys if group >= 64)
+    ahead, behind = subtasks(spec, 2)
+    ahead.rows([(low, 1)], [1]).watermark(12)
+    behind.rows([(high, 1)], [1]).watermark(5)
+    (merged,) = subtasks(spec, 1, [ahead.snapshot(), behind.snapshot()])
+    merged.rows([(low, 2), (high, 2), (low, 3)], [2, 2, 11])
+    assert merged.side(LATE) == [((low, 2), 2)]
+    # What the groups had seen survives a second restart, in which nothing is merged.
+    (again,) = subtasks(spec, 1, [merged.snapshot()])
+    again.rows([(low, 4)], [4])
+    assert again.side(LATE) == [((low, 4), 4)]
+    again.watermark(9)
+    assert again.emitted == [(high, 3)]
+    again.watermark(19)
+    assert again.emitted[1:] == [(low, 3)]
+
+
 # --------------------------------------------------------------------------------------- properties
 
 

@@ -124,7 +124,10 @@ class JobManagerActor:
     ) -> None:
         logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, force=True)
         self._cluster = RayCluster(heartbeat_ms, cpus, sys_path)
-        self._manager = JobManager(job_id, JobGraph.from_bytes(job_graph), self._cluster)
+        restarted = ray.get_runtime_context().was_current_actor_reconstructed
+        self._manager = JobManager(
+            job_id, JobGraph.from_bytes(job_graph), self._cluster, restarted
+        )
         self._released = threading.Event()
         # Begun here and not on request: a restarted actor gets no request.
         self._manager.start()

@@ -20,7 +20,7 @@ from typing import Protocol
 from dataflow.common.config_options import ConfigOptions
 from dataflow.common.configuration import Configuration
 from dataflow.common.job_status import JobStatus
-from dataflow.errors import DataflowError, RestoreError
+from dataflow.errors import DataflowError, JobExecutionError, RestoreError
 from dataflow.filesystem import parse
 from dataflow.graph.job_graph import JobGraph
 from jobmanager.checkpoint_coordinator import MarkCommitted, Publish
@@ -116,8 +116,12 @@ class JobInfo:
 class JobManager:
     """One job under one generation. ``report`` and the client's methods are thread-safe."""
 
-    def __init__(self, job_id: str, job_graph: JobGraph, cluster: Cluster) -> None:
+    def __init__(
+        self, job_id: str, job_graph: JobGraph, cluster: Cluster, restarted: bool = False
+    ) -> None:
+        """``restarted``: in the place of a JobManager that died, not by a new submission."""
         self.job_id = job_id
+        self._restarted = restarted
         self._job_graph = job_graph
         self._cluster = cluster
         self._events: queue.Queue[Event | None] = queue.Queue(EVENTS_MAX)
@@ -231,9 +235,14 @@ class JobManager:
             return
         self._master = master
         try:
-            self._execute(master.start(_monotonic()))
+            if self._restarted:
+                self._keep_decision(master)
+            if not master.status.is_terminal_state():
+                self._execute(master.start(_monotonic()))
             while not master.status.is_terminal_state():
                 self._execute(master.handle(self._next_event(master), _monotonic()))
+        except DataflowError as error:
+            master.error, master.status = str(error), JobStatus.FAILED
         except Exception as error:
             # A fault of ours: say so and stop, rather than run on with unknown state.
             logger.exception("the JobManager of job %s failed", self.job_id)
@@ -265,6 +274,22 @@ class JobManager:
             restart_backoff(configuration, random.random),
             _wall_clock,
         )
+
+    def _keep_decision(self, master: JobMaster) -> None:
+        """A job that had ended, or was to be canceled, when its JobManager died is not run again.
+
+        Raises DataflowError if what happened cannot be known.
+        """
+        if self._store is None:
+            raise JobExecutionError(
+                "its JobManager died, and without checkpoints there is nothing to go on from"
+            )
+        record = self._store.get_status() or {}
+        status = JobStatus.__members__.get(str(record.get("status")), JobStatus.CREATED)
+        if status.is_globally_terminal_state():
+            master.status, master.error = status, record.get("error")
+        elif status is JobStatus.CANCELLING:
+            self._events.put(CancelJob())
 
     def _next_event(self, master: JobMaster) -> Event:
         while True:
@@ -360,10 +385,10 @@ class JobManager:
         self._store_thread.submit(put)
 
     def _end(self) -> None:
-        self._ended_ms = _wall_clock()
-        self._store_thread.shutdown(wait=True)
+        self._store_thread.shutdown(wait=True)  # the end is known to the store before anybody else
         self._cluster.shutdown()
         with self._lock:
+            self._ended_ms = _wall_clock()
             self.ended.set()
 
     # ----------------------------------------------------------------------- the store

@@ -17,6 +17,7 @@ from dataflow.datastream.connectors.discard import DiscardSink
 from dataflow.datastream.connectors.file_system import FileSink
 from dataflow.errors import ClusterError, JobExecutionError
 from jobmanager.cluster import attach, running_job_ids
+from taskmanager.threaded import open_store
 from tests.integration.failpoints import Failpoint, kill
 from tests.integration.ledger_job import Ledger, build, read_output, violations
 from tests.integration.running import (
@@ -115,6 +116,53 @@ def test_f23_cancel_while_the_jobmanager_is_away(
     job.checkpointed()
     kill(job.jobmanager())
     cancel(job, output)
+
+
+def test_f23_a_job_is_canceled_although_its_jobmanager_dies_meanwhile(
+    submit: Submit, storage: str, output: str, failpoint: Failpoint
+) -> None:
+    env = environment(storage, settings={"task.cancellation.timeout": "5 s"})
+    build(env, LEDGER, output, {"process": failpoint})
+    job = submit(env)
+    job.checkpointed()
+    failpoint.arm()
+    wait_until(lambda: failpoint.hits, "a task hangs")
+    job.client._cancel()
+    recorded = open_store(storage, job.job_id)
+    wait_until(lambda: (recorded.get_status() or {})["status"] == "CANCELLING", "recorded")
+    kill(job.jobmanager())
+    assert job.ended().status is JobStatus.CANCELED
+
+
+def test_a_finished_job_is_not_run_again_when_its_jobmanager_dies(
+    submit: Submit, storage: str, output: str
+) -> None:
+    env = environment(storage)
+    ledger = Ledger(records=2_000, rate=None)
+    build(env, ledger, output)
+    job = submit(env)
+    wait_until(lambda: job.info().ended_ms is not None, "finished")
+    killed = job.jobmanager()
+    kill(killed)
+    wait_until(lambda: job.jobmanager() != killed, "another JobManager")
+    fresh = RunningJob(attach(job.job_id))
+    assert fresh.finished().restored_checkpoint is None
+    assert violations(ledger, read_output(output)) == []
+
+
+def test_without_checkpoints_a_job_whose_jobmanager_dies_has_failed(
+    submit: Submit, output: str
+) -> None:
+    env = environment(None)
+    build(env, LEDGER, output)
+    job = submit(env)
+    job.running()
+    kill(job.jobmanager())
+    info = job.ended()
+    assert info.status is JobStatus.FAILED
+    assert info.error is not None
+    assert "without checkpoints there is nothing to go on from" in info.error
+    assert read_output(output).rows == []
 
 
 def test_a_canceled_job_goes_on_at_once_when_submitted_again_under_its_id(

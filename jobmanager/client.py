@@ -30,6 +30,7 @@ from dataflow.errors import ClusterError, ConfigError, JobExecutionError
 from dataflow.graph.job_graph import JobGraph
 from jobmanager.job_manager import JobInfo, Outgoing
 from jobmanager.progress import ProgressLine
+from jobmanager.python_files import import_roots
 
 T = TypeVar("T")
 
@@ -286,7 +287,7 @@ def execute_job_graph(
     if os.environ.get(LOCAL) == "1":
         from jobmanager.local import submit_local
 
-        sys.path.extend(path for path in python_files if path not in sys.path)
+        sys.path.extend(path for path in import_roots(python_files) if path not in sys.path)
         client = submit_local(job_graph, job_id)
     else:
         from jobmanager.cluster import submit

@@ -19,6 +19,7 @@ from dataflow.graph.job_graph import JobGraph
 from jobmanager.actor import NAME_PREFIX, NAMESPACE, JobManagerActor
 from jobmanager.client import PollingJobClient
 from jobmanager.job_manager import JobInfo, Outgoing
+from jobmanager.python_files import import_roots, ray_modules
 from state.checkpoint_paths import check_job_id
 
 logger = logging.getLogger(__name__)
@@ -100,13 +101,13 @@ def submit(
     _make_way(job_id)
     heartbeat_ms = options.get(ConfigOptions.HEARTBEAT_INTERVAL)
     cpus = options.get(ConfigOptions.TASKMANAGER_CPUS)
-    paths = [os.path.abspath(path) for path in python_files]
+    paths = _module_paths() + import_roots(python_files)
     actor = cast(Any, JobManagerActor).options(
         name=NAME_PREFIX + job_id,
         namespace=NAMESPACE,
         lifetime="detached",
         **({"runtime_env": runtime_env} if runtime_env else {}),
-    ).remote(job_id, job_graph.to_bytes(), heartbeat_ms, cpus, _module_paths() + paths)
+    ).remote(job_id, job_graph.to_bytes(), heartbeat_ms, cpus, paths)
     client = RayJobClient(job_id, actor)
     client.info()
     return client
@@ -152,7 +153,7 @@ def _runtime_env(python_files: list[str], requirements: str | None) -> dict[str,
             environment["working_dir"] = str(Path(script).resolve().parent)
             environment["excludes"] = [".git", ".venv", "**/__pycache__"]
         if python_files:
-            environment["py_modules"] = [os.path.abspath(path) for path in python_files]
+            environment["py_modules"] = ray_modules(python_files)
     if requirements is not None:
         lines = Path(requirements).read_text().splitlines()
         environment["pip"] = [line.strip() for line in lines if line.strip()[:1] not in ("", "#")]

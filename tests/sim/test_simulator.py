@@ -13,6 +13,9 @@ from tests.sim.__main__ import describe
 from tests.sim.canaries import CANARIES, Canary
 from tests.sim.run import Options, Result, run_seed, without_faults
 
+# Seconds of work; the limit is for machines that do much else.
+pytestmark = pytest.mark.timeout(400)
+
 HERE = Path(__file__).parent
 SEEDS = 300
 CHUNK = 10
@@ -87,6 +90,6 @@ def test_a_seed_gives_the_same_events_in_every_process() -> None:
         )
         for salt in ("1", "4242")
     ]
-    first, second = (run.communicate(timeout=100)[0].splitlines() for run in runs)
+    first, second = (run.communicate(timeout=300)[0].splitlines() for run in runs)
     assert len(first) == DIGEST_SEEDS
     assert first == second

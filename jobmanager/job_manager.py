@@ -15,12 +15,12 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from dataflow.common.config_options import ConfigOptions
 from dataflow.common.configuration import Configuration
 from dataflow.common.job_status import JobStatus
-from dataflow.errors import DataflowError, JobExecutionError, RestoreError
+from dataflow.errors import DataflowError, JobExecutionError, RestoreError, StorageError
 from dataflow.filesystem import parse
 from dataflow.graph.job_graph import JobGraph
 from jobmanager.checkpoint_coordinator import MarkCommitted, Publish
@@ -53,6 +53,10 @@ logger = logging.getLogger(__name__)
 
 EVENTS_MAX = 100_000
 ERROR_HISTORY_MAX = 20
+STORE_ATTEMPTS_MAX = 300  # of a restarted JobManager, before the job is given up
+STORE_RETRY_S = 1.0
+
+T = TypeVar("T")
 
 
 class Cluster(Protocol):
@@ -225,7 +229,7 @@ class JobManager:
 
     def _run(self) -> None:
         try:
-            master = self._begin()
+            master = self._patiently(self._begin)
         except Exception as error:
             logger.exception("the JobManager could not start job %s", self.job_id)
             self._failed_to_start = (
@@ -236,7 +240,7 @@ class JobManager:
         self._master = master
         try:
             if self._restarted:
-                self._keep_decision(master)
+                self._patiently(lambda: self._keep_decision(master))
             if not master.status.is_terminal_state():
                 self._execute(master.start(_monotonic()))
             while not master.status.is_terminal_state():
@@ -249,6 +253,16 @@ class JobManager:
             master.error = f"internal error of the JobManager: {error!r}"
             master.status = JobStatus.FAILED
         self._end()
+
+    def _patiently(self, work: Callable[[], T]) -> T:
+        """A restarted JobManager bears with a store that is away; a new one tells at once."""
+        for _ in range(STORE_ATTEMPTS_MAX if self._restarted else 0):
+            try:
+                return work()
+            except StorageError as error:
+                logger.warning("job %s waits for its storage: %s", self.job_id, error)
+                self.ended.wait(STORE_RETRY_S)
+        return work()
 
     def _begin(self) -> JobMaster:
         """Claim the next generation: from here on older JobManagers of this job are fenced."""

@@ -1,0 +1,64 @@
+"""The JobManager's threads around its JobMaster: how it begins when the store is away."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dataflow.common.job_status import JobStatus
+from dataflow.datastream import StreamExecutionEnvironment
+from dataflow.errors import StorageError
+from jobmanager import job_manager
+from jobmanager.job_manager import JobManager
+from jobmanager.local import LocalCluster
+from state.checkpoint_store import CheckpointStore
+
+
+def manager(storage: Path, restarted: bool) -> JobManager:
+    env = StreamExecutionEnvironment.get_execution_environment()
+    env.enable_checkpointing(60_000)
+    env.get_checkpoint_config().set_checkpoint_storage(str(storage))
+    env.from_collection([1, 2, 3]).uid("numbers").print()
+    cluster = LocalCluster()
+    made = JobManager("job", env.get_job_graph("store"), cluster, restarted)
+    cluster.job_manager = made
+    return made
+
+
+@pytest.fixture
+def failures(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The store's first claims fail, as many as the list has items."""
+    left = [1, 2, 3]
+    claim = CheckpointStore.claim_generation
+
+    def flaky(self: CheckpointStore, claimant: str) -> int:
+        if left:
+            left.pop()
+            raise StorageError("the storage is away")
+        return claim(self, claimant)
+
+    monkeypatch.setattr(CheckpointStore, "claim_generation", flaky)
+    monkeypatch.setattr(job_manager, "STORE_RETRY_S", 0.001)
+    return left
+
+
+def ended(made: JobManager) -> Any:
+    made.start()
+    assert made.ended.wait(30)
+    return made.info()
+
+
+def test_a_restarted_jobmanager_waits_for_its_storage(tmp_path: Path, failures: list[int]) -> None:
+    info = ended(manager(tmp_path, restarted=True))
+    assert failures == []
+    assert info.status is JobStatus.FINISHED
+
+
+def test_a_new_job_is_told_at_once_that_its_storage_is_away(
+    tmp_path: Path, failures: list[int]
+) -> None:
+    info = ended(manager(tmp_path, restarted=False))
+    assert len(failures) == 2
+    assert (info.status, info.error) == (JobStatus.FAILED, "the storage is away")

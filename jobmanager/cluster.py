@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import time
 import uuid
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 _started_here = False  # whether this process started the Ray it is connected to
 
+KNOCK_TIMEOUT_S = 10.0  # for a connection to the cluster
 RESTART_WAIT_S = 120.0  # how long a JobManager may be away before a client gives up
 LEAVE_WAIT_S = 10.0  # how long the JobManager of an ended job may take to go away
 
@@ -59,6 +61,7 @@ def connect(
         )
     try:
         if address:
+            _knock(address)
             ray.init(address=address, **options)
         else:
             cpus = max(os.cpu_count() or 1, slots)
@@ -72,6 +75,13 @@ def connect(
             f"Ray cannot be {'joined' if address else 'started'} {where}: "
             f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
         ) from error
+
+
+def _knock(address: str) -> None:
+    """Raises OSError if nobody listens there; Ray would go on trying for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and "/" not in host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), KNOCK_TIMEOUT_S).close()
 
 
 def _on_loopback(address: str) -> bool:

@@ -93,7 +93,7 @@ def seaweedfs(weed: str, folder: Path) -> Iterator[S3Server]:
 
 
 def _start(weed: str, folder: Path) -> tuple[subprocess.Popen[bytes], str]:
-    s3, master, volume, filer, admin = _free_ports(5)
+    s3, master, volume, filer, admin = free_ports(5)
     command = [
         *(weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
         *(f"-s3.port={s3}", "-s3.port.iceberg=0", "-s3.port.lance=0"),
@@ -124,7 +124,7 @@ def _is_up(process: subprocess.Popen[bytes], endpoint: str) -> bool:
     return False
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     ports: list[int] = []
     while len(ports) < count:
         port = random.randrange(20_000, 32_000)

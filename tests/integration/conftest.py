@@ -26,6 +26,7 @@ def local_ray(request: pytest.FixtureRequest) -> Iterator[None]:
             set_env(patch, request.getfixturevalue("s3_server").env)
         patch.delenv("RAY_ADDRESS", raising=False)
         ray.init(
+            address="local",
             num_cpus=4,
             include_dashboard=False,
             log_to_driver=False,

@@ -370,8 +370,11 @@ class JobMaster:
         if not (restartable and self._backoff.can_restart()):
             self._end(JobStatus.FAILING, error, now, actions, gone)
             return
+        if self._finishing:
+            # Tasks that have finished cannot take part in another checkpoint: all start again.
+            regions = [region for region in self._regions if region.active]
+            self._finishing = False
         self.restarts += 1
-        self._finishing = False
         delay = self._backoff.delay_ms()
         self._stop_checkpoints(error, actions)
         self._set_status(JobStatus.RESTARTING, actions, error)

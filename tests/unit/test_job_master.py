@@ -657,6 +657,23 @@ def test_a_drained_job_takes_a_last_checkpoint_and_finishes_when_it_is_committed
     assert script.statuses() == [JobStatus.FINISHED]
 
 
+def test_a_failure_while_finishing_restarts_the_regions_that_have_finished_too() -> None:
+    """Or the last checkpoint would wait for ever for tasks that are gone (seed 203676)."""
+    script = Script(pipelines(), checkpoints=True).running()
+    script.each(TaskDrained)
+    final = script.checkpointed(drained=True)
+    script.on(Published(final, PublishOutcome.PUBLISHED, permit(final)))
+    tasks = script.master.graph.tasks
+    script.on(*(CommitSucceeded(task, script.attempt_of(task), final) for task in tasks))
+    script.on(Marked(final))
+    script.each(TaskFinished, [A1])
+    script.on(script.failed(A0))
+    script.each(TaskCanceled, [task for task in tasks if task != A0])
+    script.on(Recovered(Recovery(manifest(final, script.graph), False, []), permit(final)))
+    script.tick(script.now + 200)
+    assert script.deployed() == list(tasks)
+
+
 def test_sinks_that_commit_too_slowly_hold_checkpoints_back() -> None:
     script = Script(checkpoints=True).running()
     for number in range(1, COMMITTING_MAX + 1):

@@ -18,6 +18,10 @@ import pyarrow as pa
 MIN_TIMESTAMP = -(2**63)
 MAX_TIMESTAMP = 2**63 - 1  # as a watermark: no record will ever follow
 
+#: No record lies further from 1970, so that what is computed from a timestamp (the end of a window
+#: and of its lateness) still fits into 64 bits. The year 146,000,000.
+TIMESTAMP_MAX = 2**62
+
 
 @dataclass(slots=True)
 class RowBatch:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import repeat
+from operator import index
+from typing import Any
 
 import pyarrow as pa
 
-from dataflow.common.batch import MIN_TIMESTAMP, ArrowBatch, Batch, RowBatch
+from dataflow.common.batch import MIN_TIMESTAMP, TIMESTAMP_MAX, ArrowBatch, Batch, RowBatch
 from dataflow.common.config_options import ConfigOptions
 from dataflow.common.configuration import Configuration
 from dataflow.common.watermark_strategy import (
@@ -164,9 +166,13 @@ class SourceWatermarks:
         pending = iter(rows.rows)
         try:
             stamps = list(map(assigner.extract_timestamp, pending, before))
-            wrong = next((stamp for stamp in stamps if type(stamp) is not int), None)
-            if wrong is not None or len(stamps) != len(rows):
-                raise TypeError(f"a timestamp is an int of ms, not {type(wrong).__name__}")
+            if len(stamps) != len(rows):  # map() takes a StopIteration for its own end
+                raise RuntimeError("the function raised StopIteration")
+            if set(map(type, stamps)) - {int} or not (
+                -TIMESTAMP_MAX <= min(stamps) and max(stamps) <= TIMESTAMP_MAX
+            ):
+                pending = iter(rows.rows)
+                stamps = [_checked(stamp) for stamp, _ in zip(stamps, pending, strict=True)]
         except BaseException as error:
             self._operator.fail(error, f"in the timestamp assigner {at_record(rows.rows, pending)}")
         if isinstance(batch, ArrowBatch):
@@ -180,3 +186,16 @@ class SourceWatermarks:
             self._gap_left_ms -= passed
         self._polled_ms += passed
         self._counted_until = now
+
+
+def _checked(timestamp: Any) -> int:
+    """What a timestamp assigner returned, if it can be one; integers of NumPy and the like can."""
+    if isinstance(timestamp, bool) or not hasattr(timestamp, "__index__"):
+        raise TypeError(f"a timestamp is an int of ms, not {type(timestamp).__name__}")
+    number = index(timestamp)
+    if not -TIMESTAMP_MAX <= number <= TIMESTAMP_MAX:
+        raise ValueError(
+            f"the timestamp {number} is out of range: ms since 1970 up to ±{TIMESTAMP_MAX} are "
+            "allowed"
+        )
+    return number

@@ -41,3 +41,27 @@ def require_arity(where: str, function: Any, *counts: int) -> int:
         f"{where}: {name}{signature} is called with {allowed} argument{plural}, which it does not "
         "take"
     )
+
+
+def require_plain(operation: str, function: Any, *methods: str, may_yield: bool = False) -> Any:
+    """``function`` unless it, or one of its ``methods``, is asynchronous or yields.
+
+    A generator function returns at once, whatever it is given: as a filter it would let everything
+    pass. ``may_yield`` is for operations that take any number of results. Raises JobGraphError.
+    """
+    judged = [function, *(getattr(function, method, None) for method in methods)]
+    if callable(function) and not isinstance(function, type):
+        judged.append(function.__call__)
+    name = getattr(function, "__name__", type(function).__name__)
+    for candidate in judged:
+        if inspect.iscoroutinefunction(candidate) or inspect.isasyncgenfunction(candidate):
+            raise JobGraphError(
+                f"{operation}({name}): an async function is not possible here; make it a plain def"
+            )
+        if inspect.isgeneratorfunction(candidate) and not may_yield:
+            hint = "; flat_map() takes any number of them" if operation == "map" else ""
+            raise JobGraphError(
+                f"{operation}({name}): a generator function is not possible here; return one "
+                f"result instead of yielding{hint}"
+            )
+    return function

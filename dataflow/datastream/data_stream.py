@@ -7,11 +7,10 @@ are accepted wherever PyFlink has them and never needed.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, overload
 
-from dataflow.common.callables import require_arity
+from dataflow.common.callables import require_arity, require_plain
 from dataflow.common.time import DurationLike, to_millis
 from dataflow.common.typeinfo import TypeInformation, Types
 from dataflow.common.watermark_strategy import WatermarkStrategy
@@ -97,7 +96,7 @@ class DataStream(OperatorSettings):
         output_type: TypeInformation | None = None,
     ) -> DataStream:
         """One record for each record."""
-        function = as_map_function(_synchronous("map", func))
+        function = as_map_function(require_plain("map", func, "map"))
         return self._operate("map", _title("Map", func), MapSpec(function), output_type)
 
     def flat_map(
@@ -106,13 +105,14 @@ class DataStream(OperatorSettings):
         output_type: TypeInformation | None = None,
     ) -> DataStream:
         """Any number of records for each record: ``func`` returns an iterable or is a generator."""
-        function = as_flat_map_function(_synchronous("flat_map", func))
+        require_plain("flat_map", func, "flat_map", may_yield=True)
+        function = as_flat_map_function(func)
         title = _title("Flat Map", func)
         return self._operate("flat_map", title, FlatMapSpec(function), output_type)
 
     def filter(self, func: Callable[[Any], Any] | FilterFunction) -> DataStream:
         """The records for which ``func`` is true."""
-        function = as_filter_function(_synchronous("filter", func))
+        function = as_filter_function(require_plain("filter", func, "filter"))
         return self._operate("filter", _title("Filter", func), FilterSpec(function), self._type)
 
     def map_batches(
@@ -122,7 +122,7 @@ class DataStream(OperatorSettings):
 
         Batches have whatever size they arrive in. With ``output_schema`` results are cast to it.
         """
-        require_arity("map_batches()", _synchronous("map_batches", func), 1)
+        require_arity("map_batches()", require_plain("map_batches", func, may_yield=True), 1)
         function = func if output_schema is None else _CastTo(output_schema, func)
         return self._operate("map_batches", _title("Map Batches", func), MapBatchesSpec(function))
 
@@ -130,7 +130,7 @@ class DataStream(OperatorSettings):
         self, func: ProcessFunction, output_type: TypeInformation | None = None
     ) -> DataStream:
         """Any number of records for each record, with its timestamp and side outputs."""
-        function = _instance("process", func, ProcessFunction, KeyedProcessFunction)
+        function = _process_function(func, ProcessFunction, KeyedProcessFunction)
         spec = ProcessSpec(function, None)
         return self._operate("process", _title("Process", func), spec, output_type)
 
@@ -209,7 +209,8 @@ class DataStream(OperatorSettings):
         key_selector: KeySelection,
     ) -> DataStream:
         """To the subtask ``partitioner(key, number_of_subtasks)``."""
-        partition = as_partitioner(_synchronous("partition_custom", partitioner)).partition
+        require_plain("partition_custom", partitioner, "partition")
+        partition = as_partitioner(partitioner).partition
         selector = _key_selector("partition_custom", key_selector)
         return self._partition(Partitioning.CUSTOM, (partition, selector))
 
@@ -273,6 +274,19 @@ class DataStream(OperatorSettings):
     def __reduce__(self) -> Any:
         raise TypeError("a stream is part of the program and cannot be used inside a function")
 
+    if not TYPE_CHECKING:  # type checkers go by the methods there are
+
+        def __getattr__(self, name: str) -> Any:
+            if not name.startswith("_") and hasattr(KeyedStream, name):
+                raise _NotKeyed(f"{name}() needs a stream with keys: call key_by() before {name}()")
+            raise AttributeError(
+                f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self
+            )
+
+
+class _NotKeyed(JobGraphError, AttributeError):
+    """Also an AttributeError, so that ``hasattr`` means what it says."""
+
 
 class KeyedStream(DataStream):
     """A stream partitioned by key; operators on it may keep state per key."""
@@ -326,7 +340,7 @@ class KeyedStream(DataStream):
         self, func: KeyedProcessFunction, output_type: TypeInformation | None = None
     ) -> DataStream:
         """Any number of records for each, with keyed state and timers."""
-        _instance("process", func, KeyedProcessFunction, ProcessFunction)
+        _process_function(func, KeyedProcessFunction, ProcessFunction)
         return self._keyed("keyed_process", _title("Keyed Process", func), func, output_type)
 
     def _keyed(
@@ -337,7 +351,7 @@ class KeyedStream(DataStream):
 
     def reduce(self, func: Callable[[Any, Any], Any] | ReduceFunction) -> DataStream:
         """Emit, for every record, all records of its key so far combined by ``func``."""
-        function = as_reduce_function(_synchronous("reduce", func))
+        function = as_reduce_function(require_plain("reduce", func, "reduce"))
         return self._reduce(_title("Keyed Reduce", func), function)
 
     def sum(self, position_to_sum: int | str | None = 0) -> DataStream:
@@ -411,7 +425,8 @@ class WindowedStream:
         output_type: TypeInformation | None = None,
     ) -> DataStream:
         """Combine each window's records as they come; ``window_function`` gets the one result."""
-        function = as_reduce_function(_synchronous("reduce", reduce_function))
+        require_plain("reduce", reduce_function, "reduce")
+        function = as_reduce_function(reduce_function)
         if window_function is None and output_type is None:
             output_type = self._stream._type
         return self._window("reduce", reduce_function, output_type, function, None, window_function)
@@ -427,6 +442,7 @@ class WindowedStream:
     ) -> DataStream:
         """Aggregate each window's records as they come; ``window_function`` gets the result."""
         function = _instance("aggregate", aggregate_function, AggregateFunction)
+        require_plain("aggregate", function, "create_accumulator", "add", "get_result", "merge")
         return self._window("aggregate", function, output_type, None, function, window_function)
 
     def apply(
@@ -458,6 +474,7 @@ class WindowedStream:
     ) -> DataStream:
         if function is not None:
             _instance(method, function, WindowFunction, ProcessWindowFunction)
+            require_plain(method, function, "apply", "process", may_yield=True)
         spec = WindowSpec(
             assigner=self._assigner,
             key_selector=self._stream._key_selector,
@@ -533,24 +550,16 @@ def _is_subclass(value: Any, kinds: tuple[type, ...]) -> bool:
     return isinstance(value, type) and issubclass(value, kinds)
 
 
-def _synchronous(method: str, function: Any) -> Any:
-    """``function`` unless it is asynchronous."""
-    candidates = [function, getattr(function, method, None)]
-    if callable(function) and not isinstance(function, type):
-        candidates.append(function.__call__)
-    for candidate in candidates:
-        if inspect.iscoroutinefunction(candidate) or inspect.isasyncgenfunction(candidate):
-            raise JobGraphError(
-                f"{method}({_function_name(function)}): an async function is not possible here; "
-                "make it a plain def"
-            )
-    return function
+def _process_function(function: Any, *kinds: type) -> Any:
+    """The function if it is one of ``kinds``, of which the first is the one to name."""
+    _instance("process", function, *kinds)
+    return require_plain("process", function, "process_element", "on_timer", may_yield=True)
 
 
 def _key_selector(method: str, selection: KeySelection) -> Callable[[Any], Any]:
     if isinstance(selection, (str, int)) and not isinstance(selection, bool):
         return FieldSelector(selection)
-    return as_key_selector(_synchronous(method, selection)).get_key
+    return as_key_selector(require_plain(method, selection, "get_key")).get_key
 
 
 def _has_open(function: Function) -> bool:

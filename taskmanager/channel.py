@@ -25,6 +25,7 @@ import pyarrow as pa
 
 from dataflow.common.batch import ArrowBatch, RowBatch
 from dataflow.common.codec import dumps_data
+from dataflow.errors import JobExecutionError
 from taskmanager.elements import ChannelId, Control, Element, Watermark
 
 
@@ -51,7 +52,18 @@ Encode = Callable[[Element, int], tuple[Any, int]]
 def estimate_row_bytes(rows: list[Any]) -> int:
     """Size of a row on the wire: the largest of three sampled ones."""
     samples = (rows[0], rows[len(rows) // 2], rows[-1])
-    return max(len(dumps_data(row)) for row in samples)
+    return max(map(row_bytes, samples))
+
+
+def row_bytes(row: Any) -> int:
+    """Size of one row on the wire. Raises JobExecutionError for one that cannot be pickled."""
+    try:
+        return len(dumps_data(row))
+    except Exception as error:
+        raise JobExecutionError(
+            f"a record of type {type(row).__name__} cannot be sent to another task: "
+            f"{str(error) or type(error).__name__}"
+        ) from error
 
 
 class OutputChannel:
@@ -140,19 +152,17 @@ class OutputChannel:
     def _seal_rows(self, rows: list[Any], timestamps: list[int] | None) -> None:
         """As one batch, or as several when the rows are large."""
         limits = self._limits
-        row_bytes = estimate_row_bytes(rows)
-        if row_bytes > limits.record_bytes_max:
-            refuse_record(row_bytes, limits)
-        self._rows_max = most = max(
-            1, min(limits.batch_rows_max, limits.bytes_max // 4 // row_bytes)
-        )
+        size = estimate_row_bytes(rows)
+        if size > limits.record_bytes_max:
+            refuse_record(size, limits)
+        self._rows_max = most = max(1, min(limits.batch_rows_max, limits.bytes_max // 4 // size))
         if len(rows) <= most:
-            self._push(RowBatch(rows, timestamps), row_bytes * len(rows))
+            self._push(RowBatch(rows, timestamps), size * len(rows))
             return
         for start in range(0, len(rows), most):
             part = rows[start : start + most]
             stamps = None if timestamps is None else timestamps[start : start + most]
-            self._push(RowBatch(part, stamps), row_bytes * len(part))
+            self._push(RowBatch(part, stamps), size * len(part))
 
     def _push(self, element: Element, size: int) -> None:
         self._pending.append((element, size))
@@ -213,7 +223,7 @@ class OutputChannel:
 
 def refuse_record(size: int, limits: ChannelLimits) -> NoReturn:
     """Raise the error for a record beyond the limit."""
-    raise ValueError(
+    raise JobExecutionError(
         f"a record of {size:,} bytes is beyond the limit of {limits.record_bytes_max:,} "
         "(taskmanager.network.record-bytes-max)"
     )

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from dataflow.common.batch import Batch, RowBatch
-from dataflow.common.codec import dumps_data, loads_code
+from dataflow.common.codec import loads_code
+from dataflow.errors import DataflowError, JobExecutionError
 from dataflow.graph.job_graph import Partitioning
-from taskmanager.channel import ChannelLimits, OutputChannel, refuse_record
+from taskmanager.channel import ChannelLimits, OutputChannel, refuse_record, row_bytes
 from taskmanager.elements import Attempt, ChannelId, Control, Element
 from taskmanager.messages import DataMessage, Feedback, OutputDescriptor
+from taskmanager.operators.function_operator import user_traceback
 from taskmanager.partitioner import (
     BroadcastPartitioner,
     ChoosingPartitioner,
@@ -52,8 +54,18 @@ class ResultPartition:
         self._partitioner = _partitioner(descriptor, self.channels, subtask, attempt)
 
     def emit(self, batch: Batch) -> None:
-        if len(batch):
+        if not len(batch):
+            return
+        try:
             self._partitioner.emit(batch)
+        except (DataflowError, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # user code may raise anything
+            keyed = self.descriptor.edge.partitioning is Partitioning.HASH
+            raise JobExecutionError(
+                f"the {'key selector' if keyed else 'partitioner'} failed on a record it put out\n"
+                f"{user_traceback(error)}"
+            ) from error
 
     def broadcast(self, element: Control) -> None:
         for channel in self.channels:
@@ -130,10 +142,16 @@ class Link:
     def _encode(self, element: Element, estimate: int) -> tuple[Any, int]:
         if self._local:
             return element, estimate
-        payload = serialize(element)
+        try:
+            payload = serialize(element)
+        except Exception:
+            if isinstance(element, RowBatch):
+                for row in element.rows:  # raises for the one that the sampled ones did not show
+                    row_bytes(row)
+            raise
         if len(payload) > self._limits.record_bytes_max and isinstance(element, RowBatch):
             # Seldom: look for the one row that the sampled ones did not show.
-            largest = max(len(dumps_data(row)) for row in element.rows)
+            largest = max(map(row_bytes, element.rows))
             if largest > self._limits.record_bytes_max:
                 refuse_record(largest, self._limits)
         return payload, len(payload)
@@ -162,9 +180,7 @@ class TaskOutputs:
         by_peer: dict[str, list[OutputChannel]] = {}
         for descriptor in descriptors:
             partition = self.partitions[descriptor.edge.id]
-            for channel, (_, peer_id) in zip(
-                partition.channels, descriptor.channels, strict=True
-            ):
+            for channel, (_, peer_id) in zip(partition.channels, descriptor.channels, strict=True):
                 self.channels[channel.id] = channel
                 by_peer.setdefault(peer_id, []).append(channel)
         self._all = list(self.channels.values())

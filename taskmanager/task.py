@@ -66,6 +66,7 @@ from taskmanager.messages import (
 )
 from taskmanager.operator_chain import OperatorChain
 from taskmanager.operators.enumerator import EnumeratorOperator
+from taskmanager.operators.function_operator import is_of_user_code, user_traceback
 from taskmanager.operators.sink import SinkOperator
 from taskmanager.operators.source import SourceOperator
 from taskmanager.result_partition import TaskOutputs, Transport
@@ -523,9 +524,7 @@ class Task:
         if store is None:
             self._decline(checkpoint_id, "the job has no checkpoint storage")
             return
-        commits = any(
-            isinstance(o, SinkOperator) and o.needs_commit for o in self._chain.operators
-        )
+        commits = any(isinstance(o, SinkOperator) and o.needs_commit for o in self._chain.operators)
         stateful = tuple(uid for uid, o in snapshot.operators.items() if o.keyed or o.operator)
         name = f"{self.id.vertex_id}-{self.id.subtask}-{self.attempt.number}"
         generation = self.attempt.generation
@@ -691,4 +690,6 @@ def describe_error(error: BaseException) -> str:
     """What a user needs to see: their own traceback for their errors, ours only for ours."""
     if isinstance(error, DataflowError):  # raised on purpose: the message says it all
         return str(error)
+    if is_of_user_code(error):  # called by a source, a partitioner, a watermark generator, ...
+        return f"failed\n{user_traceback(error)}"
     return "".join(traceback.format_exception(error)).rstrip()

@@ -7,6 +7,7 @@ iterator has left tells afterwards which record failed, so that success costs no
 from __future__ import annotations
 
 import operator
+import sysconfig
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from taskmanager.operators.runtime_context import OperatorRuntimeContext
 
 _ROOT = Path(__file__).parents[2]
 _OURS = tuple(f"{_ROOT / name}/" for name in ("dataflow", "state", "taskmanager", "jobmanager"))
+_LIBRARIES = ("<frozen ", *(f"{path}/" for path in sysconfig.get_paths().values()))
 _MESSAGE_MAX = 20_000  # characters
 
 
@@ -96,6 +98,12 @@ def at_record(rows: list[Any], pending: Iterator[Any]) -> str:
     """Where in the batch the last record taken from ``pending`` is, counted from 1."""
     position = len(rows) - operator.length_hint(pending)
     return f"on record {position} of a batch of {len(rows)}"
+
+
+def is_of_user_code(error: BaseException) -> bool:
+    """Whether a function of the user's was running, as opposed to only us and libraries."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(not frame.filename.startswith(_OURS + _LIBRARIES) for frame in frames)
 
 
 def user_traceback(error: BaseException) -> str:

@@ -168,8 +168,9 @@ class SourceWatermarks:
             stamps = list(map(assigner.extract_timestamp, pending, before))
             if len(stamps) != len(rows):  # map() takes a StopIteration for its own end
                 raise RuntimeError("the function raised StopIteration")
-            if set(map(type, stamps)) - {int} or not (
-                -TIMESTAMP_MAX <= min(stamps) and max(stamps) <= TIMESTAMP_MAX
+            if stamps and (
+                set(map(type, stamps)) != {int}
+                or not (min(stamps) >= -TIMESTAMP_MAX and max(stamps) <= TIMESTAMP_MAX)
             ):
                 pending = iter(rows.rows)
                 stamps = [_checked(stamp) for stamp, _ in zip(stamps, pending, strict=True)]

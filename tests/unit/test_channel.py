@@ -19,6 +19,7 @@ from hypothesis.stateful import (
 )
 
 from dataflow.common.batch import ArrowBatch, RowBatch
+from dataflow.errors import JobExecutionError
 from taskmanager.channel import (
     PENDING_MAX,
     ChannelLimits,
@@ -135,7 +136,9 @@ def test_large_columns_are_not_gathered_for_ever() -> None:
 def test_a_record_beyond_the_limit_is_refused_with_the_option_that_sets_it() -> None:
     channel = output(record_bytes_max=100)
     channel.append_rows([b"x" * 200], None)
-    with pytest.raises(ValueError, match=r"beyond the limit of 100 \(taskmanager.network.record"):
+    with pytest.raises(
+        JobExecutionError, match=r"beyond the limit of 100 \(taskmanager.network.record"
+    ):
         channel.take(as_is)
 
 

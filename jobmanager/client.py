@@ -27,6 +27,7 @@ from dataflow.common.job_execution_result import JobExecutionResult
 from dataflow.common.job_id import JobID
 from dataflow.common.job_status import JobStatus
 from dataflow.errors import ClusterError, ConfigError, JobExecutionError
+from dataflow.filesystem import parse
 from dataflow.graph.job_graph import JobGraph
 from jobmanager.job_manager import JobInfo, Outgoing
 from jobmanager.progress import ProgressLine
@@ -55,6 +56,7 @@ class PollingJobClient(JobClient):
         self._over = False
         self._final: JobInfo | None = None  # how the job ended; its JobManager may be gone then
         self._fetch_lock = threading.Lock()
+        self._told = (0, "")  # restarts the user knows of, and the reason of the last
 
     def info(self) -> JobInfo:
         """The job as it stands, or as it ended.
@@ -106,7 +108,7 @@ class PollingJobClient(JobClient):
         def cancel() -> None:
             if not self.info().status.is_terminal_state():
                 self._cancel()
-                self._until_ended(lambda: None)
+                self._until_ended(lambda info: None)
 
         return _future(cancel, background=True)
 
@@ -116,7 +118,7 @@ class PollingJobClient(JobClient):
     def wait(self) -> JobExecutionResult:
         """Wait for the end here and now, printing what the job prints and how it goes."""
         try:
-            return self._result(ProgressLine.for_terminal(sys.stderr))
+            return self._result(ProgressLine.for_terminal(sys.stderr), tell=True)
         except KeyboardInterrupt:
             if self.outlives_process:
                 sys.stderr.write(
@@ -142,12 +144,16 @@ class PollingJobClient(JobClient):
 
     # ---------------------------------------------------------------------------- parts
 
-    def _result(self, progress: ProgressLine | None = None) -> JobExecutionResult:
-        def look() -> None:
+    def _result(
+        self, progress: ProgressLine | None = None, tell: bool = False
+    ) -> JobExecutionResult:
+        def look(info: JobInfo) -> None:
             while self._pump(progress):
                 pass
+            if tell:
+                self._tell_restart(info, progress)
             if progress:
-                progress.show(self.info())
+                progress.show(info)
 
         try:
             info = self._until_ended(look)
@@ -167,11 +173,22 @@ class PollingJobClient(JobClient):
             checkpoints=info.completed_checkpoints,
         )
 
-    def _until_ended(self, look: Callable[[], None]) -> JobInfo:
+    def _tell_restart(self, info: JobInfo, progress: ProgressLine | None) -> None:
+        """Whoever waits learns why the job restarts; the same reason is told once."""
+        restarts, reason = self._told
+        if info.restarts <= restarts or not info.errors:
+            return
+        again = "as before" if info.errors[-1] == reason else info.errors[-1]
+        self._told = (info.restarts, info.errors[-1])
+        if progress:
+            progress.clear()
+        sys.stderr.write(f"restart {info.restarts} of job {info.name!r}: {again}\n")
+
+    def _until_ended(self, look: Callable[[JobInfo], None]) -> JobInfo:
         pause = POLL_MIN_S
         while True:
-            look()
             info = self.info()
+            look(info)
             if info.status.is_terminal_state() and info.ended_ms is not None:
                 return info
             self._wait(pause)
@@ -205,10 +222,12 @@ class PollingJobClient(JobClient):
         self._release()
         if info.status is JobStatus.CANCELED:
             raise JobExecutionError(f"job {info.name!r} ({info.job_id}) was canceled")
-        raise JobExecutionError(
+        failure = JobExecutionError(
             f"job {info.name!r} ({info.job_id}) failed after {info.restarts} restart(s): "
             f"{info.error or info.status.name}"
         )
+        failure.exit_code = info.exit_code
+        raise failure
 
 
 def _accumulators(info: JobInfo) -> dict[str, Any]:
@@ -255,11 +274,17 @@ class DetachedJobClient:
 
 
 def with_checkpoint_storage(job_graph: JobGraph) -> JobGraph:
-    """The job with a folder of this machine for its checkpoints, if it names no storage."""
+    """The job with a folder of this machine for its checkpoints, if it names no storage.
+
+    Raises ConfigError for a storage that cannot be one.
+    """
     configuration = job_graph.configuration
     interval = ConfigOptions.CHECKPOINTING_INTERVAL.key
     storage = ConfigOptions.CHECKPOINTING_DIR.key
-    if interval not in configuration or configuration.get(storage):
+    if interval not in configuration:
+        return job_graph
+    if configuration.get(storage):
+        parse(configuration[storage])  # before anything is started
         return job_graph
     return replace(job_graph, configuration={**configuration, storage: _private_folder()})
 

@@ -20,7 +20,13 @@ from typing import Protocol, TypeVar
 from dataflow.common.config_options import ConfigOptions
 from dataflow.common.configuration import Configuration
 from dataflow.common.job_status import JobStatus
-from dataflow.errors import DataflowError, JobExecutionError, RestoreError, StorageError
+from dataflow.errors import (
+    CorruptObject,
+    DataflowError,
+    JobExecutionError,
+    RestoreError,
+    StorageError,
+)
 from dataflow.filesystem import parse
 from dataflow.graph.job_graph import JobGraph
 from jobmanager.checkpoint_coordinator import MarkCommitted, Publish
@@ -115,6 +121,7 @@ class JobInfo:
     ended_ms: int | None
     taskmanagers: dict[str, str] = field(default_factory=dict)  # id to the tasks there, for people
     errors: tuple[str, ...] = ()  # why it restarted, newest last
+    exit_code: int = JobExecutionError.exit_code  # of a failed job, by the kind of its error
 
 
 class JobManager:
@@ -142,7 +149,7 @@ class JobManager:
         self._errors: list[str] = []
         self._started_ms = _wall_clock()
         self._ended_ms: int | None = None
-        self._failed_to_start: str | None = None
+        self._failed_to_start: tuple[str, int] | None = None  # error, exit code
         self.ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"{job_id}-master", daemon=True)
 
@@ -183,9 +190,11 @@ class JobManager:
         }
         if master is None:
             failed = self._failed_to_start
+            error, exit_code = failed or (None, JobExecutionError.exit_code)
             return JobInfo(
                 status=JobStatus.FAILED if failed else JobStatus.CREATED,
-                error=failed,
+                error=error,
+                exit_code=exit_code,
                 restarts=0,
                 generation=0,
                 tasks=0,
@@ -208,6 +217,7 @@ class JobManager:
         return JobInfo(
             status=master.status,
             error=master.error,
+            exit_code=master.exit_code,
             restarts=master.restarts,
             generation=master.generation,
             tasks=len(master.graph.tasks),
@@ -230,11 +240,14 @@ class JobManager:
     def _run(self) -> None:
         try:
             master = self._patiently(self._begin)
+        except DataflowError as error:
+            self._failed_to_start = str(error), error.exit_code
+            self._end()
+            return
         except Exception as error:
             logger.exception("the JobManager could not start job %s", self.job_id)
-            self._failed_to_start = (
-                str(error) if isinstance(error, DataflowError) else f"{error!r}"
-            )
+            text = f"internal error of the JobManager: {error!r}"
+            self._failed_to_start = text, JobExecutionError.exit_code
             self._end()
             return
         self._master = master
@@ -454,7 +467,7 @@ def execute_in_store(
                     if permit is None:
                         return Recovered(None, fenced=True)
                 return Recovered(recovery, permit)
-            except RestoreError as error:
+            except (RestoreError, CorruptObject) as error:  # no retry would read anything else
                 return Recovered(None, error=str(error), refused=True)
             except DataflowError as error:
                 return Recovered(None, error=str(error))

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from dataflow.common.job_status import JobStatus
+from dataflow.errors import DataflowError, JobExecutionError, RestoreError, StorageError
 from dataflow.graph.job_graph import JobGraph
 from jobmanager import checkpoint_coordinator as checkpointing
 from jobmanager.checkpoint_coordinator import CheckpointCoordinator
@@ -95,6 +96,7 @@ class JobMaster:
         self.graph = ExecutionGraph(job_graph)
         self.status = JobStatus.CREATED
         self.error: str | None = None
+        self.exit_code = JobExecutionError.exit_code  # of the kind of error, once there is one
         self.restarts = 0
         self.generation = generation
         self._settings = settings
@@ -400,11 +402,12 @@ class JobMaster:
         now: int,
         actions: list[Action],
         gone: set[TaskId] | frozenset[TaskId] = frozenset(),
+        kind: type[DataflowError] = JobExecutionError,
     ) -> None:
         """Cancel everything, then become CANCELED or FAILED."""
         if self._ending:
             return
-        self.error = error
+        self.error, self.exit_code = error, kind.exit_code
         self._stop_checkpoints(error or "the job is canceled", actions)
         self._set_status(status, actions, error)
         for region in self._regions:
@@ -439,7 +442,7 @@ class JobMaster:
             return
         recovery = event.recovery
         if event.refused:
-            self._end(JobStatus.FAILING, event.error, now, actions)
+            self._end(JobStatus.FAILING, event.error, now, actions, kind=RestoreError)
             return
         if recovery is None:
             self._recover_failures += 1
@@ -449,6 +452,7 @@ class JobMaster:
                     f"the checkpoint storage cannot be read: {event.error}",
                     now,
                     actions,
+                    kind=StorageError,
                 )
                 return
             self._recover(actions, self._settings.recover_retry)
@@ -456,7 +460,7 @@ class JobMaster:
         self._recover_failures = 0
         refusal = self._refuse_fall_back(recovery)
         if refusal is not None:
-            self._end(JobStatus.FAILING, refusal, now, actions)
+            self._end(JobStatus.FAILING, refusal, now, actions, kind=RestoreError)
             return
         self._recovery, self._permit = recovery, event.permit
 
@@ -505,7 +509,9 @@ class JobMaster:
                 self.graph.job_graph, recovery.manifest, self._settings.ignore_unclaimed_state
             )
             if faults:
-                self._end(JobStatus.FAILING, "\n".join(faults), now, actions)
+                self._end(
+                    JobStatus.FAILING, "\n".join(faults), now, actions, kind=RestoreError
+                )
                 return
             self._deploy(region, restore, actions)
 

@@ -119,6 +119,11 @@ def unseal(kind: str, data: bytes, key: bytes | None, bytes_max: int = RECORD_BY
         signed = "hmac" in record
     except (ValueError, KeyError, TypeError, RecursionError):
         raise CorruptObject(f"the {kind} is not a record of this project") from None
+    if found[0] == kind and type(found[1]) is int and found[1] > FORMAT_VERSION:
+        raise CorruptObject(
+            f"the {kind} has format version {found[1]}, and this release reads up to "
+            f"{FORMAT_VERSION}: run the job with the release that wrote it, or a newer one"
+        )
     if found != (kind, FORMAT_VERSION):
         raise CorruptObject(
             f"expected a {kind} of format version {FORMAT_VERSION}, found {str(found)[:100]}"

@@ -471,11 +471,15 @@ class CheckpointStore:
         return self._fs.exists(self._path(JobPaths.committed(attempt)))
 
     def _epoch(self, checkpoint_id: int) -> EpochRecord | None:
+        path = JobPaths.epoch(checkpoint_id)
         try:
-            data = self._read(JobPaths.epoch(checkpoint_id))
+            data = self._read(path)
         except ObjectNotFound:
             return None
-        record = decode_epoch(data, self._key)
+        try:
+            record = decode_epoch(data, self._key)
+        except CorruptObject as error:
+            raise CorruptObject(f"{self._path(path)}: {error}") from None
         if record.checkpoint_id != checkpoint_id:
             raise CorruptObject(f"epoch record {checkpoint_id} is that of {record.checkpoint_id}")
         return record
@@ -491,7 +495,10 @@ class CheckpointStore:
         data = self._read(path)
         if hashlib.sha256(data).hexdigest() != record.manifest_sha256:
             raise CorruptObject(f"{self._path(path)} is not the manifest its epoch record names")
-        manifest = decode_manifest(data, self._key)
+        try:
+            manifest = decode_manifest(data, self._key)
+        except CorruptObject as error:
+            raise CorruptObject(f"{self._path(path)}: {error}") from None
         expected = (self.job_id, record.generation, record.checkpoint_id)
         if (manifest.job_id, manifest.generation, manifest.checkpoint_id) != expected:
             raise CorruptObject(f"{self._path(path)} is the manifest of another checkpoint")

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from dataflow.datastream.output_tag import OutputTag
-
 from dataflow.common.batch import ArrowBatch, Batch
 from dataflow.common.keys import KeyGroupRange
 from dataflow.datastream.connectors.base import InputStatus, Sink, Source
+from dataflow.datastream.output_tag import OutputTag
 from dataflow.graph.specs import EnumeratorSpec, SinkSpec, SourceSpec
 from state.snapshot import OperatorSnapshot
 from taskmanager.operators.enumerator import EnumeratorOperator, SplitAssignment

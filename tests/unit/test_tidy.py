@@ -275,6 +275,7 @@ EXEMPT: dict[str, dict[str, str]] = {
         "taskmanager/threaded.py": "the threads that step tasks and do their blocking I/O",
         "jobmanager/actor.py": "ends the actor after its last answer",
         "jobmanager/client.py": "waits for the job in the background of execute_async()",
+        "jobmanager/cluster.py": "looks whether anybody listens before Ray tries for minutes",
         "jobmanager/job_manager.py": "the thread that feeds events to the JobMaster",
         "jobmanager/local.py": "the in-process cluster",
     },

@@ -1,7 +1,8 @@
 """The command `dataflow`.
 
 Exit codes: 0 done, 2 wrong usage or configuration, 3 invalid job or checkpoint, 4 cluster or
-storage cannot be used, 5 the job failed, 130 interrupted. Tracebacks only with --debug.
+storage cannot be used, 5 the job failed, 130 interrupted; 1 or its own for a program that raised or
+exited. Tracebacks are the user's own, but for --debug.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import runpy
 import shlex
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
 from dataflow.common.configuration import Configuration
 from dataflow.errors import ClusterError, ConfigError, DataflowError, JobExecutionError
+from taskmanager.operators.function_operator import user_traceback
 
 JOB_ID_PATTERN = re.compile(r"^[a-z0-9][a-z0-9-]{0,62}$")
 
@@ -31,6 +34,10 @@ examples:
   dataflow submit --address http://HEAD:8265 job.py -- --input s3://bucket/in
   dataflow plan job.py                      draw the job without running it
 """
+
+
+class ProgramError(Exception):
+    """The program raised something of its own, the cause; shown as Python would, without us."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,9 +55,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except DataflowError as error:
         if options.debug:
-            raise
-        print(f"dataflow: {error}", file=sys.stderr)
+            traceback.print_exc()
+        else:
+            print(f"dataflow: {error}", file=sys.stderr)
         return error.exit_code
+    except ProgramError as error:
+        program_error = error.__cause__
+        assert program_error is not None
+        if options.debug:
+            traceback.print_exception(program_error)
+        else:
+            print(user_traceback(program_error), file=sys.stderr)
+        return 1
 
 
 # ------------------------------------------------------------------------------------- parser
@@ -205,6 +221,10 @@ def _run_program(options: argparse.Namespace, environment: dict[str, str]) -> No
     except SystemExit as end:
         if end.code not in (None, 0):
             raise
+    except DataflowError:
+        raise
+    except Exception as error:
+        raise ProgramError from error
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -21,7 +21,7 @@ def parse(uri: str | os.PathLike[str]) -> tuple[FileSystem, str]:
     Relative local paths are made absolute; empty and ``.`` segments are dropped. Raises
     ConfigError for an unknown scheme, an ``s3://`` URI without bucket, ``..`` and NUL.
     """
-    text = os.fspath(uri)
+    text = os.fspath(uri) if isinstance(uri, os.PathLike) else uri
     if not isinstance(text, str) or not text:
         raise ConfigError(f"a path must be non-empty text, not {text!r}")
     match = _URI.fullmatch(text)

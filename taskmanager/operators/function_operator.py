@@ -113,7 +113,7 @@ def user_traceback(error: BaseException) -> str:
     parts: list[traceback.TracebackException] = []
     while part is not None and len(parts) < 16:
         parts.append(part)
-        frames = [frame for frame in part.stack if not frame.filename.startswith(_OURS)]
+        frames = [f for f in part.stack if not f.filename.startswith((*_OURS, "<frozen runpy>"))]
         part.stack = traceback.StackSummary.from_list(frames)
         part = part.__cause__ or (None if part.__suppress_context__ else part.__context__)
     text = "".join(report.format()).rstrip()

@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 from dataflow.common.batch import RowBatch
+from dataflow.common.callables import require_arity, require_plain
 from dataflow.datastream.connectors.base import (
     Boundedness,
     InputStatus,
@@ -17,6 +18,7 @@ from dataflow.datastream.connectors.base import (
     SourceReaderContext,
 )
 from dataflow.datastream.connectors.static_reader import BATCH_RECORDS, StaticReader
+from dataflow.errors import ConfigError
 
 CATCH_UP_MS = 1_000
 
@@ -56,15 +58,12 @@ class DataGeneratorSource(Source[Any, GeneratorSplit]):
         count: int | None = None,
         rate_per_second: float | None = None,
     ) -> None:
-        if not callable(generator_function):
-            raise TypeError(
-                "DataGeneratorSource: generator_function must be callable with an index, not "
-                f"{generator_function!r}"
-            )
-        if count is not None and count < 0:
-            raise ValueError(f"DataGeneratorSource: count must be >= 0 or None, not {count}")
+        require_plain("DataGeneratorSource", generator_function)
+        require_arity("DataGeneratorSource", generator_function, 1)
+        if count is not None and (type(count) is not int or count < 0):
+            raise ConfigError(f"DataGeneratorSource: count must be >= 0 or None, not {count!r}")
         if rate_per_second is not None and not 0 < rate_per_second < float("inf"):
-            raise ValueError(
+            raise ConfigError(
                 f"DataGeneratorSource: rate_per_second must be positive, not {rate_per_second}"
             )
         self.generator_function = generator_function

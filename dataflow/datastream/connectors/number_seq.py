@@ -8,6 +8,7 @@ from itertools import pairwise
 from dataflow.common.batch import RowBatch
 from dataflow.datastream.connectors.base import Source, SourceReaderContext
 from dataflow.datastream.connectors.static_reader import StaticReader
+from dataflow.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +38,9 @@ class NumberSequenceSource(Source[int, NumberSplit]):
     def __init__(self, start: int, end: int) -> None:
         for name, value in (("start", start), ("end", end)):
             if not isinstance(value, int):
-                raise TypeError(f"NumberSequenceSource: {name} must be an int, not {value!r}")
+                raise ConfigError(f"NumberSequenceSource: {name} must be an int, not {value!r}")
         if start > end:
-            raise ValueError(f"NumberSequenceSource: start {start} is after end {end}")
+            raise ConfigError(f"NumberSequenceSource: start {start} is after end {end}")
         self.start = start
         self.end = end
 

@@ -222,6 +222,11 @@ class PollingJobClient(JobClient):
         self._release()
         if info.status is JobStatus.CANCELED:
             raise JobExecutionError(f"job {info.name!r} ({info.job_id}) was canceled")
+        if info.status is JobStatus.SUSPENDED:
+            raise JobExecutionError(
+                f"job {info.name!r} was stopped because another run took its job id, {info.job_id} "
+                f"({info.error}); let one end before the next begins, or give each an id"
+            )
         failure = JobExecutionError(
             f"job {info.name!r} ({info.job_id}) failed after {info.restarts} restart(s): "
             f"{info.error or info.status.name}"

@@ -55,3 +55,15 @@ def detached(value: Any) -> Any:
     if kind is tuple and _all_atomic(value):
         return value
     return copy.deepcopy(value)
+
+
+def detached_rows(rows: list[Any]) -> list[Any]:
+    """Each row ``detached``; one that cannot be copied is shared."""
+    return rows if _all_atomic(rows) else [_detached_if_possible(row) for row in rows]
+
+
+def _detached_if_possible(value: Any) -> Any:
+    try:
+        return detached(value)
+    except Exception:  # a lock, say: whatever a user's class raises when it is copied
+        return value

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from dataflow.common.batch import ArrowBatch, Batch
+from dataflow.common.batch import ArrowBatch, Batch, RowBatch
 from dataflow.common.codec import loads_code
 from dataflow.datastream.output_tag import OutputTag
 from dataflow.graph.job_graph import JobVertex, OperatorNode, Target
+from state.aliasing import detached_rows
 from state.snapshot import OperatorSnapshot
 from taskmanager.elements import Watermark, WatermarkStatus
 from taskmanager.operators.base import Operator, OperatorContext
@@ -58,12 +59,10 @@ class _ChainOutput:
             self.__dict__.pop("emit", None)
 
     def emit(self, batch: Batch) -> None:
-        for emit in self._main:
-            emit(batch)
+        _to_each(self._main, batch)
 
     def emit_side(self, tag: OutputTag, batch: Batch) -> None:
-        for emit in self._side.get(tag.tag_id, ()):
-            emit(batch)
+        _to_each(self._side.get(tag.tag_id, ()), batch)
 
     def emit_watermark(self, timestamp: int) -> None:
         for operator in self._operators:
@@ -76,6 +75,17 @@ class _ChainOutput:
             operator.process_status(idle)
         for partition in self._partitions:
             partition.broadcast(WatermarkStatus(idle))
+
+
+def _to_each(ways: Sequence[Emit], batch: Batch) -> None:
+    """Give every consumer records of its own: a function may change those it gets in place."""
+    for emit in ways[:-1]:
+        if isinstance(batch, RowBatch):
+            emit(RowBatch(detached_rows(batch.rows), batch.timestamps))
+        else:
+            emit(batch)  # Arrow cannot be changed
+    for emit in ways[-1:]:
+        emit(batch)
 
 
 def _into_operator(operator: Operator, counter: RecordCounter) -> Emit:

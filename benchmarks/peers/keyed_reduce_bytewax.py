@@ -15,8 +15,8 @@ from bytewax.inputs import DynamicSource, StatelessSourcePartition
 from bytewax.outputs import DynamicSink, StatelessSinkPartition
 
 BATCH = 1_000
-# Records at the end of a sink that surely hold every key. More than benchmarks/keyed_reduce.py needs,
-# because Bytewax's stateful step sorts what it has gathered by key.
+# Records at the end of a sink that surely hold every key: more than benchmarks/keyed_reduce.py
+# needs, because Bytewax's stateful step sorts what it has gathered by key.
 TAIL = 200_000
 
 

@@ -19,8 +19,11 @@ from taskmanager.operators.keyed_operator import KeyedOperator
 
 
 def not_iterable(error: BaseException, produced: Any, method: str) -> BaseException:
-    """A clearer error when a function returned something that has no elements."""
-    if isinstance(error, TypeError) and not isinstance(produced, Iterable):
+    """A clearer error when a function returned something that has no elements.
+
+    ``produced`` is None before it returned: then the error is the function's own.
+    """
+    if isinstance(error, TypeError) and not isinstance(produced, (Iterable, type(None))):
         return TypeError(
             f"{method} must yield its results or return an iterable or None; it returned "
             f"{type(produced).__name__}"

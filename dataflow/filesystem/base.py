@@ -20,6 +20,7 @@ from __future__ import annotations
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -141,8 +142,11 @@ class FileSystem(ABC):
             first = self.put_if_absent(path, b"first")
             second = self.put_if_absent(path, b"second")
             stored = self.read(path)
-        finally:
-            self.delete(path)
+        except StorageError:
+            with suppress(StorageError):  # what cannot be written, cannot be deleted either
+                self.delete(path)
+            raise
+        self.delete(path)
         if not first or second or stored != b"first":
             raise StorageError(
                 f"{self.location(prefix)} does not honour conditional writes (If-None-Match: *), "

@@ -34,7 +34,8 @@ from dataflow.datastream.state import (
     ValueStateDescriptor,
 )
 from dataflow.datastream.window import SlidingEventTimeWindows, TumblingEventTimeWindows
-from dataflow.errors import DataflowError, JobExecutionError
+from dataflow.errors import DataflowError, JobExecutionError, StorageError
+from dataflow.filesystem.memory import MemoryFileSystem
 from dataflow.testing.scripted_source import ScriptedSource, WaitForCheckpoint
 from jobmanager.cli import main
 
@@ -726,6 +727,17 @@ def test_a_checkpoint_folder_that_cannot_be_written(
     env.from_sequence(1, 2).print()
     assert_refused(env.execute, 4, "cannot write", "Not a directory")
     assert "Traceback" not in caplog.text
+
+
+def test_a_store_that_refuses_to_write_is_not_blamed_for_not_deleting() -> None:
+    class Closed(MemoryFileSystem):
+        def put_if_absent(self, path: str, data: bytes) -> bool:
+            raise StorageError(f"cannot write {path}: access denied")
+
+        def delete(self, path: str) -> None:
+            raise StorageError(f"cannot delete {path}: access denied")
+
+    assert_refused(lambda: Closed().probe_conditional_put("memory://x/jobs"), 4, "cannot write")
 
 
 # ---------------------------------------------------------------------- checkpoints and job ids

@@ -26,7 +26,7 @@ class Unfulfilled(AssertionError):
     """A condition did not come true in time."""
 
 
-def wait_until(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
     """The condition's first true value."""
     deadline = time.monotonic() + seconds
     while True:
@@ -83,7 +83,7 @@ class RunningJob:
         return [pid for name, pid in sorted(self.pids().items()) if name != "jobmanager"]
 
     def wait_for(
-        self, condition: Callable[[JobInfo], Any], what: str, seconds: float = 60.0
+        self, condition: Callable[[JobInfo], Any], what: str, seconds: float = 30.0
     ) -> JobInfo:
         """The first info of which the condition holds; fails at once if the job ends before."""
         last: list[JobInfo] = []
@@ -128,7 +128,7 @@ class RunningJob:
             f"running under a generation after {generation}",
         )
 
-    def ended(self, seconds: float = 100.0) -> JobInfo:
+    def ended(self, seconds: float = 60.0) -> JobInfo:
         """How it ended, whichever way."""
         info: list[JobInfo] = []
 
@@ -143,7 +143,7 @@ class RunningJob:
         self.client._release()
         return info[0]
 
-    def finished(self, seconds: float = 100.0) -> JobInfo:
+    def finished(self, seconds: float = 60.0) -> JobInfo:
         info = self.ended(seconds)
         assert info.status is JobStatus.FINISHED, f"{info.status.name}: {info.error}"
         return info

@@ -65,6 +65,9 @@ def connect(
             ray.init(address=address, **options)
         else:
             cpus = max(os.cpu_count() or 1, slots)
+            # Ray would run its workers at niceness 15: next to anything else that keeps this
+            # machine busy they hardly run at all, and one takes a minute to start.
+            os.environ.setdefault("RAY_worker_niceness", "0")
             # "local" and not None, with which Ray joins what `ray start` has left on this
             # machine, and then refuses num_cpus.
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)

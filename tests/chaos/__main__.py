@@ -28,6 +28,7 @@ import ray
 
 from dataflow.common import Configuration
 from dataflow.filesystem import parse
+from jobmanager.cluster import connect
 from jobmanager.job_manager import JobInfo
 from tests.integration.ledger_job import Ledger, build, read_output, violations
 from tests.integration.running import RunningJob, environment
@@ -121,7 +122,7 @@ def run(minutes: float, kills_max: int | None, seed: int, say: Any = print) -> b
         os.environ.update(server.env)
         bucket = f"s3://{server.new_bucket()}"
         output = f"{bucket}/ledger"
-        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        connect(slots=4)
         try:
             return _strike_and_judge(rng, minutes, kills_max, bucket, output, seed, say)
         finally:

@@ -14,25 +14,18 @@ os.environ["RAY_AUTH_MODE"] = "disabled"  # loopback only; Ray reads it when it 
 import ray
 
 from dataflow.datastream import StreamExecutionEnvironment
-from jobmanager.actor import NAMESPACE
+from jobmanager.cluster import connect
 from tests.integration.running import RunningJob, Submit, living_actors, wait_until
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # unit tests are to find no Ray
 def local_ray(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A Ray of four CPUs, whose processes find the S3 server; no actor may be left at its end."""
+    """A Ray of at least 4 CPUs whose processes find the S3 server; at its end no actor is left."""
     with pytest.MonkeyPatch.context() as patch:
         if weed_binary() is not None:
             set_env(patch, request.getfixturevalue("s3_server").env)
         patch.delenv("RAY_ADDRESS", raising=False)
-        ray.init(
-            address="local",
-            num_cpus=4,
-            include_dashboard=False,
-            log_to_driver=False,
-            namespace=NAMESPACE,
-            logging_level="error",
-        )
+        connect(slots=4)
         try:
             yield
             wait_until(lambda: not living_actors(), f"no actor is left: {living_actors()}")

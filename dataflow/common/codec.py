@@ -14,7 +14,11 @@ Nothing that arrives from a connector, a REST call or any other outsider may com
 
 from __future__ import annotations
 
+import io
 import pickle
+import types
+from collections import ChainMap
+from collections.abc import Callable
 from typing import Any
 
 import cloudpickle
@@ -22,9 +26,28 @@ import cloudpickle
 PROTOCOL = 5
 
 
+def _with_file_name(
+    make: Callable[..., types.CodeType], arguments: tuple[Any, ...], file_name: str
+) -> types.CodeType:
+    return make(*arguments).replace(co_filename=file_name)
+
+
+def _reduce_code(code: types.CodeType) -> tuple[Any, ...]:
+    make, arguments = cloudpickle.Pickler.dispatch_table[types.CodeType](code)
+    return _with_file_name, (make, arguments, code.co_filename)
+
+
+class _CodePickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
+    """Keeps file names, for tracebacks: cloudpickle 3.1.3 replaces them by "<dynamic-code>"."""
+
+    dispatch_table = ChainMap({types.CodeType: _reduce_code}, cloudpickle.Pickler.dispatch_table)
+
+
 def dumps_code(value: Any) -> bytes:
     """Pickle by value what the receiver cannot import: lambdas, closures, the script's classes."""
-    return bytes(cloudpickle.dumps(value, protocol=PROTOCOL))
+    with io.BytesIO() as file:
+        _CodePickler(file, protocol=PROTOCOL).dump(value)
+        return file.getvalue()
 
 
 def loads_code(blob: bytes) -> Any:

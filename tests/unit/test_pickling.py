@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from dataflow.common.codec import loads_code
+from dataflow.common.codec import dumps_code, loads_code
 from dataflow.datastream import MapFunction, StreamExecutionEnvironment
 from dataflow.errors import FunctionPicklingError
 from dataflow.graph.pickling import BLOB_BYTES_MAX, dump_function
@@ -196,3 +196,12 @@ def test_classes_of_the_script_reach_another_process(tmp_path: Path) -> None:
         "Flight(origin='JFK', color=<Color.RED: 1>) True True",
         "True False",
     ]
+
+
+def test_functions_keep_the_name_of_their_file_for_tracebacks() -> None:
+    def outer() -> Any:
+        return lambda: 1 // 0
+
+    loaded = loads_code(dumps_code(outer))
+    assert loaded.__code__.co_filename == __file__
+    assert loaded().__code__.co_filename == __file__

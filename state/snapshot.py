@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,10 +32,20 @@ class OperatorSnapshot:
 
     ``keyed`` maps key group to an encoded block (see ``state.heap_backend``). ``operator`` maps a
     state name to encoded items, redistributed round-robin when the parallelism changes.
+
+    ``asynchronous_part`` is what must not be done on the task's thread: called on an I/O thread
+    before the snapshot is encoded, it returns what is to be added to ``operator``.
     """
 
     keyed: dict[int, bytes] = field(default_factory=dict)
     operator: dict[str, list[bytes]] = field(default_factory=dict)
+    asynchronous_part: Callable[[], dict[str, list[bytes]]] | None = None
+
+    def completed(self) -> OperatorSnapshot:
+        """With the asynchronous part; blocks, and raises what that raises."""
+        if self.asynchronous_part is None:
+            return self
+        return OperatorSnapshot(self.keyed, {**self.operator, **self.asynchronous_part()})
 
 
 @dataclass(slots=True)
@@ -44,6 +54,11 @@ class TaskSnapshot:
 
     operators: dict[str, OperatorSnapshot] = field(default_factory=dict)
     drained: bool = False
+
+    def completed(self) -> TaskSnapshot:
+        """With the asynchronous parts of all operators."""
+        parts = {uid: operator.completed() for uid, operator in self.operators.items()}
+        return TaskSnapshot(parts, self.drained)
 
 
 # --------------------------------------------------------------------------------------- encode

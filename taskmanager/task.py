@@ -530,11 +530,12 @@ class Task:
         generation = self.attempt.generation
 
         def upload() -> StateHandle:
-            return store.write_state(generation, checkpoint_id, name, encode(snapshot))
+            data = encode(snapshot.completed())
+            return store.write_state(generation, checkpoint_id, name, data)
 
         def uploaded(handle: StateHandle | None, error: BaseException | None) -> None:
             if error is not None or handle is None:
-                self._decline(checkpoint_id, f"upload failed: {error}")
+                self._decline(checkpoint_id, f"{self.name}: upload failed: {error}")
             elif checkpoint_id > self._aborted_checkpoint:
                 self._services.report(
                     CheckpointAcknowledged(

@@ -226,7 +226,7 @@ def open_sink(
 
 def checkpoint(operator: SinkOperator, checkpoint_id: int) -> OperatorSnapshot:
     operator.prepare_barrier(checkpoint_id)
-    return operator.snapshot(checkpoint_id)
+    return operator.snapshot(checkpoint_id).completed()
 
 
 def redistributed(snapshots: list[OperatorSnapshot], parallelism: int) -> list[OperatorSnapshot]:

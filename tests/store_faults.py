@@ -100,9 +100,7 @@ class FaultyFileSystem(FileSystem):
         self._run("delete", path, lambda: self.inner.delete(path))
 
     def create_multipart(self, path: str) -> MultipartUpload:
-        upload = self._run("create_multipart", path, lambda: self.inner.create_multipart(path))
-        assert isinstance(upload, MultipartUpload)
-        return upload
+        return _FaultyUpload(self, path, self.inner.create_multipart(path))
 
     def commit_multipart(self, token: dict[str, object]) -> None:
         path = str(token.get("path"))
@@ -111,6 +109,37 @@ class FaultyFileSystem(FileSystem):
     def abort_multipart(self, token: dict[str, object]) -> None:
         path = str(token.get("path"))
         self._run("abort_multipart", path, lambda: self.inner.abort_multipart(token))
+
+
+@dataclass
+class _FaultyUpload(MultipartUpload):
+    """An upload whose I/O goes through the faults; what is only in memory does not."""
+
+    fs: FaultyFileSystem
+    path: str
+    inner: MultipartUpload
+
+    def write(self, data: bytes) -> None:
+        self.inner.write(data)
+
+    @property
+    def size(self) -> int:
+        return self.inner.size
+
+    @property
+    def unsent(self) -> int:
+        return self.inner.unsent
+
+    def send(self) -> None:
+        self.fs._run("send_multipart", self.path, self.inner.send)
+
+    def prepare(self) -> dict[str, object]:
+        token = self.fs._run("prepare_multipart", self.path, self.inner.prepare)
+        assert isinstance(token, dict)
+        return token
+
+    def abort(self) -> None:
+        self.inner.abort()
 
 
 # ---------------------------------------------------------------------------------------- audit

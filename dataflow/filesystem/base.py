@@ -12,7 +12,8 @@ implementation:
 Paths are absolute URIs: ``file:///dir/x``, ``s3://bucket/dir/x``, ``memory://name/dir/x``; a plain
 local path is accepted wherever a user gives one (see ``dataflow.filesystem.parse``). They are
 taken literally: nothing in them is percent-decoded.
-All methods block and are thread-safe; none may be called from a task's step.
+All methods block and are thread-safe; none may be called from a task's step, but for
+``create_multipart``, which only prepares an upload.
 """
 
 from __future__ import annotations
@@ -38,18 +39,28 @@ class FileStatus:
 class MultipartUpload(ABC):
     """An object that is written in parts and stays invisible until it is committed.
 
-    This is the first phase of an exactly-once file sink. ``token`` is plain JSON data with which
-    another process can commit or abort.
+    This is the first phase of an exactly-once file sink. The token is plain JSON data with which
+    another process can commit or abort. ``write`` is for one thread and does not wait for a
+    network, so it may be called from a task's step; the other methods block and may be called
+    from other threads meanwhile. What failed can be called again.
     """
 
     @abstractmethod
     def write(self, data: bytes) -> None:
-        """Append; uploads a part whenever enough has gathered."""
+        """Append."""
 
     @property
     @abstractmethod
     def size(self) -> int:
         """Bytes written so far."""
+
+    @property
+    def unsent(self) -> int:
+        """Bytes in memory that ``send`` would transfer now; to be bounded by the caller."""
+        return 0
+
+    def send(self) -> None:  # noqa: B027  # where there is no network, nothing has to be sent
+        """Begin the upload if it has not begun, and transfer what is worth a request."""
 
     @abstractmethod
     def prepare(self) -> dict[str, object]:
@@ -57,7 +68,7 @@ class MultipartUpload(ABC):
 
     @abstractmethod
     def abort(self) -> None:
-        """Drop what was written; idempotent."""
+        """Drop what was written; idempotent. No other method succeeds afterwards."""
 
 
 class FileSystem(ABC):
@@ -107,7 +118,7 @@ class FileSystem(ABC):
 
     @abstractmethod
     def create_multipart(self, path: str) -> MultipartUpload:
-        """Start an upload that becomes ``path`` when committed."""
+        """An upload that becomes ``path`` when committed."""
 
     @abstractmethod
     def commit_multipart(self, token: dict[str, object]) -> None:

@@ -400,29 +400,47 @@ class _S3Upload(MultipartUpload):
         self._path = path
         self._bucket, self._key = _split(path)
         self._mark = uuid.uuid4().hex
-        self._buffer = bytearray()
-        self._parts: list[str] = []
+        self._upload_id: str | None = None  # once begun
+        self._parts: list[str] = []  # tags of those sent
         self._size = 0
         self._prepared = False
-        created = fs._call(
-            "write",
-            path,
-            fs.client.create_multipart_upload,
-            Bucket=self._bucket,
-            Key=self._key,
-            Metadata={_UPLOAD_MARK: self._mark},
-        )
-        self._upload_id = str(created["UploadId"])
+        self._aborted = False
+        self._requests = threading.Lock()  # one request at a time, of whichever thread
+        self._buffer = bytearray()
+        self._buffer_lock = threading.Lock()  # never held while waiting
 
     def write(self, data: bytes) -> None:
-        self._buffer += data
+        with self._buffer_lock:
+            self._buffer += data
         self._size += len(data)
-        while len(self._buffer) >= self._part_bytes:
-            self._upload(self._part_bytes)
 
     @property
     def size(self) -> int:
         return self._size
+
+    @property
+    def unsent(self) -> int:
+        return len(self._buffer) // self._part_bytes * self._part_bytes
+
+    def send(self) -> None:
+        with self._requests:
+            self._begin()
+            while self.unsent:
+                self._send_part(self._part_bytes)
+
+    def _begin(self) -> None:
+        if self._aborted:
+            raise StorageError(f"the upload of {self._path} was aborted")
+        if self._upload_id is None:
+            created = self._fs._call(
+                "write",
+                self._path,
+                self._fs.client.create_multipart_upload,
+                Bucket=self._bucket,
+                Key=self._key,
+                Metadata={_UPLOAD_MARK: self._mark},
+            )
+            self._upload_id = str(created["UploadId"])
 
     @property
     def _part_bytes(self) -> int:
@@ -430,10 +448,14 @@ class _S3Upload(MultipartUpload):
         return PART_BYTES * (1 + len(self._parts) // 1000)
 
     def prepare(self) -> dict[str, object]:
-        # An object is at least one part, even when it is empty.
-        if not self._prepared and (self._buffer or not self._parts):
-            self._upload(len(self._buffer))
-        self._prepared = True
+        with self._requests:
+            self._begin()
+            while self.unsent:
+                self._send_part(self._part_bytes)
+            # An object is at least one part, even when it is empty.
+            if not self._prepared and (self._buffer or not self._parts):
+                self._send_part(len(self._buffer))
+            self._prepared = True
         return {
             "path": self._path,
             "upload_id": self._upload_id,
@@ -442,7 +464,9 @@ class _S3Upload(MultipartUpload):
             "mark": self._mark,
         }
 
-    def _upload(self, count: int) -> None:
+    def _send_part(self, count: int) -> None:
+        with self._buffer_lock:
+            body = bytes(self._buffer[:count])
         number = len(self._parts) + 1
         if number > PARTS_MAX:
             raise StorageError(f"{self._path} would have more than {PARTS_MAX} parts")
@@ -454,10 +478,14 @@ class _S3Upload(MultipartUpload):
             Key=self._key,
             UploadId=self._upload_id,
             PartNumber=number,
-            Body=bytes(self._buffer[:count]),
+            Body=body,
         )
         self._parts.append(str(answer["ETag"]))
-        del self._buffer[:count]
+        with self._buffer_lock:
+            del self._buffer[:count]
 
     def abort(self) -> None:
-        self._fs.abort_multipart({"path": self._path, "upload_id": self._upload_id})
+        with self._requests:
+            self._aborted = True
+            if self._upload_id is not None:
+                self._fs.abort_multipart({"path": self._path, "upload_id": self._upload_id})

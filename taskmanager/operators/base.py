@@ -123,7 +123,7 @@ class Operator:
         """Last chance to emit before the barrier goes downstream; sinks pre-commit here."""
 
     def snapshot(self, checkpoint_id: int) -> OperatorSnapshot:
-        """State as of the barrier; fully encoded, because processing goes on at once."""
+        """State as of the barrier; encoded or detached, because processing goes on at once."""
         return OperatorSnapshot()
 
     def commit(self, checkpoint_id: int, done: Callable[[BaseException | None], None]) -> None:

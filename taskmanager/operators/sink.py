@@ -5,10 +5,14 @@ returns are the committables of *n*: they go into the snapshot with all older on
 committed yet, and are committed once checkpoint *n* (or a later one) is complete. Committables of
 an aborted checkpoint belong to the next; restored ones are committed again, which committers must
 take for success.
+
+A pre-commit that takes I/O is a function that the snapshot's asynchronous part calls. Checkpoint
+*n* is acknowledged only after it returned, so a commit of *n* finds all its committables.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -38,6 +42,29 @@ BACKOFF_MS_MAX = 10_000
 Done = Callable[[BaseException | None], None]
 
 
+class _PreCommit:
+    """Committables that may still have to be made. Made once, whoever asks first."""
+
+    def __init__(self, made_by: list[Any] | Callable[[], list[Any]]) -> None:
+        self._lock = threading.Lock()
+        self._make = made_by if callable(made_by) else None
+        self._committables: list[Any] = [] if callable(made_by) else made_by
+
+    def committables(self) -> list[Any]:
+        """Blocks while they are being made; what failed is tried again by the next call."""
+        with self._lock:
+            if self._make is not None:
+                self._committables = self._make()
+                self._make = None
+            return self._committables
+
+    def __len__(self) -> int:
+        """As far as known: 0 before they are made."""
+        return len(self._committables)
+
+
+Pending = dict[int, list[_PreCommit]]
+
 class SinkOperator(FunctionOperator):
     """See the module's text."""
 
@@ -47,14 +74,15 @@ class SinkOperator(FunctionOperator):
         super().__init__(spec.sink)
         self._sink = spec.sink
         self._writer: SinkWriter[Any] | None = None
+        self._shared_writer: SharedUse | None = None
         self._committing: CommittingSinkWriter[Any, Any] | None = None
         self._committer: _CommitQueue | None = None
         self._restored: list[Any] | None = None
         self._finished = False
         #: What was pre-committed and is not committed, by checkpoint.
-        self._pending: dict[int, list[Any]] = {}
+        self._pending: Pending = {}
         #: Pre-committed at the end of input; belongs to the next checkpoint.
-        self._final: list[Any] = []
+        self._final: list[_PreCommit] = []
 
     @property
     def needs_commit(self) -> bool:
@@ -65,7 +93,7 @@ class SinkOperator(FunctionOperator):
         self._restored = [loads_data(item) for item in snapshot.operator.get(WRITER, ())]
         for item in snapshot.operator.get(COMMITTABLES, ()):
             checkpoint_id, committables = loads_data(item)
-            self._pending.setdefault(checkpoint_id, []).extend(committables)
+            self._pending.setdefault(checkpoint_id, []).append(_PreCommit(committables))
 
     def open(self) -> None:
         context = _WriterContext(self.context)
@@ -76,6 +104,7 @@ class SinkOperator(FunctionOperator):
             self._writer = self._sink.create_writer(context)
         else:
             self._writer = self._sink.restore_writer(context, self._restored)
+        self._shared_writer = SharedUse(self._writer.close)
         if isinstance(self._writer, CommittingSinkWriter):
             self._committing = self._writer
         if (self._committing is None) != (self._committer is None):
@@ -89,7 +118,8 @@ class SinkOperator(FunctionOperator):
         self.context.add_metric("pendingCommittables", self._count_pending)
 
     def _count_pending(self) -> int:
-        return sum(map(len, self._pending.values())) + len(self._final)
+        waiting = [*self._pending.values(), self._final]
+        return sum(len(pre_commit) for of_one in waiting for pre_commit in of_one)
 
     def process_batch(self, batch: RowBatch | ArrowBatch) -> None:
         assert self._writer is not None
@@ -124,19 +154,41 @@ class SinkOperator(FunctionOperator):
             self._pending.setdefault(checkpoint_id, []).extend(self._final)
             self._final = []
 
-    def _pre_commit(self, end_of_input: bool) -> list[Any]:
+    def _pre_commit(self, end_of_input: bool) -> list[_PreCommit]:
         assert self._writer is not None
         self._writer.flush(end_of_input)
-        return [] if self._committing is None else self._committing.prepare_commit()
+        if self._committing is None:
+            return []
+        prepared = self._committing.prepare_commit()
+        if not callable(prepared):
+            return [_PreCommit(prepared)] if prepared else []
+        make, writer = prepared, self._shared_writer
+        assert writer is not None
+
+        def make_unless_closed() -> list[Any]:
+            committables = writer.use(make)
+            if committables is None:
+                raise JobExecutionError("the sink was closed before its pre-commit")
+            return committables
+
+        return [_PreCommit(make_unless_closed)]
 
     def snapshot(self, checkpoint_id: int) -> OperatorSnapshot:
         assert self._writer is not None
         states = [] if self._finished else self._writer.snapshot_state(checkpoint_id)
-        return OperatorSnapshot(
-            operator={
-                WRITER: [dumps_data(state) for state in states],
-                COMMITTABLES: [dumps_data(item) for item in sorted(self._pending.items())],
+        # Oldest first: what an earlier checkpoint has failed to make is made before the rest.
+        pending = sorted((number, list(of_one)) for number, of_one in self._pending.items())
+
+        def committables() -> dict[str, list[bytes]]:
+            return {
+                COMMITTABLES: [
+                    dumps_data((number, _made(pre_commits))) for number, pre_commits in pending
+                ]
             }
+
+        return OperatorSnapshot(
+            operator={WRITER: [dumps_data(state) for state in states]},
+            asynchronous_part=committables,
         )
 
     def commit(self, checkpoint_id: int, done: Done) -> None:
@@ -145,10 +197,10 @@ class SinkOperator(FunctionOperator):
             return
         self._committer.commit(lambda: self._up_to(checkpoint_id), self._drop, done)
 
-    def _up_to(self, checkpoint_id: int) -> dict[int, list[Any]]:
+    def _up_to(self, checkpoint_id: int) -> Pending:
         return {i: items for i, items in sorted(self._pending.items()) if i <= checkpoint_id}
 
-    def _drop(self, committed: dict[int, list[Any]]) -> None:
+    def _drop(self, committed: Pending) -> None:
         for checkpoint_id in committed:
             self._pending.pop(checkpoint_id, None)
 
@@ -162,24 +214,36 @@ class SinkOperator(FunctionOperator):
 
     def commit_at_end(self, done: Done) -> None:
         """Commit all that was written; for a job that ends and takes no checkpoints."""
-        if self._committer is None:
+        committer = self._committer
+        if committer is None:
             done(None)
             return
+        everything = {**self._pending, max(self._pending, default=0) + 1: self._final}
 
-        def drop(committed: dict[int, list[Any]]) -> None:
+        def drop(committed: Pending) -> None:
             self._drop(committed)
             self._final = []
 
-        last = max(self._pending, default=0) + 1
-        self._committer.commit(lambda: {**self._pending, last: self._final}, drop, done)
+        def made(_: Any, error: BaseException | None) -> None:
+            if error is not None:
+                done(error)
+            else:
+                committer.commit(lambda: everything, drop, done)
+
+        self.context.call_async(lambda: [_made(of_one) for of_one in everything.values()], made)
 
     def close(self) -> None:
         try:
-            if self._writer is not None:
-                self._writer.close()
+            if self._shared_writer is not None:
+                self._shared_writer.close()
         finally:
             if self._committer is not None:
                 self._committer.close()
+
+
+def _made(pre_commits: list[_PreCommit]) -> list[Any]:
+    """On an I/O thread: all committables, made now if they have to."""
+    return [item for pre_commit in pre_commits for item in pre_commit.committables()]
 
 
 class _CommitQueue:
@@ -193,14 +257,14 @@ class _CommitQueue:
         self._shared = SharedUse(committer.close)
         #: Commits not begun: what to commit, what to do with it after, whom to tell.
         self._waiting: deque[
-            tuple[Callable[[], dict[int, list[Any]]], Callable[[dict[int, list[Any]]], None], Done]
+            tuple[Callable[[], Pending], Callable[[Pending], None], Done]
         ] = deque()
         self._busy = False
 
     def commit(
         self,
-        items: Callable[[], dict[int, list[Any]]],
-        committed: Callable[[dict[int, list[Any]]], None],
+        items: Callable[[], Pending],
+        committed: Callable[[Pending], None],
         done: Done,
     ) -> None:
         """``items`` is asked only when its turn has come: the one before may have taken some."""
@@ -215,7 +279,7 @@ class _CommitQueue:
             return
         items_of, committed, done = self._waiting.popleft()
         items = items_of()
-        flat = [committable for of_one in items.values() for committable in of_one]
+        flat = [committable for of_one in items.values() for committable in _made(of_one)]
         self._busy = True
 
         def finished(error: BaseException | None) -> None:
@@ -267,5 +331,6 @@ class _WriterContext:
         self.attempt = context.attempt
         self.checkpointing = "execution.checkpointing.interval" in context.configuration
         self.processing_time = context.processing_time
+        self.call_async = context.call_async
         self.send_to_client = context.send_to_client
         self.add_metric = context.add_metric

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -147,10 +147,15 @@ class _ProbedWriter(FileWriter):
             self._failpoints["barrier"].hit()
         super().flush(end_of_input)
 
-    def prepare_commit(self) -> list[Any]:
-        prepared = super().prepare_commit()
-        if prepared and "prepared" in self._failpoints:
-            self._failpoints["prepared"].hit()
+    def prepare_commit(self) -> Callable[[], list[Any]]:
+        prepare = super().prepare_commit()
+
+        def prepared() -> list[Any]:
+            committables = prepare()
+            if committables and "prepared" in self._failpoints:
+                self._failpoints["prepared"].hit()
+            return committables
+
         return prepared
 
 

@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataflow.common import Encoder
-from dataflow.common.batch import ArrowBatch, RowBatch
+from dataflow.common.batch import ArrowBatch, Batch, RowBatch
 from dataflow.datastream.connectors.file_system import (
     BucketAssigner,
     BucketContext,
@@ -31,8 +31,10 @@ from dataflow.datastream.connectors.file_system import (
     ParquetEncoding,
     RollingPolicy,
 )
+from dataflow.datastream.connectors.files.encoders import PartEncoder
+from dataflow.datastream.connectors.files.parts import SEND_RETRIES_MAX, PartFile, PartSender
 from dataflow.errors import ConfigError, JobExecutionError, StorageError, UserFunctionError
-from dataflow.filesystem import get_file_system
+from dataflow.filesystem import MultipartUpload, get_file_system
 from dataflow.filesystem.memory import MemoryFileSystem
 from state.snapshot import OperatorSnapshot
 from taskmanager.operators.sink import SinkOperator
@@ -330,6 +332,128 @@ def test_too_many_open_files_are_refused(root: str, monkeypatch: pytest.MonkeyPa
         _write(operator, 1, 2, 3, 4)
 
 
+# ------------------------------------------------------------------------ on I/O threads
+
+
+class _Upload(MultipartUpload):
+    """Of a network: sends by the four bytes, as long as it may."""
+
+    def __init__(self) -> None:
+        self.buffer = b""
+        self.sent: list[bytes] = []
+        self.failures = 0
+
+    def write(self, data: bytes) -> None:
+        self.buffer += data
+
+    @property
+    def size(self) -> int:
+        return len(self.buffer) + sum(map(len, self.sent))
+
+    @property
+    def unsent(self) -> int:
+        return len(self.buffer) // 4 * 4
+
+    def send(self) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise StorageError("no answer")
+        unsent = self.unsent
+        self.sent.append(self.buffer[:unsent])
+        self.buffer = self.buffer[unsent:]
+
+    def prepare(self) -> dict[str, object]:
+        raise AssertionError("not here")
+
+    def abort(self) -> None:
+        raise AssertionError("not here")
+
+
+class _Plain(PartEncoder):
+    def encode(self, batch: Batch) -> bytes:
+        assert isinstance(batch, RowBatch)
+        return b"".join(batch.rows)
+
+
+def _sending() -> tuple[Context, PartSender, list[PartFile], list[_Upload]]:
+    context = Context()
+    uploads = [_Upload(), _Upload()]
+    parts = [PartFile(upload, _Plain(), 0) for upload in uploads]
+    return context, PartSender(context.call_async), parts, uploads
+
+
+def test_parts_are_sent_one_request_at_a_time() -> None:
+    context, sender, parts, uploads = _sending()
+    for part in parts:
+        part.write(RowBatch([b"12345"]), 0)
+        sender.add(part)
+        sender.add(part)
+    assert len(context.io) == 1
+    context.run_io(1)
+    assert [upload.sent for upload in uploads] == [[b"1234"], []]
+    parts[0].write(RowBatch([b"678"]), 0)
+    sender.add(parts[0])
+    context.run_io()
+    assert [upload.sent for upload in uploads] == [[b"1234", b"5678"], [b"1234"]]
+    assert not context.io
+
+
+def test_a_writer_waits_once_too_much_is_unsent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dataflow.datastream.connectors.files.parts.UNSENT_BYTES_MAX", 8)
+    context, sender, (part, other), _ = _sending()
+    part.write(RowBatch([b"12345678"]), 0)
+    sender.add(part)
+    other.write(RowBatch([b"123"]), 0)
+    sender.add(other)
+    assert not sender.behind
+    part.write(RowBatch([b"1234"]), 0)
+    assert sender.behind
+    context.run_io(1)
+    assert not sender.behind
+
+
+def test_sending_is_tried_again_with_growing_delays_and_not_for_ever() -> None:
+    context, sender, (part, _), (upload, _) = _sending()
+    part.write(RowBatch([b"1234"]), 0)
+    upload.failures = 3
+    sender.add(part)
+    for passed, left in ((0, 2), (99, 2), (1, 1), (200, 0), (399, 0)):
+        context.pass_time(passed)
+        assert (upload.failures, upload.sent) == (left, [])
+    context.pass_time(1)
+    assert upload.sent == [b"1234"]
+
+    part.write(RowBatch([b"5678"]), 0)
+    upload.failures = 1_000
+    sender.add(part)
+    for _ in range(SEND_RETRIES_MAX):
+        context.pass_time(10_000)
+    with pytest.raises(StorageError, match="no answer"):
+        context.pass_time(10_000)
+    assert upload.failures == 1_000 - 1 - SEND_RETRIES_MAX
+
+
+def test_who_may_not_write_hears_of_it_before_the_first_record(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError, match="cannot write"):
+        open_sink(FileSink.json_lines(f"{tmp_path}/file/out"))
+
+
+@pytest.mark.s3
+def test_large_parts_are_sent_ahead_of_the_checkpoint(s3_bucket: str) -> None:
+    sink = FileSink.for_row_format(f"{s3_bucket}/out", Encoder.simple_string_encoder()).build()
+    operator, context = open_sink(sink)
+    row = "x" * (1 << 20)
+    for _ in range(20):
+        _write(operator, row)
+    assert context.io, "some of it waits for an I/O thread"
+    context.run_io()
+    assert not operator.blocked()
+    _complete(operator, context)
+    (content,) = _files(f"{s3_bucket}/out").values()
+    assert content == f"{row}\n".encode() * 20
+
+
 # ---------------------------------------------------------------------------- exactly once
 
 
@@ -389,18 +513,28 @@ def test_a_crash_between_any_two_steps_leaves_exactly_the_committed_rows_visible
     def visible() -> list[int]:
         return sorted(int(r) for content in _files(root).values() for r in content.split())
 
-    for action in data.draw(st.lists(st.sampled_from("wwwpcixk"), max_size=30)):
+    for action in data.draw(st.lists(st.sampled_from("wwwpfclixk"), max_size=30)):
         if action == "w":
             operator = data.draw(st.sampled_from(operators))[0]
             count = data.draw(st.integers(1, 4))
             _write(operator, *range(row, row + count))
             since += range(row, row + count)
             row += count
-        elif action in "pc":  # pre-committed only, as when the process dies before the ack
+        elif action in "pfcl":
+            # p: pre-committed only, as when the process dies before the acknowledgement;
+            # f: the asynchronous part never ran or failed; l: records are written before it runs
             checkpoint_id += 1
-            snapshots = [checkpoint(operator, checkpoint_id) for operator, _ in operators]
-            if action == "c":
-                durable, covered, since = (checkpoint_id, snapshots), covered + since, []
+            parts = []
+            for operator, _ in operators:
+                operator.prepare_barrier(checkpoint_id)
+                parts.append(operator.snapshot(checkpoint_id))
+            after: list[int] = []
+            if action == "l":
+                _write(data.draw(st.sampled_from(operators))[0], row)
+                after, row = [row], row + 1
+            snapshots = [] if action == "f" else [part.completed() for part in parts]
+            if action in "cl":
+                durable, covered, since = (checkpoint_id, snapshots), covered + since, after
                 for operator, _ in operators:
                     operator.commit(checkpoint_id, lambda error: None)
         elif action == "i":

@@ -549,6 +549,51 @@ def test_a_commit_that_finds_no_upload_looks_for_the_object_it_became(
         s3.commit_multipart(token)
 
 
+def test_writing_to_an_upload_makes_no_request_and_what_failed_is_sent_again(
+    s3: S3FileSystem, moto_bucket: str
+) -> None:
+    """A task's step writes; only ``send`` and ``prepare``, on I/O threads, may wait."""
+    content = os.urandom(2 * s3_module.PART_BYTES + 1)
+    begun = fault(s3, "CreateMultipartUpload", s3_module.ATTEMPTS_MAX, effect=False)
+    sent = fault(s3, "UploadPart", s3_module.ATTEMPTS_MAX, effect=True)
+    upload = s3.create_multipart(f"{moto_bucket}/x")
+    upload.write(content[:10])
+    assert upload.unsent == 0, "too little for a request of its own"
+    upload.write(content[10:])
+    assert upload.unsent == 2 * s3_module.PART_BYTES
+    assert (begun, sent) == ([], [])
+    for _ in range(2):
+        with pytest.raises(StorageError, match="cannot be reached"):
+            upload.send()
+    assert upload.unsent == 2 * s3_module.PART_BYTES
+    upload.send()
+    assert upload.unsent == 0
+    s3.commit_multipart(upload.prepare())
+    assert s3.read(f"{moto_bucket}/x") == content
+
+
+def test_an_upload_to_a_bucket_that_is_not_there_says_so_when_it_begins(
+    s3: S3FileSystem, moto_bucket: str
+) -> None:
+    upload = s3.create_multipart(f"{moto_bucket}-gone/x")
+    with pytest.raises(StorageError, match=f"there is no bucket '{moto_bucket[5:]}-gone'"):
+        upload.send()
+
+
+def test_an_aborted_upload_is_not_begun_again(s3: S3FileSystem, moto_bucket: str) -> None:
+    for begun in (False, True):
+        upload = s3.create_multipart(f"{moto_bucket}/x")
+        upload.write(b"data")
+        if begun:
+            upload.send()
+        upload.abort()
+        for call in (upload.send, upload.prepare):
+            with pytest.raises(StorageError, match="was aborted"):
+                call()
+    uploads = s3.client.list_multipart_uploads(Bucket=moto_bucket.removeprefix("s3://"))
+    assert uploads.get("Uploads", []) == []
+
+
 def test_a_body_that_breaks_off_is_read_again(
     s3: S3FileSystem, moto_bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -187,7 +187,124 @@ def test_a_commit_that_never_succeeds_is_reported_and_its_committables_are_kept(
         context.pass_time(10_000)
     assert [str(error) for error in done.answers] == ["answer lost"]
     assert sink.store.visible[1] == 1 + COMMIT_RETRIES_MAX
-    assert len(operator.snapshot(2).operator["committables"]) == 1
+    assert len(operator.snapshot(2).completed().operator["committables"]) == 1
+
+
+class _SlowWriter(_Writer):
+    """Pre-commits on an I/O thread, and fails as often as ``store.failures`` says."""
+
+    store: Store
+
+    def prepare_commit(self) -> Callable[[], list[int]]:  # type: ignore[override]
+        buffer, self.buffer = self.buffer, []
+
+        def prepare() -> list[int]:
+            self.calls.append(("prepare", list(buffer)))
+            if self.store.failures:
+                self.store.failures -= 1
+                raise OSError("no answer")
+            return buffer
+
+        return prepare
+
+    def close(self) -> None:
+        self.calls.append("close")
+
+
+class _SlowSink(_Sink):
+    def create_writer(self, context: WriterInitContext) -> SinkWriter[int]:
+        writer = _SlowWriter(self.calls, [])
+        writer.store = self.store
+        return writer
+
+
+def _barrier(operator: SinkOperator, checkpoint_id: int) -> OperatorSnapshot:
+    operator.prepare_barrier(checkpoint_id)
+    return operator.snapshot(checkpoint_id)
+
+
+def test_a_pre_commit_that_is_a_function_is_the_snapshots_asynchronous_part() -> None:
+    sink = _SlowSink()
+    operator, context = open_sink(sink)
+    _write(operator, 1, 2)
+    snapshot = _barrier(operator, 1)
+    _write(operator, 3)
+    assert ("prepare", [1, 2]) not in sink.calls, "the task does not wait"
+    assert snapshot.completed().operator["committables"] == [dumps_data((1, [1, 2]))]
+    operator.commit(1, _Done())
+    context.run_io()
+    assert sink.store.visible == {1: 1, 2: 1}
+    assert sink.calls.count(("prepare", [1, 2])) == 1
+
+
+def test_a_pre_commit_that_failed_is_made_again_first_by_the_next_checkpoint() -> None:
+    sink = _SlowSink()
+    operator, context = open_sink(sink)
+    sink.store.failures = 1
+    _write(operator, 1)
+    with pytest.raises(OSError, match="no answer"):
+        _barrier(operator, 1).completed()
+    operator.abort_checkpoint(1)
+    _write(operator, 2)
+    snapshot = _barrier(operator, 2).completed()
+    assert [call for call in sink.calls if call[0] == "prepare"] == [
+        ("prepare", [1]),
+        ("prepare", [1]),
+        ("prepare", [2]),
+    ]
+    assert snapshot.operator["committables"] == [dumps_data((1, [1])), dumps_data((2, [2]))]
+    operator.commit(2, _Done())
+    context.run_io()
+    assert sink.store.visible == {1: 1, 2: 1}
+
+
+def test_at_the_end_without_checkpoints_the_pre_commit_is_made_before_the_commit() -> None:
+    sink = _SlowSink()
+    operator, context = open_sink(sink, Context(configuration={}))
+    _write(operator, 1)
+    operator.finish()
+    done = _Done()
+    operator.commit_at_end(done)
+    assert ("prepare", [1]) not in sink.calls
+    context.run_io()
+    assert done.answers == [None]
+    assert sink.store.visible == {1: 1}
+
+    failing = _SlowSink()
+    operator, context = open_sink(failing, Context(configuration={}))
+    failing.store.failures = 1
+    _write(operator, 1)
+    operator.finish()
+    operator.commit_at_end(done)
+    context.run_io()
+    assert str(done.answers[1]) == "no answer"
+    assert failing.store.visible == {}
+
+
+def test_a_writer_is_not_closed_while_it_pre_commits_and_not_used_afterwards() -> None:
+    sink = _SlowSink()
+    operator, _ = open_sink(sink)
+    _write(operator, 1)
+    during = _barrier(operator, 1)
+    _write(operator, 2)
+    after = _barrier(operator, 2)
+    pre_commit = sink.calls.append
+
+    class Closing(list[Any]):
+        def append(self, call: Any) -> None:
+            pre_commit(call)
+            if call == ("prepare", [1]):
+                operator.close()  # by the task, while an I/O thread is in here
+                assert "close" not in sink.calls
+
+    assert operator._writer is not None
+    operator._writer.calls = Closing()  # type: ignore[attr-defined]
+    operator._writer.close = lambda: pre_commit("close")  # type: ignore[method-assign]
+    operator._shared_writer._close = operator._writer.close  # type: ignore[union-attr]
+    during.completed()
+    assert sink.calls[-1] == "close"
+    with pytest.raises(JobExecutionError, match="closed before its pre-commit"):
+        after.completed()
 
 
 def test_a_restored_operator_commits_again_and_restores_the_writer() -> None:
@@ -407,6 +524,7 @@ def test_without_checkpoints_records_are_sent_as_they_come_in_a_bounded_window()
     operator.finish()
     at_end = _Done()
     operator.commit_at_end(at_end)
+    context.run_io()
     rows = client.take(first)
     assert at_end.answers == []
     while context.to_client:

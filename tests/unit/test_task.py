@@ -377,7 +377,7 @@ def test_a_failed_upload_declines_the_checkpoint_and_the_task_goes_on(
     monkeypatch.setattr(harness.services.store, "write_state", broken)
     harness.mail(lambda: harness.task.trigger_checkpoint(1)).io()
     (declined,) = harness.reported(CheckpointDeclined)
-    assert declined.reason == "upload failed: disk full"
+    assert declined.reason == "the task (1/1): upload failed: disk full"
     assert harness.task.state is TaskState.RUNNING
 
 

@@ -242,6 +242,14 @@ class WriterInitContext(Protocol):
     def checkpointing(self) -> bool:
         """Whether the job takes checkpoints; without them all commits come at its end."""
 
+    def call_async(
+        self,
+        work: Callable[[], T],
+        done: Callable[[T | None, BaseException | None], None],
+        delay_ms: int = 0,
+    ) -> None:
+        """Run blocking ``work`` on another thread, then ``done(result, error)`` on the task."""
+
     def processing_time(self) -> int:
         """Wall clock in milliseconds (virtual in a simulation)."""
 
@@ -301,8 +309,14 @@ class CommittingSinkWriter(SinkWriter[T], Generic[T, CommT]):
     """A writer whose output becomes visible by a commit."""
 
     @abstractmethod
-    def prepare_commit(self) -> list[CommT]:
-        """Pre-commit everything written so far; called after ``flush``, before the snapshot."""
+    def prepare_commit(self) -> list[CommT] | Callable[[], list[CommT]]:
+        """Pre-commit everything written so far; called after ``flush``, before the snapshot.
+
+        What has to wait for I/O is better done in a function that is returned instead of the
+        committables, and returns them. It is called on an I/O thread while the task goes on
+        writing; those of one writer one after the other. Should it raise, the checkpoint is
+        declined and it is called again for the next one, so it must go on where it has failed.
+        """
 
 
 class Committer(ABC, Generic[CommT]):

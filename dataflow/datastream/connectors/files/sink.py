@@ -5,12 +5,16 @@ every checkpoint, and their upload tokens are the checkpoint's committables: whe
 they are committed, which shows the files under their final names. Names hold an id of the attempt,
 so attempts never collide. Parts of a failed attempt stay invisible; those that are in no
 checkpoint are dropped on close.
+
+The task's thread only encodes. What is encoded gathers in memory or in a local file; I/O threads
+send it ahead in large pieces, and finish the upload as the checkpoint's asynchronous part, while
+records are written to the next files.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 from typing import Any
@@ -30,23 +34,20 @@ from dataflow.datastream.connectors.files.encoders import (
     FileEncoding,
     JsonLinesEncoding,
     ParquetEncoding,
-    PartEncoder,
     RowEncoding,
 )
+from dataflow.datastream.connectors.files.parts import PartFile, PartSender, Token
 from dataflow.datastream.connectors.files.rolling import (
     BucketAssigner,
     BucketContext,
     OutputFileConfig,
-    PartInfo,
     RollingPolicy,
     check_bucket,
 )
 from dataflow.errors import ConfigError, JobExecutionError
-from dataflow.filesystem import FileSystem, MultipartUpload, parse
+from dataflow.filesystem import FileSystem, parse
 
 OPEN_PARTS_MAX = 1_000
-
-Token = dict[str, object]
 
 
 @dataclass(frozen=True)
@@ -144,36 +145,6 @@ class FileSinkBuilder:
         return self._sink
 
 
-class _Part:
-    """A file that is being written."""
-
-    def __init__(self, upload: MultipartUpload, encoder: PartEncoder, now: int) -> None:
-        self._upload = upload
-        self._encoder = encoder
-        self._created_at = now
-        self._written_at = now
-
-    @property
-    def info(self) -> PartInfo:
-        size = self._upload.size + self._encoder.buffered
-        return PartInfo(size, self._created_at, self._written_at)
-
-    def write(self, batch: Batch, now: int) -> None:
-        data = self._encoder.encode(batch)
-        if data:
-            self._upload.write(data)
-        self._written_at = now
-
-    def close(self) -> Token:
-        data = self._encoder.finish()
-        if data:
-            self._upload.write(data)
-        return self._upload.prepare()
-
-    def abort(self) -> None:
-        self._upload.abort()
-
-
 class FileWriter(CommittingSinkWriter[Any, Token]):
     """Writes one open part per bucket."""
 
@@ -187,8 +158,19 @@ class FileWriter(CommittingSinkWriter[Any, Token]):
         self._prefix = f"{config.part_prefix}-{context.subtask_index}-{attempt}"
         self._counter = 0
         self._watermark = MIN_TIMESTAMP
-        self._open: dict[str, _Part] = {}
-        self._closed: list[Token] = []  # since the last checkpoint
+        self._open: dict[str, PartFile] = {}
+        self._closed: list[PartFile] = []  # since the last checkpoint
+        self._sender = PartSender(context.call_async)
+        self._check_access()
+
+    def _check_access(self) -> None:
+        """Begin an upload: whoever may not write here is to hear of it before the first record."""
+        upload = self._fs.create_multipart(self._path("", f"{self._prefix}-probe"))
+        upload.send()
+        upload.abort()
+
+    def blocked(self) -> bool:
+        return self._sender.behind
 
     def write(self, element: Any, timestamp: int | None) -> None:
         self.write_batch(RowBatch([element], None if timestamp is None else [timestamp]))
@@ -223,20 +205,18 @@ class FileWriter(CommittingSinkWriter[Any, Token]):
             if due is not None and due <= now:
                 self._close_part(bucket)
 
-    def prepare_commit(self) -> list[Token]:
+    def prepare_commit(self) -> Callable[[], list[Token]]:
         for bucket in list(self._open):
             self._close_part(bucket)
         closed, self._closed = self._closed, []
-        return closed
+        return lambda: [part.prepare() for part in closed]
 
     def close(self) -> None:
         """Whatever is in no checkpoint will never be committed."""
-        parts, self._open = self._open, {}
-        tokens, self._closed = self._closed, []
-        for part in parts.values():
+        parts = [*self._open.values(), *self._closed]
+        self._open, self._closed = {}, []
+        for part in parts:
             part.abort()
-        for token in tokens:
-            self._fs.abort_multipart(token)
 
     def _write(self, bucket: str, batch: Batch, now: int) -> None:
         if not len(batch):
@@ -245,8 +225,10 @@ class FileWriter(CommittingSinkWriter[Any, Token]):
         part.write(batch, now)
         if self._sink.rolling_policy.full(part.info):
             self._close_part(bucket)
+        elif part.unsent:
+            self._sender.add(part)
 
-    def _open_part(self, bucket: str, now: int) -> _Part:
+    def _open_part(self, bucket: str, now: int) -> PartFile:
         if len(self._open) >= OPEN_PARTS_MAX:
             raise JobExecutionError(
                 f"the file sink at {self._base} has {OPEN_PARTS_MAX} open files: its bucket "
@@ -256,14 +238,19 @@ class FileWriter(CommittingSinkWriter[Any, Token]):
         suffix = self._sink.output_file_config.part_suffix
         name = f"{self._prefix}-{self._counter}{suffix}"
         self._counter += 1
-        path = "/".join(p for p in (self._base.rstrip("/"), folder, name) if p)
-        part = _Part(self._fs.create_multipart(path), self._sink.encoding.create(), now)
-        self._open[bucket] = part
+        upload = self._fs.create_multipart(self._path(folder, name))
+        part = self._open[bucket] = PartFile(upload, self._sink.encoding.create(), now)
         return part
 
+    def _path(self, folder: str, name: str) -> str:
+        return "/".join(p for p in (self._base.rstrip("/"), folder, name) if p)
+
     def _close_part(self, bucket: str) -> None:
-        self._closed.append(self._open[bucket].close())
-        del self._open[bucket]
+        part = self._open.pop(bucket)
+        self._closed.append(part)
+        part.finish()
+        if part.unsent:
+            self._sender.add(part)
 
 
 class FileCommitter(Committer[Token]):

@@ -84,9 +84,10 @@ class Publish:
 
 @dataclass(frozen=True)
 class Commit:
-    """Tell every task that the checkpoint is complete."""
+    """Tell every task that the checkpoint is complete; for ``settled`` see CommitCheckpoint."""
 
     permit: CommitPermit
+    settled: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,7 @@ class CompletedCheckpoint:
     permit: CommitPermit
     uncommitted: set[TaskId]
     covers_end: bool
+    restored: bool = False  # taken by other attempts than those that run
     marking: bool = False
 
 
@@ -180,6 +182,7 @@ class CheckpointCoordinator:
         self._trigger_at = 0
         self._failures_in_a_row = 0
         self._drained = False
+        self._settled = False  # a checkpoint of these attempts is committed by all tasks
         self.finished = False  # a checkpoint that covers the end is committed
         self.statistics = CheckpointStatistics()
 
@@ -191,6 +194,7 @@ class CheckpointCoordinator:
         self._attempts = dict(attempts)
         self._trigger_at = now + self._settings.interval
         self._drained = False
+        self._settled = False
         self.finished = False  # the restored attempt has an end of its own
 
     def job_stopped(self, reason: str) -> list[CheckpointAction]:
@@ -373,7 +377,7 @@ class CheckpointCoordinator:
         statistics.last_duration = now - pending.started
         statistics.last_bytes = sum(ack.handle.size for ack in pending.acks.values())
         statistics.last_completed_at = now
-        return [Commit(permit)]
+        return [Commit(permit, self._settled)]
 
     def commit_succeeded(
         self, task: TaskId, attempt: Attempt, checkpoint_id: int
@@ -394,7 +398,9 @@ class CheckpointCoordinator:
     def recommit(self, permit: CommitPermit) -> list[CheckpointAction]:
         """The restored checkpoint may not have been committed everywhere: do it again."""
         assert self._attempts is not None
-        self._committing.append(CompletedCheckpoint(permit, set(self._tasks), covers_end=False))
+        self._committing.append(
+            CompletedCheckpoint(permit, set(self._tasks), covers_end=False, restored=True)
+        )
         return [Commit(permit)]
 
     def marked(self, checkpoint_id: int, error: str | None, now: int) -> list[CheckpointAction]:
@@ -406,6 +412,8 @@ class CheckpointCoordinator:
                 # Without the marker a recovery commits again, which is harmless: no hurry.
                 return [MarkCommitted(completed.permit, self._settings.publish_retry)]
             self._committing.remove(completed)
+            if not completed.restored:
+                self._settled = True
             if completed.covers_end:
                 self.finished = True
         return []

@@ -613,10 +613,15 @@ class JobMaster:
                     self._abort_checkpoint(checkpoint_id, actions)
                 case checkpointing.Publish() | checkpointing.MarkCommitted():
                     actions.append(action)
-                case checkpointing.Commit(permit):
+                case checkpointing.Commit(permit, settled):
                     for region in self._regions:
                         self._send(
-                            CommitCheckpoint, region, region.tasks, actions, permit=permit
+                            CommitCheckpoint,
+                            region,
+                            region.tasks,
+                            actions,
+                            permit=permit,
+                            settled=settled,
                         )
                 case checkpointing.FailJob(reason):
                     self._fail_regions(list(self._regions), reason, now, actions)

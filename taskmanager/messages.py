@@ -93,11 +93,16 @@ class TriggerCheckpoint:
 
 @dataclass(frozen=True)
 class CommitCheckpoint:
-    """The checkpoint is complete: tell the functions and commit what it covers."""
+    """The checkpoint is complete: tell the functions and commit what it covers.
+
+    ``settled`` says that an earlier checkpoint of these attempts has been committed by all tasks:
+    nothing that older attempts have left uncommitted can be committed any more.
+    """
 
     tasks: tuple[TaskId, ...]
     attempt: Attempt
     permit: CommitPermit
+    settled: bool = False
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,8 @@ the end of everything.
 from __future__ import annotations
 
 import logging
-import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from functools import partial
 from typing import Any, Protocol
@@ -27,7 +26,6 @@ from dataflow.common.keys import KeyGroupRange
 from dataflow.datastream.connectors.base import InputStatus
 from dataflow.errors import (
     CorruptObject,
-    DataflowError,
     ObjectNotFound,
     RestoreError,
     UserFunctionError,
@@ -47,6 +45,7 @@ from taskmanager.elements import (
     Watermark,
     WatermarkStatus,
 )
+from taskmanager.error_report import describe_error, shorten
 from taskmanager.input_gate import InputGate
 from taskmanager.messages import (
     CheckpointAcknowledged,
@@ -66,15 +65,12 @@ from taskmanager.messages import (
 )
 from taskmanager.operator_chain import OperatorChain
 from taskmanager.operators.enumerator import EnumeratorOperator
-from taskmanager.operators.function_operator import is_of_user_code, user_traceback
 from taskmanager.operators.sink import SinkOperator
 from taskmanager.operators.source import SourceOperator
 from taskmanager.result_partition import TaskOutputs, Transport
 from taskmanager.watermark_valve import WatermarkValve
 
 logger = logging.getLogger(__name__)
-
-ERROR_CHARS_MAX = 8_000
 
 Mail = Callable[[], None]
 
@@ -157,6 +153,7 @@ class Task:
         self._chunk_callbacks: dict[int, Callable[[], None]] = {}
         self._metrics: dict[str, Callable[[], float]] = {}
         self._restored_drained = False
+        self._settled = False  # whether a commit has said so
         self._opened = False
         self._poll_at: int | None = None
 
@@ -436,13 +433,18 @@ class Task:
         """The whole job has drained. Without checkpoints, sinks commit now."""
         if self.state is not TaskState.DRAINED:
             return
-        sinks = [o for o in self._chain.operators if isinstance(o, SinkOperator)]
-        if self._store is not None or not sinks:
-            self._finished()
-            return
+        commits = [] if self._store is not None else [o.commit_at_end for o in self._sinks]
         self._when_all_done(
-            [sink.commit_at_end for sink in sinks], self._finished, "the commit at the end"
+            commits, lambda: self._abort_abandoned(self._finished), "the commit at the end"
         )
+
+    @property
+    def _sinks(self) -> list[SinkOperator]:
+        return [o for o in self._chain.operators if isinstance(o, SinkOperator)]
+
+    def _abort_abandoned(self, then: Callable[[], None]) -> None:
+        """Drop what earlier attempts have left, now that nothing of it can be committed."""
+        self._when_all_done([sink.abort_abandoned for sink in self._sinks], then, "the clean-up")
 
     def _finished(self) -> None:
         metrics = self.metrics()
@@ -568,8 +570,11 @@ class Task:
         for operator in self._chain.operators:
             operator.abort_checkpoint(checkpoint_id)
 
-    def commit(self, permit: CommitPermit) -> None:
-        """The checkpoint is complete; the permit proves that this job may commit it."""
+    def commit(self, permit: CommitPermit, settled: bool = False) -> None:
+        """The checkpoint is complete; the permit proves that this job may commit it.
+
+        ``settled``: see CommitCheckpoint.
+        """
         if self.state not in (TaskState.RUNNING, TaskState.DRAINED):
             return
         checkpoint_id = permit.checkpoint_id
@@ -582,15 +587,20 @@ class Task:
             committed,
             f"the commit of checkpoint {checkpoint_id}",
         )
+        if settled and not self._settled:
+            self._settled = True
+            self._abort_abandoned(lambda: None)
 
     def _when_all_done(
         self,
-        starts: list[Callable[[Callable[[BaseException | None], None]], None]],
+        starts: Sequence[Callable[[Callable[[BaseException | None], None]], None]],
         then: Callable[[], None],
         what: str,
     ) -> None:
         """Start several asynchronous things; ``then`` once all have succeeded."""
         left = len(starts)
+        if not starts:
+            then()
 
         def done(error: BaseException | None) -> None:
             nonlocal left
@@ -677,20 +687,3 @@ class _TaskOperatorContext:
 
     def add_metric(self, name: str, value: Callable[[], float]) -> None:
         self._task._metrics[f"{self.operator_name}.{name}"] = value
-
-
-def shorten(text: str) -> str:
-    """At most ERROR_CHARS_MAX characters: where it happened and, at the end, what happened."""
-    if len(text) <= ERROR_CHARS_MAX:
-        return text
-    half = ERROR_CHARS_MAX // 2 - 20
-    return f"{text[:half]}\n  ... {len(text) - 2 * half} characters ...\n{text[-half:]}"
-
-
-def describe_error(error: BaseException) -> str:
-    """What a user needs to see: their own traceback for their errors, ours only for ours."""
-    if isinstance(error, DataflowError):  # raised on purpose: the message says it all
-        return str(error)
-    if is_of_user_code(error):  # called by a source, a partitioner, a watermark generator, ...
-        return f"failed\n{user_traceback(error)}"
-    return "".join(traceback.format_exception(error)).rstrip()

@@ -58,8 +58,8 @@ class TaskExecutor:
                 self._post(message, lambda task: task.start)
             case TriggerCheckpoint(checkpoint_id=checkpoint_id):
                 self._post(message, lambda task: lambda: task.trigger_checkpoint(checkpoint_id))
-            case CommitCheckpoint(permit=permit):
-                self._post(message, lambda task: lambda: task.commit(permit))
+            case CommitCheckpoint(permit=permit, settled=settled):
+                self._post(message, lambda task: lambda: task.commit(permit, settled))
             case AbortCheckpoint(checkpoint_id=checkpoint_id):
                 self._post(message, lambda task: lambda: task.abort_checkpoint(checkpoint_id))
             case Finish():

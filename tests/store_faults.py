@@ -110,6 +110,10 @@ class FaultyFileSystem(FileSystem):
         path = str(token.get("path"))
         self._run("abort_multipart", path, lambda: self.inner.abort_multipart(token))
 
+    def list_multipart(self, prefix: str) -> Iterator[dict[str, object]]:
+        uploads = lambda: tuple(self.inner.list_multipart(prefix))  # noqa: E731
+        return iter(self._run("list_multipart", prefix, uploads))  # type: ignore[call-overload,no-any-return]
+
 
 @dataclass
 class _FaultyUpload(MultipartUpload):

@@ -131,6 +131,13 @@ class FileSystem(ABC):
     def abort_multipart(self, token: dict[str, object]) -> None:
         """Drop a prepared upload; idempotent, also after it was committed (then nothing)."""
 
+    @abstractmethod
+    def list_multipart(self, prefix: str) -> Iterator[dict[str, object]]:
+        """The uploads begun below the folder ``prefix``, neither committed nor aborted, by path.
+
+        Each has its ``path`` and what ``abort_multipart`` needs of a token.
+        """
+
     def exists(self, path: str) -> bool:
         try:
             self.status(path)

@@ -24,7 +24,7 @@ from dataflow.filesystem.base import (
     token_text,
 )
 
-_TEMPORARY = re.compile(r"\..*\.(inprogress|tmp)\.[0-9a-f]{32}")
+_TEMPORARY = re.compile(r"\.(.*)\.(inprogress|tmp)\.([0-9a-f]{32})")
 _UPLOAD_ID = re.compile(r"[0-9a-f]{32}")
 _FOLDER_RACES_MAX = 20  # a concurrent delete may remove the folder just made
 
@@ -78,6 +78,19 @@ def _make_folder(folder: str, made: list[str]) -> None:
     made.append(folder)
     with contextlib.suppress(FileExistsError):
         os.mkdir(folder)
+
+
+def _files(folder: str) -> Iterator[os.DirEntry[str]]:
+    """All below a folder, recursively; what vanishes while we look is as good as never seen."""
+    folders = [folder.rstrip("/") or "/"]
+    while folders:
+        folder = folders.pop()
+        with contextlib.suppress(ObjectNotFound), _errors("list", folder):
+            for entry in os.scandir(folder):
+                if entry.is_dir():
+                    folders.append(entry.path)
+                else:
+                    yield entry
 
 
 def _sync(file: BinaryIO) -> None:
@@ -154,17 +167,10 @@ class LocalFileSystem(FileSystem):
 
     def list(self, prefix: str) -> Iterator[FileStatus]:
         found: dict[str, int] = {}
-        folders = [_local(prefix).rstrip("/") or "/"]
-        while folders:
-            folder = folders.pop()
-            # What vanishes while we look is as good as never seen.
-            with contextlib.suppress(ObjectNotFound), _errors("list", folder):
-                for entry in os.scandir(folder):
-                    if entry.is_dir():
-                        folders.append(entry.path)
-                    elif not _TEMPORARY.fullmatch(entry.name):
-                        with contextlib.suppress(FileNotFoundError):
-                            found["file://" + entry.path] = entry.stat().st_size
+        for entry in _files(_local(prefix)):
+            if not _TEMPORARY.fullmatch(entry.name):
+                with contextlib.suppress(FileNotFoundError):
+                    found["file://" + entry.path] = entry.stat().st_size
         return iter([FileStatus(path, size) for path, size in sorted(found.items())])
 
     def delete(self, path: str) -> None:
@@ -203,6 +209,15 @@ class LocalFileSystem(FileSystem):
         path, temporary, _ = _unpack({"size": 0, **token})
         with contextlib.suppress(ObjectNotFound), _errors("abort", path):
             os.unlink(temporary)
+
+    def list_multipart(self, prefix: str) -> Iterator[dict[str, object]]:
+        found: list[tuple[str, str]] = []
+        for entry in _files(_local(prefix)):
+            temporary = _TEMPORARY.fullmatch(entry.name)
+            if temporary and temporary[2] == "inprogress":
+                target = os.path.join(os.path.dirname(entry.path), temporary[1])
+                found.append((f"file://{target}", temporary[3]))
+        return ({"path": path, "upload_id": upload_id} for path, upload_id in sorted(found))
 
     def _has_size(self, path: str, size: int) -> bool:
         try:

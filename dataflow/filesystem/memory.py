@@ -104,12 +104,15 @@ class MemoryFileSystem(FileSystem):
         with _lock:
             _store_of(path).uploads.pop(upload_id, None)
 
-    @staticmethod
-    def pending_uploads(prefix: str) -> dict[str, str]:
-        """Upload id to path of the uploads below ``prefix`` not yet committed or aborted."""
+    def list_multipart(self, prefix: str) -> Iterator[dict[str, object]]:
+        folder = prefix.rstrip("/") + "/"
         with _lock:
-            uploads = _store_of(prefix).uploads
-            return {i: path for i, (path, _) in uploads.items() if path.startswith(prefix)}
+            found = sorted(
+                (path, upload_id)
+                for upload_id, (path, _) in _store_of(prefix).uploads.items()
+                if path.startswith(folder)
+            )
+        return ({"path": path, "upload_id": upload_id} for path, upload_id in found)
 
     @staticmethod
     def drop(name: str) -> None:

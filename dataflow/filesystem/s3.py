@@ -288,6 +288,23 @@ class S3FileSystem(FileSystem):
         with contextlib.suppress(ObjectNotFound):  # aborted or committed before
             self._call("abort", path, abort, Bucket=bucket, Key=key, UploadId=upload_id)
 
+    def list_multipart(self, prefix: str) -> Iterator[dict[str, object]]:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        bucket, folder = _split(prefix.rstrip("/"))
+        pages = self.client.get_paginator("list_multipart_uploads").paginate(
+            Bucket=bucket, Prefix=f"{folder}/" if folder else ""
+        )
+        try:
+            found = [
+                (f"s3://{bucket}/{entry['Key']}", str(entry["UploadId"]))
+                for page in pages
+                for entry in page.get("Uploads", ())
+            ]
+        except (ClientError, BotoCoreError) as error:
+            raise self._failure(error, "list the uploads of", prefix) from error
+        return ({"path": path, "upload_id": upload_id} for path, upload_id in sorted(found))
+
     # -------------------------------------------------------------------------------- errors
 
     def _call(self, action: str, path: str, request: Callable[..., Any], **arguments: Any) -> Any:

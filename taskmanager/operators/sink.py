@@ -12,6 +12,7 @@ A pre-commit that takes I/O is a function that the snapshot's asynchronous part 
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -31,6 +32,8 @@ from dataflow.graph.specs import SinkSpec
 from state.snapshot import OperatorSnapshot
 from taskmanager.operators.base import OperatorContext
 from taskmanager.operators.function_operator import FunctionOperator
+
+logger = logging.getLogger(__name__)
 
 WRITER = "writer"
 COMMITTABLES = "committables"
@@ -232,6 +235,13 @@ class SinkOperator(FunctionOperator):
 
         self.context.call_async(lambda: [_made(of_one) for of_one in everything.values()], made)
 
+    def abort_abandoned(self, done: Done) -> None:
+        """Everything that earlier attempts could still have committed is committed."""
+        if self._committer is None:
+            done(None)
+        else:
+            self._committer.abort_abandoned(done)
+
     def close(self) -> None:
         try:
             if self._shared_writer is not None:
@@ -255,10 +265,8 @@ class _CommitQueue:
         self._context = context
         self._committer = committer
         self._shared = SharedUse(committer.close)
-        #: Commits not begun: what to commit, what to do with it after, whom to tell.
-        self._waiting: deque[
-            tuple[Callable[[], Pending], Callable[[Pending], None], Done]
-        ] = deque()
+        #: Not begun; each calls what it is given when it is over.
+        self._waiting: deque[Callable[[Callable[[], None]], None]] = deque()
         self._busy = False
 
     def commit(
@@ -268,31 +276,54 @@ class _CommitQueue:
         done: Done,
     ) -> None:
         """``items`` is asked only when its turn has come: the one before may have taken some."""
-        self._waiting.append((items, committed, done))
-        self._next()
+
+        def start(over: Callable[[], None]) -> None:
+            taken = items()
+
+            def finished(error: BaseException | None) -> None:
+                if error is None:
+                    committed(taken)
+                done(error)
+                over()
+
+            flat = [committable for of_one in taken.values() for committable in _made(of_one)]
+            if flat:
+                self._attempt(flat, 0, finished)
+            else:
+                finished(None)
+
+        self._enqueue(start)
+
+    def abort_abandoned(self, done: Done) -> None:
+        """After the commits that wait now. Not succeeding costs space, so it fails nothing."""
+        committer = self._committer
+        if isinstance(committer, AsyncCommitter):
+            done(None)
+            return
+
+        def start(over: Callable[[], None]) -> None:
+            def finished(_: Any, error: BaseException | None) -> None:
+                if error is not None:
+                    logger.warning("what failed attempts have left could not be dropped: %s", error)
+                done(None)
+                over()
+
+            self._context.call_async(lambda: self._shared.use(committer.abort_abandoned), finished)
+
+        self._enqueue(start)
+
+    def _enqueue(self, start: Callable[[Callable[[], None]], None]) -> None:
+        self._waiting.append(start)
+        if not self._busy:
+            self._next()
 
     def close(self) -> None:
         self._shared.close()
 
     def _next(self) -> None:
-        if self._busy or not self._waiting:
-            return
-        items_of, committed, done = self._waiting.popleft()
-        items = items_of()
-        flat = [committable for of_one in items.values() for committable in _made(of_one)]
-        self._busy = True
-
-        def finished(error: BaseException | None) -> None:
-            self._busy = False
-            if error is None:
-                committed(items)
-            done(error)
-            self._next()
-
-        if flat:
-            self._attempt(flat, 0, finished)
-        else:
-            finished(None)
+        self._busy = bool(self._waiting)
+        if self._waiting:
+            self._waiting.popleft()(self._next)
 
     def _attempt(self, items: list[Any], retry: int, finished: Done) -> None:
         def after(error: BaseException | None) -> None:

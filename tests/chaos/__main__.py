@@ -166,6 +166,9 @@ def _strike_and_judge(
     found = read_output(output)
     faults = violations(ledger, found)
     faults += audit(*parse(storage), job.job_id, zombies=True).faults
+    file_system, folder = parse(output)
+    left = [upload["path"] for upload in file_system.list_multipart(folder)]
+    faults += [f"neither committed nor aborted: {path}" for path in left]
     for fault in faults:
         say(f"VIOLATION (seed {seed}): {fault}")
     say(f"strikes: {dict(chaos.strikes)}; longest recovery {chaos.longest_s:.1f} s")

@@ -26,9 +26,11 @@ def failpoint(tmp_path: Path) -> Failpoint:
 
 
 def check(job: RunningJob, storage: str, output: str, ledger: Ledger = LEDGER) -> None:
-    """The job ends well, with every record once, and leaves a sound store."""
+    """The job ends well, with every record once, and leaves a sound store and no pre-commits."""
     job.finished()
     assert violations(ledger, read_output(output)) == []
+    file_system, folder = parse(output)
+    assert list(file_system.list_multipart(folder)) == []
     assert audit(*parse(storage), job.job_id, zombies=True).faults == []
 
 

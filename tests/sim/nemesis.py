@@ -301,13 +301,14 @@ class Nemesis:
             self.world.pause_here(self.world.between(1, 8) * SECOND)
 
     def output_fault(self, operation: Operation) -> Fault | None:
-        """Of the folder a file sink writes to; only its commits run outside of the task."""
-        if operation.name != "commit_multipart" or not self.active:
+        """Of the folder a file sink writes to: in both phases of its commits."""
+        name = operation.name
+        if name not in ("prepare_multipart", "commit_multipart") or not self.active:
             return None
         if not self.world.chance(self.rates.commit_failure):
             return None
         fault = self.world.random.choice([Fault.FAIL_BEFORE, Fault.FAIL_AFTER])
-        self.world.fault("F05", f"commit of a file {fault.value}")
+        self.world.fault("F05", f"{name} of a file {fault.value}")
         return fault
 
     def commit_fault(self, where: str) -> None:

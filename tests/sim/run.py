@@ -184,10 +184,26 @@ class _Run:
         self._check_status()
         self.nemesis.rates.heal_at_us = min(self.nemesis.rates.heal_at_us, world.now_us)
         self.nemesis.heal()
-        self.ledger.closed = self.cluster.status is JobStatus.FINISHED
+        if self.cluster.status is JobStatus.FINISHED:
+            self.ledger.closed = True
+            self._check_uploads()
         world.run(world.now_us + QUIET, lambda: False)
         for left in self.cluster.remains():
             world.violation(f"not ended with the job: {left}")
+
+    def _check_uploads(self) -> None:
+        """None is left of a job that has finished, but for what a zombie holds that still runs."""
+        zombies = {
+            f"-{task.attempt.generation}-{task.attempt.number}-"
+            for taskmanager in self.cluster.taskmanagers.values()
+            if taskmanager.alive
+            for task in taskmanager.executor.tasks()
+            if not task.state.ended
+        }
+        for upload in MemoryFileSystem().list_multipart(self._output):
+            name = str(upload["path"])
+            if not any(attempt in name for attempt in zombies):
+                self.world.violation(f"a pre-commit is neither committed nor aborted: {name}")
 
     def _graph(self, variant: int) -> JobGraph:
         if variant not in self._graphs:

@@ -306,6 +306,41 @@ def test_a_restarted_job_commits_what_it_was_restored_from_and_never_reuses_an_i
     assert coordinator.tick(600) == [Trigger(6)]
 
 
+def test_all_is_settled_once_a_checkpoint_of_these_attempts_is_committed_by_all() -> None:
+    """Only then can nothing of older attempts be committed any more."""
+    coordinator = Coordinator()
+    again = Attempt(3, 9)
+
+    def complete(checkpoint_id: int, attempt: Attempt, now: int) -> Commit:
+        assert coordinator.tick(now) == [Trigger(checkpoint_id)]
+        for task in TASKS:
+            acknowledged = ack(task, checkpoint_id, attempt)
+            coordinator.acknowledge(acknowledged, now)
+        (commit,) = coordinator.published(
+            checkpoint_id, PublishOutcome.PUBLISHED, permit(checkpoint_id), None, now
+        )
+        assert isinstance(commit, Commit)
+        return commit
+
+    def commit_everywhere(checkpoint_id: int, attempt: Attempt) -> None:
+        for task in TASKS:
+            coordinator.commit_succeeded(task, attempt, checkpoint_id)
+        coordinator.marked(checkpoint_id, None, 0)
+
+    assert not complete(5, NOW, 100).settled
+    coordinator.commit_succeeded(A, NOW, 5)
+    assert not complete(6, NOW, 200).settled, "the other task has not committed"
+    commit_everywhere(6, NOW)
+    assert complete(7, NOW, 300).settled
+    coordinator.job_stopped("x")
+    coordinator.job_running({A: again, B: again}, 300)
+    assert not next(iter(coordinator.recommit(permit(7)))).settled  # type: ignore[union-attr]
+    commit_everywhere(7, again)
+    assert not complete(8, again, 400).settled, "7 was taken by the attempts before"
+    commit_everywhere(8, again)
+    assert complete(9, again, 500).settled
+
+
 # ------------------------------------------------------------------------------------ the end
 
 

@@ -7,6 +7,7 @@ import datetime
 import io
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
@@ -251,11 +252,7 @@ def test_names_hold_prefix_subtask_attempt_counter_and_suffix(root: str) -> None
     names = set(_files(root))
     assert len(names) == 8
     for name in names:
-        prefix, subtask_, attempt_id, rest = name.split("-")
-        assert prefix == "pre"
-        assert subtask_ in "01"
-        assert len(attempt_id) == 16
-        assert rest in ("0.txt", "1.txt")
+        assert re.fullmatch(r"pre-[01]-[0-9a-f]{12}-1-[01]-[01]\.txt", name)
 
 
 def test_two_sinks_of_one_job_may_write_to_one_folder(root: str) -> None:
@@ -465,20 +462,57 @@ def test_closing_drops_what_is_in_no_checkpoint_and_nothing_else(root: str) -> N
     _write(operator, 2)  # closed by size
     operator.process_batch(RowBatch([]))
     operator.close()
-    assert len(FS.pending_uploads(root)) == 1
+    assert len(list(FS.list_multipart(root))) == 1
     restored, context = open_sink(FileSink.json_lines(root), Context(attempt="1.1"), snapshot)
     restored.commit(1, lambda error: None)
     context.run_io()
     assert list(_files(root).values()) == [b"1\n"]
-    assert FS.pending_uploads(root) == {}
+    assert list(FS.list_multipart(root)) == []
+
+
+def _abandon(root: str, subtask: int, attempt: str, **context: Any) -> str:
+    """An attempt that pre-commits and dies; the name of its part."""
+    names = {str(upload["path"]) for upload in FS.list_multipart(root)}
+    dead = Context(subtask, 4, attempt=attempt, **context)
+    operator, _ = open_sink(FileSink.json_lines(root), dead)
+    _write(operator, 1)
+    checkpoint(operator, 1)
+    (name,) = {str(upload["path"]) for upload in FS.list_multipart(root)} - names
+    return name
+
+
+def test_what_earlier_attempts_of_a_subtask_have_left_is_aborted_and_nothing_else(
+    root: str,
+) -> None:
+    _abandon(root, 0, "1.7")
+    _abandon(root, 2, "2.9")  # subtask 2 of 4 is now seen to by subtask 0 of 2
+    left = {
+        _abandon(root, 1, "1.7"),  # subtask 1 sees to it
+        _abandon(root, 0, "2.10"),  # its own
+        _abandon(root, 0, "2.11"),  # of its successor: it may be a zombie
+        _abandon(root, 0, "10.1"),
+        _abandon(root, 0, "1.7", job_id="another job"),
+        _abandon(root, 0, "1.7", operator_uid="another sink"),
+        _abandon(f"{root}/below", 1, "1.7"),
+    }
+    FS.create_multipart(f"{root}/part-0-of-somebody-else")
+    left.add(f"{root}/part-0-of-somebody-else")
+    _abandon(f"{root}/bucket", 0, "1.1")
+    operator, context = open_sink(FileSink.json_lines(root), Context(0, 2, attempt="2.10"))
+    done: list[BaseException | None] = []
+    operator.abort_abandoned(done.append)
+    assert done == [], "it takes I/O"
+    context.run_io()
+    assert done == [None]
+    assert {upload["path"] for upload in FS.list_multipart(root)} == left
 
 
 def test_a_lost_upload_is_data_loss_and_said_so(root: str) -> None:
     operator, context = open_sink(FileSink.json_lines(root))
     _write(operator, 1)
     checkpoint(operator, 1)
-    (upload_id,) = FS.pending_uploads(root)
-    FS.abort_multipart({"path": root, "upload_id": upload_id})
+    (upload,) = FS.list_multipart(root)
+    FS.abort_multipart(upload)
     answers: list[BaseException | None] = []
     operator.commit(1, answers.append)
     for _ in range(20):

@@ -241,6 +241,30 @@ def test_an_aborted_upload_leaves_nothing_and_cannot_be_committed(
     assert not fs.exists(path)
 
 
+def test_uploads_in_progress_are_listed_until_they_are_committed_or_aborted(
+    fs: FileSystem, root: str
+) -> None:
+    names = [f"{root}/out/a", f"{root}/out/a", f"{root}/out/b/c", f"{root}/outside"]
+    uploads = [fs.create_multipart(name) for name in names]
+    for upload in uploads:
+        upload.write(b"data")
+        upload.send()
+
+    def listed(folder: str) -> list[object]:
+        return [upload["path"] for upload in fs.list_multipart(folder)]
+
+    assert listed(f"{root}/out") == listed(f"{root}/out/") == names[:3]
+    assert listed(f"{root}/nowhere") == []
+    fs.commit_multipart(uploads[0].prepare())
+    assert listed(f"{root}/out") == names[1:3]
+    for token in fs.list_multipart(root):
+        fs.abort_multipart(token)
+    assert listed(root) == []
+    assert fs.read(f"{root}/out/a") == b"data"
+    with pytest.raises(StorageError):
+        fs.commit_multipart(uploads[2].prepare())
+
+
 def test_a_commit_is_not_taken_for_another_uploads(fs: FileSystem, root: str) -> None:
     path = f"{root}/out/part"
     first, second = fs.create_multipart(path), fs.create_multipart(path)
@@ -396,9 +420,8 @@ def test_memory_names_are_the_same_in_every_run() -> None:
         MemoryFileSystem.drop("names")
         upload = MemoryFileSystem().create_multipart("memory://names/x")
         upload.write(b"1")
-        assert list(MemoryFileSystem.pending_uploads("memory://names").values()) == [
-            "memory://names/x"
-        ]
+        (begun,) = MemoryFileSystem().list_multipart("memory://names")
+        assert begun["path"] == "memory://names/x"
         return upload.prepare()
 
     assert run() == run()

@@ -190,6 +190,38 @@ def test_a_commit_that_never_succeeds_is_reported_and_its_committables_are_kept(
     assert len(operator.snapshot(2).completed().operator["committables"]) == 1
 
 
+def test_what_is_abandoned_is_dropped_after_the_commits_that_wait(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sink = _Sink()
+    operator, context = open_sink(sink)
+    visible: list[dict[int, int]] = []
+    monkeypatch.setattr(
+        _Committer, "abort_abandoned", lambda self: visible.append(dict(sink.store.visible))
+    )
+    _write(operator, 1)
+    checkpoint(operator, 1)
+    done = _Done(), _Done(), _Done()
+    operator.commit(1, done[0])
+    operator.abort_abandoned(done[1])
+    _write(operator, 2)
+    checkpoint(operator, 2)
+    operator.commit(2, done[2])
+    context.run_io()
+    assert visible == [{1: 1}]
+    assert [answers.answers for answers in done] == [[None], [None], [None]]
+    assert sink.store.visible == {1: 1, 2: 1}
+
+    def refuse(self: Any) -> None:
+        raise OSError("not allowed to list")
+
+    monkeypatch.setattr(_Committer, "abort_abandoned", refuse)
+    operator.abort_abandoned(done[1])
+    context.run_io()
+    assert done[1].answers == [None, None], "a job does not fail of what is left over"
+    assert "not allowed to list" in caplog.text
+
+
 class _SlowWriter(_Writer):
     """Pre-commits on an I/O thread, and fails as often as ``store.failures`` says."""
 

@@ -44,6 +44,7 @@ from taskmanager.elements import (
     Watermark,
     WatermarkStatus,
 )
+from taskmanager.error_report import ERROR_CHARS_MAX, shorten
 from taskmanager.messages import (
     CheckpointAcknowledged,
     CheckpointDeclined,
@@ -57,7 +58,7 @@ from taskmanager.messages import (
     TaskFinished,
     TaskReady,
 )
-from taskmanager.task import ERROR_CHARS_MAX, TaskState, shorten
+from taskmanager.task import TaskState
 
 DOUBLE = MapSpec(Map(lambda value: value * 2))
 TINY = ChannelLimits(elements_max=1, batch_rows_max=1)
@@ -437,6 +438,24 @@ def test_without_checkpoints_a_sink_commits_at_the_end_before_the_task_finishes(
     assert harness.reported(TaskFinished) == []
     harness.io()
     assert JOURNAL == [1]
+    assert len(harness.reported(TaskFinished)) == 1
+
+
+def test_what_is_abandoned_is_dropped_when_a_commit_says_that_all_is_settled_and_at_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_Committer, "abort_abandoned", lambda self: JOURNAL.append("dropped"))
+    store = memory_store()
+    harness = TaskHarness(SinkSpec(_Sink()), inputs=1, store=store).started()
+    for number, settled in ((1, False), (2, True), (3, True)):
+        harness.feed(0, RowBatch([number]), Barrier(number)).io()
+        proof = permit(store, number)
+        harness.mail(partial(harness.task.commit, proof, settled)).io()
+    assert JOURNAL == [1, 2, "dropped", 3]
+    harness.feed(0, END_OF_INPUT).mail(harness.task.finish)
+    assert harness.reported(TaskFinished) == []
+    harness.io()
+    assert JOURNAL == [1, 2, "dropped", 3, "dropped"]
     assert len(harness.reported(TaskFinished)) == 1
 
 

@@ -236,7 +236,10 @@ class WriterInitContext(Protocol):
 
     @property
     def attempt(self) -> str:
-        """Differs for every attempt to run this subtask, also across JobManager restarts."""
+        """Differs for every attempt to run this subtask, also across JobManager restarts.
+
+        "GENERATION.NUMBER": as a pair of numbers, that of a later attempt is greater.
+        """
 
     @property
     def checkpointing(self) -> bool:
@@ -328,6 +331,15 @@ class Committer(ABC, Generic[CommT]):
 
         An exception is retried a bounded number of times, then fails the job, which commits
         again after its restart.
+        """
+
+    def abort_abandoned(self) -> None:
+        """Drop what earlier attempts to run this subtask have pre-committed in vain.
+
+        Called on an I/O thread, once, when everything that can still be committed of them has
+        been, by all subtasks. With fewer subtasks than before, subtask *i* of *n* also sees to
+        the former subtasks *i + n*, *i + 2n*, ... Only of *earlier* attempts: this one may have
+        been replaced without having noticed. An exception is logged.
         """
 
     def close(self) -> None:

@@ -2,9 +2,9 @@
 
 Every part file is a multipart upload, invisible until committed. All open parts are closed at
 every checkpoint, and their upload tokens are the checkpoint's committables: when it is complete
-they are committed, which shows the files under their final names. Names hold an id of the attempt,
-so attempts never collide. Parts of a failed attempt stay invisible; those that are in no
-checkpoint are dropped on close.
+they are committed, which shows the files under their final names. Names hold the attempt, so
+attempts never collide. Parts of a failed attempt stay invisible, and once nothing can bring them
+back they are aborted.
 
 The task's thread only encodes. What is encoded gathers in memory or in a local file; I/O threads
 send it ahead in large pieces, and finish the upload as the checkpoint's asynchronous part, while
@@ -14,6 +14,7 @@ records are written to the next files.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import repeat
@@ -45,7 +46,7 @@ from dataflow.datastream.connectors.files.rolling import (
     check_bucket,
 )
 from dataflow.errors import ConfigError, JobExecutionError
-from dataflow.filesystem import FileSystem, parse
+from dataflow.filesystem import parse
 
 OPEN_PARTS_MAX = 1_000
 
@@ -109,7 +110,7 @@ class FileSink(Sink[Any]):
         return FileWriter(self, context)
 
     def create_committer(self, context: WriterInitContext) -> FileCommitter:
-        return FileCommitter(parse(self.base_path)[0])
+        return FileCommitter(self.base_path, PartNames(self.output_file_config, context))
 
 
 def _sink(path: str, encoding: FileEncoding, rolling_policy: RollingPolicy | None) -> FileSink:
@@ -145,6 +146,34 @@ class FileSinkBuilder:
         return self._sink
 
 
+class PartNames:
+    """PREFIX-SUBTASK-SINK-GENERATION-NUMBER-COUNTER and suffix: whose a part is."""
+
+    def __init__(self, config: OutputFileConfig, context: WriterInitContext) -> None:
+        self._subtask = context.subtask_index
+        self._parallelism = context.parallelism
+        self._attempt = tuple(map(int, context.attempt.split(".")))
+        self._suffix = config.part_suffix
+        sink = hashlib.sha256(f"{context.job_id}|{context.operator_uid}".encode()).hexdigest()[:12]
+        attempt = "-".join(map(str, self._attempt))
+        self.prefix = f"{config.part_prefix}-{self._subtask}-{sink}-{attempt}"
+        self._of_sink = re.compile(
+            rf"{re.escape(config.part_prefix)}-(\d+)-{sink}-(\d+)-(\d+)-(\d+|probe)"
+            + re.escape(config.part_suffix)
+        )
+
+    def name(self, counter: int | str) -> str:
+        return f"{self.prefix}-{counter}{self._suffix}"
+
+    def abandoned(self, name: str) -> bool:
+        """Whether a part of that name is of an earlier attempt that this subtask sees to."""
+        found = self._of_sink.fullmatch(name)
+        if found is None:
+            return False
+        subtask, *attempt = map(int, found.groups()[:3])
+        return subtask % self._parallelism == self._subtask and tuple(attempt) < self._attempt
+
+
 class FileWriter(CommittingSinkWriter[Any, Token]):
     """Writes one open part per bucket."""
 
@@ -152,10 +181,7 @@ class FileWriter(CommittingSinkWriter[Any, Token]):
         self._sink = sink
         self._context = context
         self._fs, self._base = parse(sink.base_path)
-        writer = "|".join((context.job_id, context.operator_uid, context.attempt))
-        attempt = hashlib.sha256(writer.encode()).hexdigest()[:16]
-        config = sink.output_file_config
-        self._prefix = f"{config.part_prefix}-{context.subtask_index}-{attempt}"
+        self._names = PartNames(sink.output_file_config, context)
         self._counter = 0
         self._watermark = MIN_TIMESTAMP
         self._open: dict[str, PartFile] = {}
@@ -165,7 +191,7 @@ class FileWriter(CommittingSinkWriter[Any, Token]):
 
     def _check_access(self) -> None:
         """Begin an upload: whoever may not write here is to hear of it before the first record."""
-        upload = self._fs.create_multipart(self._path("", f"{self._prefix}-probe"))
+        upload = self._fs.create_multipart(self._path("", self._names.name("probe")))
         upload.send()
         upload.abort()
 
@@ -235,8 +261,7 @@ class FileWriter(CommittingSinkWriter[Any, Token]):
                 "assigner makes too many buckets between two checkpoints"
             )
         folder = check_bucket(bucket)
-        suffix = self._sink.output_file_config.part_suffix
-        name = f"{self._prefix}-{self._counter}{suffix}"
+        name = self._names.name(self._counter)
         self._counter += 1
         upload = self._fs.create_multipart(self._path(folder, name))
         part = self._open[bucket] = PartFile(upload, self._sink.encoding.create(), now)
@@ -256,9 +281,15 @@ class FileWriter(CommittingSinkWriter[Any, Token]):
 class FileCommitter(Committer[Token]):
     """Shows files; each commit is idempotent, so a repeated one is too."""
 
-    def __init__(self, fs: FileSystem) -> None:
-        self._fs = fs
+    def __init__(self, base_path: str, names: PartNames) -> None:
+        self._fs, self._base = parse(base_path)
+        self._names = names
 
     def commit(self, committables: Sequence[Token]) -> None:
         for token in committables:
             self._fs.commit_multipart(token)
+
+    def abort_abandoned(self) -> None:
+        for token in self._fs.list_multipart(self._base):
+            if self._names.abandoned(str(token["path"]).rpartition("/")[2]):
+                self._fs.abort_multipart(token)

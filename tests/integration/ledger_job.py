@@ -174,6 +174,9 @@ class _ProbedCommitter(Committer[Any]):
         if committables and "after commit" in self._failpoints:
             self._failpoints["after commit"].hit()
 
+    def abort_abandoned(self) -> None:
+        self._inner.abort_abandoned()
+
 
 def build(
     env: StreamExecutionEnvironment,

@@ -36,9 +36,9 @@ from dataflow.datastream.functions import (
     as_partitioner,
     as_reduce_function,
 )
-from dataflow.datastream.keyed_functions import KeyedFilter, KeyedFlatMap, KeyedMap
 from dataflow.datastream.operator_settings import OperatorSettings
 from dataflow.datastream.output_tag import OutputTag
+from dataflow.datastream.process_adapters import FilterAsProcess, FlatMapAsProcess, MapAsProcess
 from dataflow.datastream.window import WindowAssigner
 from dataflow.errors import JobGraphError
 from dataflow.graph.job_graph import Partitioning
@@ -315,7 +315,7 @@ class KeyedStream(DataStream):
     ) -> DataStream:
         """One record for each record; a MapFunction may use keyed state."""
         if isinstance(func, MapFunction) and _has_open(func):
-            return self._keyed("map", _title("Map", func), KeyedMap(func), output_type)
+            return self._keyed("map", _title("Map", func), MapAsProcess(func), output_type)
         return super().map(func, output_type)
 
     def flat_map(
@@ -326,14 +326,14 @@ class KeyedStream(DataStream):
         """Any number of records for each; a FlatMapFunction may use keyed state."""
         if isinstance(func, FlatMapFunction) and _has_open(func):
             return self._keyed(
-                "flat_map", _title("Flat Map", func), KeyedFlatMap(func), output_type
+                "flat_map", _title("Flat Map", func), FlatMapAsProcess(func), output_type
             )
         return super().flat_map(func, output_type)
 
     def filter(self, func: Callable[[Any], Any] | FilterFunction) -> DataStream:
         """The records for which ``func`` is true; a FilterFunction may use keyed state."""
         if isinstance(func, FilterFunction) and _has_open(func):
-            return self._keyed("filter", _title("Filter", func), KeyedFilter(func), self._type)
+            return self._keyed("filter", _title("Filter", func), FilterAsProcess(func), self._type)
         return super().filter(func)
 
     def process(  # type: ignore[override]

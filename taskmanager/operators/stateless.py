@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataflow.common.batch import ArrowBatch, RowBatch, to_arrow
+from dataflow.datastream.process_adapters import no_results
 from dataflow.graph.specs import FilterSpec, FlatMapSpec, MapBatchesSpec, MapSpec
 from taskmanager.operators.function_operator import FunctionOperator
 
@@ -88,10 +89,7 @@ class FlatMapOperator(FunctionOperator):
                     stamps += [timestamp] * (len(results) - before)
         except BaseException as error:
             if isinstance(error, TypeError) and not isinstance(produced, Iterable):
-                error = TypeError(
-                    f"flat_map must return an iterable or yield its results; it returned "
-                    f"{'None' if produced is None else type(produced).__name__}"
-                )
+                error = no_results(produced)
             self.fail_in_batch(error, batch.rows, pending)
         if results:
             self.output.emit(RowBatch(results, stamps))

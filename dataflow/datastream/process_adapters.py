@@ -1,4 +1,7 @@
-"""Lets map, flat_map and filter functions on a keyed stream use keyed state, as in Flink."""
+"""map, flat_map and filter functions as process functions.
+
+So they can use keyed state on a keyed stream, as in Flink, and have an error policy.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from dataflow.datastream.functions import (
 )
 
 
-class _Keyed(KeyedProcessFunction):
+class _AsProcess(KeyedProcessFunction):
     def __init__(self, function: Any) -> None:
         self.function = function
 
@@ -25,7 +28,7 @@ class _Keyed(KeyedProcessFunction):
         self.function.close()
 
 
-class KeyedMap(_Keyed):
+class MapAsProcess(_AsProcess):
     """One result for each record."""
 
     function: MapFunction
@@ -34,19 +37,33 @@ class KeyedMap(_Keyed):
         return (self.function.map(value),)
 
 
-class KeyedFlatMap(_Keyed):
+class FlatMapAsProcess(_AsProcess):
     """Any number of results for each record."""
 
     function: FlatMapFunction
 
     def process_element(self, value: Any, ctx: KeyedProcessFunction.Context) -> Iterable[Any]:
-        return self.function.flat_map(value)
+        produced = self.function.flat_map(value)
+        try:
+            return iter(produced)
+        except TypeError:
+            if isinstance(produced, Iterable):  # then it is an error of its own
+                raise
+            raise no_results(produced) from None
 
 
-class KeyedFilter(_Keyed):
+class FilterAsProcess(_AsProcess):
     """The records for which the function is true."""
 
     function: FilterFunction
 
     def process_element(self, value: Any, ctx: KeyedProcessFunction.Context) -> Iterable[Any]:
         return (value,) if self.function.filter(value) else ()
+
+
+def no_results(produced: Any) -> TypeError:
+    """What is wrong with a flat_map function that returned ``produced``, which has no elements."""
+    return TypeError(
+        "flat_map must return an iterable or yield its results; it returned "
+        f"{'None' if produced is None else type(produced).__name__}"
+    )

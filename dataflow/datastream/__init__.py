@@ -11,6 +11,7 @@ from dataflow.datastream.data_stream import (
 )
 from dataflow.datastream.execution_mode import RuntimeExecutionMode
 from dataflow.datastream.externalized_checkpoint_retention import ExternalizedCheckpointRetention
+from dataflow.datastream.failed_record import FailedRecord
 from dataflow.datastream.functions import (
     AggregateFunction,
     FilterFunction,
@@ -40,6 +41,7 @@ __all__ = [
     "DataStream",
     "DataStreamSink",
     "ExternalizedCheckpointRetention",
+    "FailedRecord",
     "FilterFunction",
     "FlatMapFunction",
     "KeySelector",

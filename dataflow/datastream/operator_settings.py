@@ -1,9 +1,10 @@
-"""What can be set on one operator: name, uid, parallelism, chaining, slots and resources."""
+"""What can be set on one operator: name, uid, parallelism, chaining, slots, resources, errors."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
+from dataflow.datastream.output_tag import OutputTag
 from dataflow.datastream.slot_sharing_group import SlotSharingGroup
 from dataflow.errors import JobGraphError
 from dataflow.graph.transformation import ChainingStrategy, Transformation
@@ -111,6 +112,25 @@ class OperatorSettings:
             if isinstance(amount, bool) or not isinstance(amount, (int, float)):
                 raise JobGraphError(f"resources({resource}={amount!r}): a number is needed")
             operator.resources[resource] = float(amount)
+        return self
+
+    def on_error(self: S, policy: Literal["fail", "skip"] | OutputTag) -> S:
+        """What happens to a record that the operator's function raises an Exception on.
+
+        ``"fail"``, the default, fails the job. ``"skip"`` leaves the record out: none of the
+        results it had so far come out, it is counted in the metric ``numRecordsSkipped``, and the
+        1st, 10th, 100th, ... is logged as a warning. An OutputTag does the same, and hands the
+        record on as a ``FailedRecord`` in that side output (``get_side_output``).
+
+        For map, flat_map, filter, process and reduce (also sum, min, ...). What a process function
+        had changed in its state, and the timers it had set, stay; a reduce leaves the aggregate
+        as it was. What makes no sense as a result, such as None from flat_map, is an error too.
+
+        Always failing the job are: ``open``, ``close`` and timers, which have no record; key
+        selectors, because a record without a key has nowhere to go; errors of this library
+        (DataflowError); and what is no Exception, such as SystemExit.
+        """
+        self._operator("on_error").on_error = policy
         return self
 
 

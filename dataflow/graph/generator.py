@@ -11,6 +11,7 @@ import logging
 from collections.abc import Sequence
 
 from dataflow.common.config_options import ConfigOptions
+from dataflow.datastream.output_tag import OutputTag
 from dataflow.errors import FunctionPicklingError, JobGraphError
 from dataflow.graph.chaining import Chain, build_chains
 from dataflow.graph.job_graph import (
@@ -22,6 +23,7 @@ from dataflow.graph.job_graph import (
     Target,
 )
 from dataflow.graph.pickling import dump_function, dump_main_classes, dump_spec
+from dataflow.graph.specs import CAN_SKIP, OnErrorSpec, OperatorSpec
 from dataflow.graph.stream_graph import Link, Node, StreamGraph, build_stream_graph, stable_id
 from dataflow.graph.transformation import GraphSettings, Transformation
 from dataflow.graph.validation import find_faults
@@ -62,7 +64,7 @@ class _Blobs:
         self.main_classes = b""
         for node in graph.nodes:
             try:
-                self.specs[node] = dump_spec(node.transformation.spec, node.label)
+                self.specs[node] = dump_spec(_spec(node.transformation), node.label)
                 for link in node.inputs:
                     if link.input.function is not None:
                         part = _PARTS[link.partitioning]
@@ -74,6 +76,14 @@ class _Blobs:
             self.main_classes = dump_main_classes()
         except FunctionPicklingError as error:
             self.faults += error.faults
+
+
+def _spec(transformation: Transformation) -> OperatorSpec:
+    """What the operator does, with its error policy; without one there is nothing to add."""
+    spec, policy = transformation.spec, transformation.on_error
+    if policy == "fail" or not isinstance(spec, CAN_SKIP):  # then validation has found the fault
+        return spec
+    return OnErrorSpec(spec, policy if isinstance(policy, OutputTag) else None)
 
 
 _PARTS = {Partitioning.HASH: "key selector", Partitioning.CUSTOM: "partitioner or key selector"}

@@ -118,6 +118,21 @@ class WindowSpec(OperatorSpec):
 
 
 @dataclass(frozen=True)
+class OnErrorSpec(OperatorSpec):
+    """Does what ``operator`` does, but leaves out the records that its function fails on.
+
+    They go to ``side_output`` as FailedRecords, if there is one.
+    """
+
+    operator: OperatorSpec  # one of CAN_SKIP
+    side_output: OutputTag | None
+
+
+#: Operators with an error policy: those that work a record at a time.
+CAN_SKIP = (MapSpec, FlatMapSpec, FilterSpec, ProcessSpec, ReduceSpec)
+
+
+@dataclass(frozen=True)
 class SinkSpec(OperatorSpec):
     """Writes records out; the end of a stream."""
 

@@ -54,6 +54,7 @@ class Transformation:
     chaining: ChainingStrategy = ChainingStrategy.ALWAYS
     slot_sharing_group: str | None = None
     resources: dict[str, float] = field(default_factory=dict)
+    on_error: Any = "fail"  # or "skip" or an OutputTag
     stateful: bool = False
 
     @property

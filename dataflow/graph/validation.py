@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from dataflow.common.keys import MAX_MAX_PARALLELISM
 from dataflow.datastream.connectors.base import Source
 from dataflow.datastream.functions import KeyedProcessFunction
+from dataflow.datastream.output_tag import OutputTag
 from dataflow.graph.job_graph import Partitioning
-from dataflow.graph.specs import ProcessSpec, SourceSpec
+from dataflow.graph.specs import CAN_SKIP, ProcessSpec, SourceSpec
 from dataflow.graph.stream_graph import Node, StreamGraph
 
 SUBTASKS_MAX = 10_000
@@ -60,6 +61,7 @@ def _node_faults(node: Node, graph: StreamGraph) -> Iterator[str]:
     yield from _parallelism_faults(node)
     yield from _resource_faults(node, graph)
     yield from _function_faults(node)
+    yield from _error_policy_faults(node)
     for link in node.inputs:
         source = link.source
         explicit = link.input.partitioning is Partitioning.FORWARD
@@ -132,6 +134,17 @@ def _function_faults(node: Node) -> Iterator[str]:
                 f"{node.label}: {source.__name__} needs either static_splits() or "
                 "create_enumerator()"
             )
+
+
+def _error_policy_faults(node: Node) -> Iterator[str]:
+    policy = node.transformation.on_error
+    if not isinstance(policy, OutputTag) and policy not in ("fail", "skip"):
+        yield f"{node.label}: on_error({policy!r:.60}) is not 'fail', 'skip' or an OutputTag"
+    elif policy != "fail" and not isinstance(node.transformation.spec, CAN_SKIP):
+        yield (
+            f"{node.label}: on_error({policy!r}) is possible for map, flat_map, filter, process "
+            "and reduce only, which work on one record at a time; here an error fails the job"
+        )
 
 
 def _text_faults(what: str, text: object) -> Iterator[str]:

@@ -15,6 +15,10 @@ from taskmanager.operators.base import Output
 BATCH_ROWS = 4096
 
 
+#: The number of results, and that of each side output.
+Mark = tuple[int, dict[str, int]]
+
+
 class Sharing(Protocol):
     """What knows whether state holds objects that can be changed in place: a keyed backend."""
 
@@ -75,6 +79,21 @@ class Collector:
         if timestamp is not None:
             found[2].append(timestamp)
         self._side_rows += 1
+
+    def mark(self) -> Mark:
+        """Where ``rollback`` can go back to until the next flush."""
+        return len(self._rows), {tag_id: len(rows) for tag_id, (_, rows, _) in self._side.items()}
+
+    def rollback(self, mark: Mark) -> None:
+        """Forget everything taken since ``mark``."""
+        count, side = mark
+        del self._rows[count:], self._timestamps[count:]
+        for tag_id, (_, rows, timestamps) in list(self._side.items()):
+            count = side.get(tag_id, 0)
+            self._side_rows -= len(rows) - count
+            del rows[count:], timestamps[count:]
+            if not rows:
+                del self._side[tag_id]
 
     def flush(self) -> None:
         """Emit everything."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from dataflow.datastream.process_adapters import FilterAsProcess, FlatMapAsProcess, MapAsProcess
 from dataflow.errors import JobGraphError
 from dataflow.graph.specs import (
     EnumeratorSpec,
@@ -12,6 +13,7 @@ from dataflow.graph.specs import (
     FlatMapSpec,
     MapBatchesSpec,
     MapSpec,
+    OnErrorSpec,
     OperatorSpec,
     ProcessSpec,
     ReduceSpec,
@@ -22,8 +24,9 @@ from dataflow.graph.specs import (
 )
 from taskmanager.operators.base import Operator
 from taskmanager.operators.enumerator import EnumeratorOperator
+from taskmanager.operators.error_policy import Skip
 from taskmanager.operators.process import KeyedProcessOperator, ProcessOperator
-from taskmanager.operators.reduce import ReduceOperator
+from taskmanager.operators.reduce import ReduceOperator, SkippingReduceOperator
 from taskmanager.operators.sink import SinkOperator
 from taskmanager.operators.source import SourceOperator
 from taskmanager.operators.stateless import (
@@ -36,8 +39,27 @@ from taskmanager.operators.timestamps import TimestampsAndWatermarksOperator
 from taskmanager.operators.window import WindowOperator
 
 
-def _process(spec: ProcessSpec) -> Operator:
-    return ProcessOperator(spec) if spec.key_selector is None else KeyedProcessOperator(spec)
+def _process(spec: ProcessSpec, on_error: Skip | None = None) -> Operator:
+    operator = ProcessOperator if spec.key_selector is None else KeyedProcessOperator
+    return operator(spec, on_error)
+
+
+_AS_PROCESS: dict[type[OperatorSpec], Callable[[Any], Any]] = {
+    MapSpec: MapAsProcess,
+    FlatMapSpec: FlatMapAsProcess,
+    FilterSpec: FilterAsProcess,
+}
+
+
+def _on_error(spec: OnErrorSpec) -> Operator:
+    operator: Any = spec.operator
+    skip = Skip(spec.side_output)
+    if isinstance(operator, ReduceSpec):
+        return SkippingReduceOperator(operator, skip)
+    if isinstance(operator, ProcessSpec):
+        return _process(operator, skip)
+    adapt = _AS_PROCESS[type(operator)]
+    return _process(ProcessSpec(adapt(operator.function), None), skip)
 
 
 _OPERATORS: dict[type[OperatorSpec], Callable[[Any], Operator]] = {
@@ -51,6 +73,7 @@ _OPERATORS: dict[type[OperatorSpec], Callable[[Any], Operator]] = {
     TimestampsSpec: TimestampsAndWatermarksOperator,
     ReduceSpec: ReduceOperator,
     WindowSpec: WindowOperator,
+    OnErrorSpec: _on_error,
     SinkSpec: SinkOperator,
 }
 

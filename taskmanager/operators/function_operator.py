@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 import sysconfig
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -100,10 +100,28 @@ def at_record(rows: list[Any], pending: Iterator[Any]) -> str:
     return f"on record {position} of a batch of {len(rows)}"
 
 
+def not_iterable(error: BaseException, produced: Any, method: str) -> BaseException:
+    """A clearer error when a function returned something that has no elements.
+
+    ``produced`` is None before it returned: then the error is the function's own.
+    """
+    if isinstance(error, TypeError) and not isinstance(produced, (Iterable, type(None))):
+        return TypeError(
+            f"{method} must yield its results or return an iterable or None; it returned "
+            f"{type(produced).__name__}"
+        )
+    return error
+
+
 def is_of_user_code(error: BaseException) -> bool:
     """Whether a function of the user's was running, as opposed to only us and libraries."""
+    return bool(user_frames(error))
+
+
+def user_frames(error: BaseException) -> list[traceback.FrameSummary]:
+    """The frames of functions of the user's, neither ours nor of libraries."""
     frames = traceback.extract_tb(error.__traceback__)
-    return any(not frame.filename.startswith(_OURS + _LIBRARIES) for frame in frames)
+    return [frame for frame in frames if not frame.filename.startswith(_OURS + _LIBRARIES)]
 
 
 def user_traceback(error: BaseException) -> str:

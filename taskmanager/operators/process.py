@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from itertools import repeat
 from typing import Any
 
@@ -14,33 +13,25 @@ from dataflow.graph.specs import ProcessSpec
 from state.timers import InternalTimerService
 from taskmanager.operators.base import OperatorContext, Output
 from taskmanager.operators.collector import BATCH_ROWS, Collector
-from taskmanager.operators.function_operator import FunctionOperator
+from taskmanager.operators.error_policy import ProcessElement, Skip
+from taskmanager.operators.function_operator import FunctionOperator, not_iterable
 from taskmanager.operators.keyed_operator import KeyedOperator
-
-
-def not_iterable(error: BaseException, produced: Any, method: str) -> BaseException:
-    """A clearer error when a function returned something that has no elements.
-
-    ``produced`` is None before it returned: then the error is the function's own.
-    """
-    if isinstance(error, TypeError) and not isinstance(produced, (Iterable, type(None))):
-        return TypeError(
-            f"{method} must yield its results or return an iterable or None; it returned "
-            f"{type(produced).__name__}"
-        )
-    return error
 
 
 class ProcessOperator(FunctionOperator):
     """A ProcessFunction on a stream without keys: no state and no timers."""
 
-    def __init__(self, spec: ProcessSpec) -> None:
+    def __init__(self, spec: ProcessSpec, on_error: Skip | None = None) -> None:
         super().__init__(spec.function)
+        self._process: ProcessElement = spec.function.process_element
+        self._on_error = on_error
         self._watermark = MIN_TIMESTAMP
 
     def setup(self, context: OperatorContext, output: Output) -> None:
         super().setup(context, output)
         self._collector = Collector(output)
+        if self._on_error is not None:
+            self._process = self._on_error.around(self._process, self._collector, context)
         self._context = _ProcessContext(self)
 
     def current_watermark(self) -> int:
@@ -48,7 +39,7 @@ class ProcessOperator(FunctionOperator):
 
     def process_batch(self, batch: RowBatch | ArrowBatch) -> None:
         assert isinstance(batch, RowBatch)
-        process, context, take = self.function.process_element, self._context, self._collector.take
+        process, context, take = self._process, self._context, self._collector.take
         pending = iter(batch.rows)
         produced: Any = None
         try:
@@ -74,13 +65,17 @@ class KeyedProcessOperator(KeyedOperator):
     carry none, as in Flink.
     """
 
-    def __init__(self, spec: ProcessSpec) -> None:
+    def __init__(self, spec: ProcessSpec, on_error: Skip | None = None) -> None:
         assert spec.key_selector is not None
         super().__init__(spec.function, spec.key_selector)
+        self._process: ProcessElement = spec.function.process_element
+        self._on_error = on_error
 
     def setup(self, context: OperatorContext, output: Output) -> None:
         super().setup(context, output)
         self._collector = Collector(output, self.backend)
+        if self._on_error is not None:
+            self._process = self._on_error.around(self._process, self._collector, context)
 
     def open(self) -> None:
         self.timers = InternalTimerService(
@@ -91,7 +86,7 @@ class KeyedProcessOperator(KeyedOperator):
 
     def process_batch(self, batch: RowBatch | ArrowBatch) -> None:
         assert isinstance(batch, RowBatch)
-        process, key_of, context = self.function.process_element, self.key_selector, self._context
+        process, key_of, context = self._process, self.key_selector, self._context
         backend, take = self.backend, self._collector.take
         known = backend.known_keys
         pending = iter(batch.rows)

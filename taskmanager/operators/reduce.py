@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from dataflow.common.batch import ArrowBatch, RowBatch
 from dataflow.datastream.fields import FieldAggregate
-from dataflow.graph.specs import ReduceSpec
+from dataflow.datastream.functions import KeyedProcessFunction, ReduceFunction, RuntimeContext
+from dataflow.graph.specs import ProcessSpec, ReduceSpec
 from state.aliasing import detached, is_immutable
-from state.heap_backend import MISSING
+from state.heap_backend import MISSING, KeyedStateBackend
+from taskmanager.operators.error_policy import Skip
 from taskmanager.operators.keyed_operator import KeyedOperator
+from taskmanager.operators.process import KeyedProcessOperator
+
+
+def _aggregates(backend: KeyedStateBackend) -> dict[Any, Any]:
+    return backend.table("$reduce", "a rolling aggregate").namespace(None)
 
 
 class ReduceOperator(KeyedOperator):
@@ -26,7 +34,7 @@ class ReduceOperator(KeyedOperator):
         self._copying = False
 
     def open(self) -> None:
-        self._aggregates = self.backend.table("$reduce", "a rolling aggregate").namespace(None)
+        self._aggregates = _aggregates(self.backend)
         self._copying = not self._never_in_place and not all(
             map(is_immutable, self._aggregates.values())
         )
@@ -63,3 +71,44 @@ class ReduceOperator(KeyedOperator):
             self._aggregates[key] = detached(value)
             self._copying = True
         return self._copying
+
+
+class SkippingReduceOperator(KeyedProcessOperator):
+    """A rolling reduce with an error policy; its state is that of ReduceOperator."""
+
+    def __init__(self, spec: ReduceSpec, on_error: Skip) -> None:
+        self._rolling = _RollingReduce(spec.function)
+        super().__init__(ProcessSpec(self._rolling, spec.key_selector), on_error)
+
+    def open(self) -> None:
+        self._rolling.aggregates = _aggregates(self.backend)
+        super().open()
+
+
+class _RollingReduce(KeyedProcessFunction):
+    """Changes the aggregate only when all has gone well.
+
+    The function gets a copy, because it may change the aggregate in place before it fails.
+    """
+
+    aggregates: dict[Any, Any]
+
+    def __init__(self, function: ReduceFunction) -> None:
+        self._function = function
+        never_in_place = isinstance(function, FieldAggregate)
+        self._copied: Callable[[Any], Any] = (lambda value: value) if never_in_place else detached
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        self._function.open(runtime_context)
+
+    def close(self) -> None:
+        self._function.close()
+
+    def process_element(self, value: Any, ctx: KeyedProcessFunction.Context) -> Iterable[Any]:
+        key = ctx.get_current_key()
+        aggregate = self.aggregates.get(key, MISSING)
+        if aggregate is not MISSING:
+            value = self._function.reduce(self._copied(aggregate), value)
+        emitted = self._copied(value)
+        self.aggregates[key] = value
+        return (emitted,)

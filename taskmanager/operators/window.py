@@ -30,8 +30,8 @@ from state.keyed_state import HeapKeyedStateStore
 from state.snapshot import OperatorSnapshot
 from taskmanager.operators.base import OperatorContext, Output
 from taskmanager.operators.collector import BATCH_ROWS, Collector
+from taskmanager.operators.function_operator import not_iterable
 from taskmanager.operators.keyed_operator import KeyedOperator
-from taskmanager.operators.process import not_iterable
 
 Window = tuple[int, int]  # start (inclusive) and end (exclusive) in ms
 Contents = dict[Any, Any]  # key -> aggregate, accumulator or list of records

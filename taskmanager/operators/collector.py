@@ -82,7 +82,8 @@ class Collector:
 
     def mark(self) -> Mark:
         """Where ``rollback`` can go back to until the next flush."""
-        return len(self._rows), {tag_id: len(rows) for tag_id, (_, rows, _) in self._side.items()}
+        side = self._side
+        return len(self._rows), {tag: len(side[tag][1]) for tag in side} if side else {}
 
     def rollback(self, mark: Mark) -> None:
         """Forget everything taken since ``mark``."""

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import pickle
+import threading
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import OperatorHarness
+from harness import CollectingOutput, OperatorHarness
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dataflow.common import Types, WatermarkStrategy
+from dataflow.common.batch import RowBatch
 from dataflow.common.configuration import Configuration
 from dataflow.datastream import (
     FailedRecord,
@@ -49,6 +51,7 @@ from dataflow.graph.specs import (
     ReduceSpec,
 )
 from dataflow.testing.scripted_source import Crash, ScriptedSource, WaitForCheckpoint
+from taskmanager.operators.collector import Collector
 
 BAD, ODD = OutputTag("bad"), OutputTag("odd")
 
@@ -193,6 +196,19 @@ def test_side_outputs_without_timestamps_lose_the_same() -> None:
     harness = dead_letters(ProcessSpec(Splits(), None)).rows([2]).rows([1, 2])
     assert harness.emitted == [1, (None, -12)]
     assert harness.side(ODD) == [(1, None)]
+
+
+def test_a_rollback_forgets_all_that_was_taken_since_its_mark() -> None:
+    output = CollectingOutput()
+    collector = Collector(output)
+    collector.take([1, (ODD, 2)], 10)
+    mark = collector.mark()
+    collector.take([3, (ODD, 4), (BAD, 5)], 20)
+    collector.rollback(mark)
+    assert len(collector) == 2
+    collector.flush()
+    assert output.batches == [RowBatch([1], [10])]
+    assert output.side == {"odd": [(2, 10)]}, "and nothing, not even an empty batch, to the other"
 
 
 class Returns(ProcessFunction):
@@ -745,6 +761,17 @@ def test_a_wrong_policy_is_reported_with_all_other_faults() -> None:
     found = faults(lambda env: env.from_sequence(1, 2).uid("x").map(str).uid("x").on_error("no"))
     assert len(found) == 3
     assert sum("on_error('no')" in fault for fault in found) == 1
+
+
+def test_a_function_that_cannot_be_shipped_is_explained_as_without_a_policy() -> None:
+    def found(policy: Any) -> list[str]:
+        lock = threading.Lock()
+        return faults(
+            lambda env: env.from_sequence(1, 2).map(lambda n: lock).on_error(policy).print()
+        )
+
+    assert found(BAD) == found("skip") == found("fail")
+    assert "closure variable 'lock'" in found(BAD)[0]
 
 
 def test_what_is_no_operator_is_refused_at_once() -> None:

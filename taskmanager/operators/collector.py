@@ -71,6 +71,13 @@ class Collector:
         for _, rows, _ in self._side.values():
             rows[:] = map(detached, rows)
 
+    def take_untagged(self, results: Iterable[Any], timestamp: int | None) -> None:
+        """All of ``results`` to the main output, whatever they are, and without copies."""
+        before = len(self._rows)
+        self._rows.extend(results)
+        if timestamp is not None:
+            self._timestamps += [timestamp] * (len(self._rows) - before)
+
     def take_side(self, tag: OutputTag, value: Any, timestamp: int | None) -> None:
         found = self._side.get(tag.tag_id)
         if found is None:

@@ -28,10 +28,15 @@ ProcessElement = Callable[[Any, Any], Iterable[Any] | None]
 
 
 class Skip:
-    """Leaves records out; with ``side_output`` they go there as FailedRecords."""
+    """Leaves records out; with ``side_output`` they go there as FailedRecords.
 
-    def __init__(self, side_output: OutputTag | None) -> None:
+    ``tagged`` tells whether ``(tag, value)`` among the results goes to a side output: for process
+    functions it does, for all others it is a record like any other.
+    """
+
+    def __init__(self, side_output: OutputTag | None, tagged: bool) -> None:
         self._side_output = side_output
+        self._tagged = tagged
         self._skipped = 0
         self._log_at = 1
 
@@ -40,6 +45,7 @@ class Skip:
     ) -> ProcessElement:
         """``process`` so that the collector gets all results of a record, or none if it raises."""
         self._context = context
+        take = collector.take if self._tagged else collector.take_untagged
         context.add_metric("numRecordsSkipped", lambda: self._skipped)
 
         def process_element(value: Any, ctx: Any) -> None:
@@ -49,7 +55,7 @@ class Skip:
             try:
                 produced = process(value, ctx)
                 if produced is not None:
-                    collector.take(produced, timestamp)
+                    take(produced, timestamp)
                 return
             except DataflowError:  # ours: it is not the record's fault
                 raise

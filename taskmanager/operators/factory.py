@@ -53,7 +53,7 @@ _AS_PROCESS: dict[type[OperatorSpec], Callable[[Any], Any]] = {
 
 def _on_error(spec: OnErrorSpec) -> Operator:
     operator: Any = spec.operator
-    skip = Skip(spec.side_output)
+    skip = Skip(spec.side_output, tagged=isinstance(operator, ProcessSpec))
     if isinstance(operator, ReduceSpec):
         return SkippingReduceOperator(operator, skip)
     if isinstance(operator, ProcessSpec):

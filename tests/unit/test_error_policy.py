@@ -332,6 +332,24 @@ def test_open_and_close_are_the_functions_own() -> None:
     assert calls == ["under test", 1, "closed"]
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        map_spec(lambda record: record),
+        flat_map_spec(lambda record: [record]),
+        filter_spec(lambda record: True),
+        ReduceSpec(as_reduce_function(lambda a, b: b), lambda record: "all"),
+    ],
+)
+def test_only_a_process_function_emits_to_side_outputs_with_and_without_a_policy(
+    spec: OperatorSpec,
+) -> None:
+    for harness in (OperatorHarness(spec), dead_letters(spec)):
+        harness.rows([(ODD, 1), (ODD, 2)], [10, 20])
+        assert harness.stamped == [((ODD, 1), 10), ((ODD, 2), 20)]
+        assert harness.output.side == {}
+
+
 # ------------------------------------------------------------------------------- what still fails
 
 

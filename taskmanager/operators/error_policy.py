@@ -59,22 +59,26 @@ class Skip:
                 return
             except DataflowError:  # ours: it is not the record's fault
                 raise
-            except Exception as raised:
-                error = not_iterable(raised, produced, "process_element")
+            except Exception as error:
+                # Nothing here keeps the error: it holds this frame, and with it the record.
+                line = self._left_out(not_iterable(error, produced, "process_element"))
             collector.rollback(mark)
-            self._count(error)
             if self._side_output is not None:
-                failed = FailedRecord(value, _last_line(error), timestamp)
+                failed = FailedRecord(value, line, timestamp)
                 collector.take([(self._side_output, failed)], timestamp)
 
         return process_element
 
-    def _count(self, error: BaseException) -> None:
-        """Logs ever more rarely, and without the message, which may hold parts of the record."""
+    def _left_out(self, error: BaseException) -> str:
+        """Count and log it; returns the last line of its traceback."""
         self._skipped += 1
-        if self._skipped < self._log_at:
-            return
-        self._log_at *= 10
+        if self._skipped >= self._log_at:
+            self._log_at *= 10
+            self._log(error)
+        return _last_line(error)
+
+    def _log(self, error: BaseException) -> None:
+        """Without the error's message, which may hold parts of the record."""
         context = self._context
         logger.warning(
             "operator %r (subtask %d/%d) left out a record, %d so far: %s%s",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import pickle
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -474,6 +476,22 @@ def test_the_log_grows_more_slowly_than_the_failures_and_tells_nothing_of_the_re
     assert {record.levelname for record in caplog.records} == {"WARNING"}
     assert "ValueError at test_error_policy.py:" in caplog.text
     assert "secret" not in caplog.text
+
+
+def test_a_record_left_out_is_free_at_once() -> None:
+    class Large:
+        """Its error holds the frames that hold it."""
+
+    large = Large()
+    left_out = weakref.ref(large)
+    harness = OperatorHarness(OnErrorSpec(map_spec(lambda record: int(record)), None))
+    gc.disable()
+    try:
+        harness.rows([large])
+        del large
+        assert left_out() is None
+    finally:
+        gc.enable()
 
 
 # ----------------------------------------------------------------- against a reference, at random

@@ -54,7 +54,7 @@ Without effect, and accepted so that programs for Flink need no change: `pipelin
 | variable | meaning |
 |---|---|
 | `RAY_ADDRESS` | the Ray cluster to run on, as for any Ray program |
-| `RAY_worker_niceness` | Ray's: how far its workers step back for others. At its default, 15, a busy \
+| `RAY_worker_niceness` | Ray's: how far its workers step back for others. At its 15 a busy \
 neighbour starves TaskManagers; a Ray that we start has 0, a cluster what it was started with |
 | `DATAFLOW_HMAC_KEY` | [signs checkpoints](checkpoints.md#signing); at least 16 bytes |
 | `DATAFLOW_LOCAL` | `1` runs jobs in this process, without Ray (`dataflow run --local`) |

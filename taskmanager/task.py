@@ -98,7 +98,7 @@ class TaskServices(Protocol):
     def transport(self) -> Transport: ...
 
     def processing_time(self) -> int:
-        """Wall clock in milliseconds, for user code and processing-time timers."""
+        """In milliseconds; see ``ProcessingTime``."""
 
     def run_async(
         self,

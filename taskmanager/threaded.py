@@ -28,6 +28,7 @@ from taskmanager.messages import (
     Report,
     TaskDeploymentDescriptor,
 )
+from taskmanager.processing_time import ProcessingTime
 from taskmanager.result_partition import Transport
 from taskmanager.task import Task
 from taskmanager.task_executor import TaskExecutor
@@ -47,6 +48,7 @@ class ThreadedTaskManager:
         sys.setswitchinterval(0.001)
         self.transport = transport
         self.report = report
+        self.processing_time = ProcessingTime(_wall_clock, _monotonic)
         self.executor = TaskExecutor(taskmanager_id, self, self._launch)
         self._io = ThreadPoolExecutor(IO_THREADS, thread_name_prefix=f"{taskmanager_id}-io")
         self._delays = _DelayThread(f"{taskmanager_id}-delays")
@@ -55,9 +57,6 @@ class ThreadedTaskManager:
         self._lock = threading.Lock()
 
     # ---------------------------------------------------------------------- TaskServices
-
-    def processing_time(self) -> int:
-        return time.time_ns() // 1_000_000
 
     def run_async(
         self,
@@ -162,6 +161,14 @@ def open_store(root: str, job_id: str) -> CheckpointStore:
     file_system, path = parse(root)
     key = os.environ.get("DATAFLOW_HMAC_KEY")
     return CheckpointStore(file_system, path, job_id, key.encode() if key else None)
+
+
+def _wall_clock() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _monotonic() -> int:
+    return time.monotonic_ns() // 1_000_000
 
 
 class _DelayThread:

@@ -30,7 +30,14 @@ class Fault(Enum):
 
     FAIL_BEFORE = "fails without effect"
     FAIL_AFTER = "has its effect, and fails"
+    TORN = "writes half of the data, and fails"
+    CUT = "writes half of the data, and says nothing"
+    LOST = "writes nothing, and says nothing"
     CRASH = "the process dies before it"
+
+
+#: What every store may do: the protocol must bear it without a loss. (The others damage state.)
+HONEST_FAULTS = (Fault.FAIL_BEFORE, Fault.FAIL_AFTER, Fault.CRASH)
 
 
 class Crash(BaseException):
@@ -58,7 +65,13 @@ class FaultyFileSystem(FileSystem):
     def __post_init__(self) -> None:
         self.scheme = self.inner.scheme
 
-    def _run(self, name: str, path: str, effect: Callable[[], object]) -> object:
+    def _run(
+        self,
+        name: str,
+        path: str,
+        effect: Callable[[], object],
+        half: Callable[[], object] | None = None,
+    ) -> object:
         if self.crashed:
             raise Crash
         operation = Operation(len(self.operations) + 1, name, path)
@@ -69,13 +82,19 @@ class FaultyFileSystem(FileSystem):
             raise Crash
         if fault is Fault.FAIL_BEFORE:
             raise StorageError(f"injected: {name} {path} failed")
-        result = effect()
-        if fault is Fault.FAIL_AFTER:
+        if fault in (Fault.TORN, Fault.CUT):
+            assert half is not None, f"{name} writes nothing that could be torn"
+            effect = half
+        result = None if fault is Fault.LOST else effect()
+        if fault in (Fault.FAIL_AFTER, Fault.TORN):
             raise StorageError(f"injected: the answer to {name} {path} was lost")
         return result
 
     def put(self, path: str, data: bytes) -> None:
-        self._run("put", path, lambda: self.inner.put(path, data))
+        half = data[: len(data) // 2]
+        self._run(
+            "put", path, lambda: self.inner.put(path, data), lambda: self.inner.put(path, half)
+        )
 
     def put_if_absent(self, path: str, data: bytes) -> bool:
         return bool(self._run("put_if_absent", path, lambda: self.inner.put_if_absent(path, data)))

@@ -52,7 +52,7 @@ class OperatorContext(Protocol):
     configuration: dict[str, str]
 
     def processing_time(self) -> int:
-        """Wall clock in milliseconds (virtual in a simulation)."""
+        """In milliseconds since the epoch; it never jumps (virtual in a simulation)."""
 
     def wake_up(self) -> None:
         """Thread-safe: step the task again."""

@@ -138,7 +138,9 @@ class SimCluster:
         self.nemesis.completed += 1
 
     def on_task_failed(self, jobmanager: SimJobManager, report: TaskFailed) -> None:
-        """A task may fail of what was injected, and of nothing else."""
+        """A task may fail of what was injected, and of nothing else; never of an upload (F17)."""
+        if "injected: put " in report.error or "the answer to put " in report.error:
+            self.world.violation(f"a failed upload fails its task: {report.error}")
         if "injected" in report.error:
             return
         # A zombie may find that its successor has collected what it wants to restore.
@@ -209,7 +211,7 @@ class SimCluster:
             self.failpoint(where, taskmanager)
 
     def _arrival(self, sender: SimProcess, receiver: SimProcess, not_before_us: int) -> int:
-        at = self.world.now_us + int(self.nemesis.message_delay())
+        at = self.world.now_us + int(self.nemesis.message_delay(sender.id, receiver.id))
         return max(at, not_before_us, self.nemesis.cut_until(sender.id, receiver.id))
 
     def failpoint(self, where: str, process: SimProcess) -> None:

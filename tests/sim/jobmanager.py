@@ -31,7 +31,7 @@ from jobmanager.settings import job_settings, restart_backoff
 from state.checkpoint_store import PublishOutcome
 from taskmanager.messages import Heartbeat, TaskFailed
 from tests.sim.taskmanager import SimProcess
-from tests.sim.world import EPOCH_MS, MS
+from tests.sim.world import MS
 from tests.store_faults import Crash
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class SimJobManager(SimProcess):
             generation,
             next_checkpoint_id,
             restart_backoff(self._job_graph.configuration, self.world.random.random),
-            lambda: EPOCH_MS + self.world.now,
+            self.wall_clock,
         )
         self._execute(self.master.start(self.world.now))
         self._schedule_tick()

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 STRIKES_MAX = 16
 POISON_MAX = 3
-STRIKES = ("F01", "F02", "F04", "F06", "F11", "F12", "F14", "F24")
-AMBIENT = ("F03", "F05", "F07", "F08", "F13", "F15", "F19", "F22", "F27")
+STRIKES = ("F01", "F02", "F04", "F06", "F11", "F12", "F14", "F17", "F19", "F24")
+AMBIENT = ("F03", "F05", "F07", "F08", "F09", "F13", "F15", "F22", "F27")
 
 
 @dataclass
@@ -32,6 +32,7 @@ class Rates:
     store_failure: float = 0.0  # per store operation, half before and half after its effect
     store_crash: float = 0.0  # per store operation of a JobManager
     store_slow: float = 0.0
+    torn_upload: float = 0.0
     interleave: float = 0.0  # others go on in the middle of a store call
     commit_failure: float = 0.0
     message_loss: float = 0.0
@@ -42,7 +43,7 @@ class Rates:
     start_failure: float = 0.0
     overtake: float = 0.0  # a second JobManager while the first is about to publish
     rescale: float = 0.0  # per start of a JobManager
-    skew_ms: int = 0
+    skew_ms: int = 0  # the most by which a wall clock is wrong
     strike_every_us: float = 1 * SECOND
     steady: bool = False  # two completed checkpoints between strikes
     heal_at_us: float = 0
@@ -61,6 +62,7 @@ def draw_rates(world: World) -> Rates:
     rates.store_failure = draw("F07", 0.005, 0.08)
     rates.store_crash = draw("F04", 0.002, 0.02)
     rates.store_slow = draw("F08", 0.02, 0.2)
+    rates.torn_upload = draw("F09", 0.01, 0.1)
     rates.interleave = draw("F27", 0.02, 0.2)
     rates.commit_failure = draw("F05", 0.02, 0.3)
     rates.message_loss = draw("F13", 0.0, 0.1)
@@ -89,7 +91,10 @@ class Nemesis:
     completed: int = 0  # checkpoints since the last strike
     outage_until: int = 0
     poison_record: tuple[int, int] | None = None  # always raises there
+    spoil: Fault | None = None  # what happens to the next upload of state, silently
+    spoiled: str | None = None  # the path of that upload
     _cuts: list[tuple[str, str, int]] = field(default_factory=list)
+    _slow_channels: list[tuple[str, str, int, int]] = field(default_factory=list)
     cluster: SimCluster = field(init=False)
 
     @property
@@ -105,9 +110,11 @@ class Nemesis:
         """Everything works again; who was paused goes on (and finds out that it is a zombie)."""
         self.world.log("HEAL")
         self._cuts.clear()
+        self._slow_channels.clear()
         self.outage_until = 0
         for taskmanager in list(self.cluster.taskmanagers.values()):
             taskmanager.slowness = 1.0
+            taskmanager.disk_full = False
             taskmanager.resume()
         for jobmanager in self.cluster.jobmanagers:
             jobmanager.resume()
@@ -154,12 +161,24 @@ class Nemesis:
                 self._pause(victim, "F11")
             case "F12":
                 self._depose()
-            case "F14":
+            case "F14" if self.world.chance(0.5):
                 self.world.fault("F14", f"{victim.id} is slow")
                 victim.slowness = rng.choice([10, 60])
                 self.world.after(
                     self.world.between(1, 6) * SECOND, lambda: setattr(victim, "slowness", 1.0)
                 )
+            case "F14":
+                self._slow_down(victim, rng.choice([*victims, newest]))
+            case "F17":
+                self.world.log(f"the disk of {victim.id} is full")
+                victim.disk_full = True
+                self.world.after(
+                    self.world.between(1, 6) * SECOND, lambda: setattr(victim, "disk_full", False)
+                )
+            case "F19":
+                clock = rng.choice([victim, newest])
+                self.world.fault("F19", f"the wall clock of {clock.id} jumps")
+                clock.skew_ms = rng.randint(-self.rates.skew_ms, self.rates.skew_ms)
             case "F24":
                 self._cut(victim, rng.choice([*victims, newest]))
 
@@ -181,6 +200,18 @@ class Nemesis:
         until = self.world.now_us + int(self.world.between(0.2, 6) * SECOND)
         self.world.fault("F24", f"cut {one.id} from {other.id}")
         self._cuts.append((one.id, other.id, until))
+
+    def _slow_down(self, one: SimProcess, other: SimProcess) -> None:
+        until = self.world.now_us + int(self.world.between(1, 6) * SECOND)
+        factor = self.world.random.choice([10, 200])
+        self.world.fault("F14", f"{one.id} to {other.id} is slow")
+        self._slow_channels.append((one.id, other.id, until, factor))
+
+    def _slowness(self, one: str, other: str) -> int:
+        now = self.world.now_us
+        self._slow_channels = [slow for slow in self._slow_channels if slow[2] > now]
+        pair = {one, other}
+        return max((factor for a, b, _, factor in self._slow_channels if {a, b} == pair), default=1)
 
     def cut_until(self, one: str, other: str) -> int:
         """When the connection is back; 0 if it is there."""
@@ -213,9 +244,10 @@ class Nemesis:
 
     # ---------------------------------------------------------------------------- messages
 
-    def message_delay(self) -> float:
-        usual = 400.0
-        return self.world.long_tailed(usual, self.rates.slow_message_us if self.active else usual)
+    def message_delay(self, sender: str, receiver: str) -> float:
+        usual = 400.0 * self._slowness(sender, receiver)
+        worst = self.rates.slow_message_us if self.active else usual
+        return self.world.long_tailed(usual, max(usual, worst))
 
     def message_lost(self, sender: str, receiver: str) -> bool:
         if self.cut_until(sender, receiver):
@@ -246,7 +278,7 @@ class Nemesis:
     def draw_clock_skew(self) -> int:
         if not self.rates.skew_ms:
             return 0
-        self.world.fault("F19", "clock skew")
+        self.world.fault("F19", "a wall clock is wrong")
         return self.world.random.randint(-self.rates.skew_ms, self.rates.skew_ms)
 
     # ------------------------------------------------------------------------------- store
@@ -284,6 +316,17 @@ class Nemesis:
             self._struck()
             world.fault("F04", f"{owner.id} dies before {operation.name} {_kind(operation)}")
             return Fault.CRASH
+        if is_taskmanager and operation.name == "put":  # an upload of state
+            if owner.disk_full:
+                world.fault("F17", f"{owner.id} put {_kind(operation)}: no space left")
+                return Fault.FAIL_BEFORE
+            if self.spoil is not None:
+                spoil, self.spoil, self.spoiled = self.spoil, None, operation.path
+                world.fault("F09", f"{owner.id} put {_kind(operation)} {spoil.value}")
+                return spoil
+            if world.chance(rates.torn_upload):
+                world.fault("F09", f"{owner.id} put {_kind(operation)} {Fault.TORN.value}")
+                return Fault.TORN
         if world.chance(rates.store_failure):
             fault = world.random.choice([Fault.FAIL_BEFORE, Fault.FAIL_AFTER])
             world.fault("F07", f"{owner.id} {operation.name} {_kind(operation)} {fault.value}")

@@ -17,13 +17,14 @@ from dataflow.datastream.connectors.files import sink as files_sink
 from dataflow.filesystem.memory import MemoryFileSystem
 from dataflow.graph.job_graph import JobGraph
 from jobmanager.job_events import CancelJob
-from state.checkpoint_paths import JobListing
+from state.checkpoint_paths import Attempt, JobListing, JobPaths
+from state.checkpoint_store import CheckpointStore
 from tests.sim import jobs, oracles
 from tests.sim.cluster import JOB_ID, SimCluster
 from tests.sim.ledger import Ledger, Transaction, use
 from tests.sim.nemesis import Nemesis, Rates, draw_rates
 from tests.sim.world import MS, SECOND, World
-from tests.store_faults import FaultyFileSystem, audit
+from tests.store_faults import Fault, FaultyFileSystem, audit
 
 CHECKPOINT_WITHIN = 30 * SECOND  # after healing
 FINISH_WITHIN = 240 * SECOND
@@ -171,7 +172,8 @@ class _Run:
         if self.scenario == "corrupt":
             self.cluster.damaged = True
             self.nemesis.rates.heal_at_us = max(self.nemesis.rates.heal_at_us, 10 * SECOND)
-            world.after(world.between(3, 8) * SECOND, self._corrupt)
+            damage = self._corrupt if world.chance(0.5) else self._spoil
+            world.after(world.between(3, 8) * SECOND, damage)
         world.run(int(self.nemesis.rates.heal_at_us), self._over)
         if not self._over():
             self._require_progress()
@@ -260,17 +262,40 @@ class _Run:
 
         ask()
 
+    def _spoil(self) -> None:
+        """Damage an upload on its way, and restart from the checkpoint it is part of (F09)."""
+        nemesis, root = self.nemesis, f"{self._root}/{JOB_ID}"
+        if nemesis.spoiled is not None and any(
+            nemesis.spoiled.startswith(f"{root}/{JobPaths.folder(attempt)}/")
+            for attempt in self._complete(root)
+        ):
+            self._kill_after_damage()
+            return
+        if nemesis.spoiled is None or self.world.chance(0.2):  # its checkpoint may be given up
+            nemesis.spoil = self.world.random.choice([Fault.CUT, Fault.LOST])
+        if not self._over() and nemesis.active:
+            self.world.after(200 * MS, self._spoil)
+
+    def _complete(self, root: str) -> list[Attempt]:
+        listing = JobListing.of(root, MemoryFileSystem().list(root))
+        return sorted(a for a in listing.manifests if a[1] in listing.epochs)
+
+    def _kill_after_damage(self) -> None:
+        alive = [tm for tm in self.cluster.taskmanagers.values() if tm.alive]
+        if alive:
+            self.cluster.kill_taskmanager(self.world.random.choice(alive), "after damage")
+
     def _corrupt(self) -> None:
         """Damage state of the newest checkpoint, and restart the job (F10)."""
         world = self.world
         fs = MemoryFileSystem()
         root = f"{self._root}/{JOB_ID}"
-        listing = JobListing.of(root, fs.list(root))
-        complete = sorted(a for a in listing.manifests if a[1] in listing.epochs)
+        complete = self._complete(root)
         if not complete:
             if not self._over():
                 world.after(SECOND, self._corrupt)
             return
+        listing = JobListing.of(root, fs.list(root))
         names = [f for f in listing.files[complete[-1]] if not f.endswith(".json")]
         path = f"{root}/{world.random.choice(sorted(names))}"
         data = bytearray(fs.read(path))
@@ -283,9 +308,7 @@ class _Run:
         else:
             data[world.random.randrange(len(data))] ^= 0x10
             fs.put(path, bytes(data))
-        alive = [tm for tm in self.cluster.taskmanagers.values() if tm.alive]
-        if alive:
-            self.cluster.kill_taskmanager(world.random.choice(alive), "after corruption")
+        self._kill_after_damage()
 
     # ----------------------------------------------------------------------------- oracles
 
@@ -321,11 +344,7 @@ class _Run:
         except Exception as error:
             world.violation(f"the output is malformed: {error!r}")
         if self.scenario != "corrupt":
-            report = audit(
-                MemoryFileSystem(), self._root, JOB_ID, zombies=len(cluster.jobmanagers) > 1
-            )
-            for fault in report.faults:
-                world.violation(f"store: {fault}")
+            self._audit_store(finished)
         return Result(
             seed=world.seed,
             scenario=self.scenario,
@@ -341,6 +360,26 @@ class _Run:
             output=output,
             tail=list(world.tail),
         )
+
+    def _audit_store(self, finished: bool) -> None:
+        """Oracle 6; of a job that has finished, the next collection must leave no garbage."""
+        zombies = len(self.cluster.jobmanagers) > 1
+        faults = audit(MemoryFileSystem(), self._root, JOB_ID, zombies=zombies).faults
+        if finished:
+            generation = self.cluster.newest.generation
+            retain = int(self.settings["execution.checkpointing.num-retained"])
+            store = CheckpointStore(MemoryFileSystem(), self._root, JOB_ID)
+            store.collect_garbage(generation, retain, in_use=set())
+            faults += audit(
+                MemoryFileSystem(),
+                self._root,
+                JOB_ID,
+                zombies=zombies,
+                retain=retain,
+                generation=generation,
+            ).faults
+        for fault in faults:
+            self.world.violation(f"store: {fault}")
 
 
 def without_faults(seed: int, options: Options | None = None) -> Result:

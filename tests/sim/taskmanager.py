@@ -18,6 +18,7 @@ from taskmanager.messages import (
     TaskDeploymentDescriptor,
     TaskId,
 )
+from taskmanager.processing_time import ProcessingTime
 from taskmanager.task import Task
 from taskmanager.task_executor import TaskExecutor
 from tests.sim.world import EPOCH_MS, MS, SECOND
@@ -39,7 +40,12 @@ class SimProcess:
         self.id = process_id
         self.alive = True
         self.paused = False
+        self.skew_ms = cluster.nemesis.draw_clock_skew()
         self._deferred: list[Callable[[], None]] = []
+
+    def wall_clock(self) -> int:
+        """As wrong as it may be on this machine, now; it may jump."""
+        return EPOCH_MS + self.world.now + self.skew_ms
 
     def after(self, delay_us: float, call: Callable[[], None]) -> None:
         """An event inside this process."""
@@ -83,8 +89,9 @@ class SimTaskManager(SimProcess):
         self.owner = owner
         self.executor = TaskExecutor(taskmanager_id, self, self.wake_up)
         self.transport = SimTransport(self)
+        self.processing_time = ProcessingTime(self.wall_clock, lambda: self.world.now)
         self.slowness = 1.0
-        self.skew_ms = cluster.nemesis.draw_clock_skew()
+        self.disk_full = False
         self._scheduled: set[Task] = set()  # asked, never walked
         self._timers: dict[Task, int] = {}
         self.last_report_us = 0
@@ -94,9 +101,6 @@ class SimTaskManager(SimProcess):
         self._heartbeat()
 
     # ------------------------------------------------------------------------ TaskServices
-
-    def processing_time(self) -> int:
-        return EPOCH_MS + self.world.now + self.skew_ms
 
     def run_async(
         self,
@@ -279,12 +283,12 @@ class SimTransport:
             if nemesis.answer_lost(own.id, peer_id):
                 own.after(world.between(50, 400) * MS, failed)
             else:
-                own.after(nemesis.message_delay(), lambda: then(answers))
+                own.after(nemesis.message_delay(own.id, peer_id), lambda: then(answers))
 
         if nemesis.message_lost(own.id, peer_id):
             own.after(world.between(50, 400) * MS, failed)
             return
-        peer.after(nemesis.message_delay(), arrive)
+        peer.after(nemesis.message_delay(own.id, peer_id), arrive)
         if nemesis.message_repeated():
 
             def again() -> None:

@@ -146,7 +146,7 @@ class SourceReaderContext(Protocol):
         """Run blocking ``work`` on another thread, then ``handler(result, error)`` on the task."""
 
     def processing_time(self) -> int:
-        """Wall clock in milliseconds (virtual in a simulation)."""
+        """In milliseconds since the epoch; it never jumps (virtual in a simulation)."""
 
     def add_metric(self, name: str, value: Callable[[], float]) -> None:
         """Publish a number with the task's heartbeat."""
@@ -254,7 +254,7 @@ class WriterInitContext(Protocol):
         """Run blocking ``work`` on another thread, then ``done(result, error)`` on the task."""
 
     def processing_time(self) -> int:
-        """Wall clock in milliseconds (virtual in a simulation)."""
+        """In milliseconds since the epoch; it never jumps (virtual in a simulation)."""
 
     def send_to_client(self, channel: str, payload: bytes, done: Callable[[], None] | None) -> None:
         """Hand a chunk to whoever waits for the job (print, collect); only from the task.

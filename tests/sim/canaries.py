@@ -1,4 +1,4 @@
-"""Ten deliberate bugs, put in from outside: a simulator that misses one proves nothing.
+"""Deliberate bugs, put in from outside: a simulator that misses one proves nothing.
 
 Each canary is a context manager around ``run_seed``, with the options that give it its chance.
 """
@@ -15,6 +15,7 @@ from dataflow.common.keys import KeyGroupMemo
 from dataflow.errors import StorageError
 from jobmanager.checkpoint_coordinator import CheckpointCoordinator
 from state import checkpoint_protocol as protocol
+from state import snapshot as snapshot_format
 from state.checkpoint_metadata import EpochRecord, encode_epoch
 from state.checkpoint_paths import JobPaths
 from state.checkpoint_store import (
@@ -24,8 +25,10 @@ from state.checkpoint_store import (
     StateHandle,
 )
 from state.heap_backend import KeyedStateBackend
+from taskmanager.channel import ChannelLimits, OutputChannel
 from taskmanager.messages import CheckpointAcknowledged, DataMessage, Feedback, TaskId
 from taskmanager.operators.sink import SinkOperator
+from taskmanager.processing_time import ProcessingTime
 from taskmanager.task import Task
 from tests.sim import ledger
 from tests.sim.jobs import SimReader, SimSplit
@@ -59,6 +62,21 @@ def _late_messages(rates: Rates) -> Rates:
     )
 
 
+def _only(fault: str) -> Callable[[Rates], Rates]:
+    """One fault of the list, and no other."""
+
+    def rates_of(rates: Rates) -> Rates:
+        return Rates(
+            enabled=frozenset({fault}),
+            torn_upload=0.1 if fault == "F09" else 0.0,
+            skew_ms=3_600_000 if fault == "F19" else 0,
+            strike_every_us=1 * SECOND,
+            heal_at_us=rates.heal_at_us,
+        )
+
+    return rates_of
+
+
 def _deposed(rates: Rates) -> Rates:
     """Two JobManagers at once."""
     return replace(
@@ -80,7 +98,7 @@ class Canary:
     options: Options = field(default_factory=lambda: Options(scenario="faults", rates=_busy))
 
 
-# ---------------------------------------------------------------------------------- the ten bugs
+# -------------------------------------------------------------------------------------- the bugs
 
 
 @contextmanager
@@ -261,6 +279,75 @@ def collect_a_retained_file() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def failed_upload_fails_the_task() -> Iterator[None]:
+    """11: instead of declining the checkpoint, although the task could go on."""
+    original = Task._decline
+
+    def decline(self: Task, checkpoint_id: int, reason: str) -> None:
+        if "upload failed" in reason:
+            raise StorageError(reason)
+        original(self, checkpoint_id, reason)
+
+    with mock.patch.object(Task, "_decline", decline):
+        yield
+
+
+@contextmanager
+def processing_time_jumps() -> Iterator[None]:
+    """12: tasks look at the wall clock, which somebody sets."""
+    original = ProcessingTime.__init__
+
+    def init(self: ProcessingTime, wall_clock: Any, monotonic: Any) -> None:
+        original(self, wall_clock, monotonic)
+        self.wall_clock = wall_clock  # type: ignore[attr-defined]
+
+    with mock.patch.object(ProcessingTime, "__init__", init):
+        with mock.patch.object(ProcessingTime, "__call__", lambda self: self.wall_clock()):
+            yield
+
+
+@contextmanager
+def restore_unverified_state() -> Iterator[None]:
+    """13: nobody looks at sizes, at the file's checksum or at those of its blocks."""
+
+    def read_state(self: CheckpointStore, handle: StateHandle) -> bytes:
+        return self._fs.read(self._path(handle.path))
+
+    def block(data: bytes, offset: int, length: int, crc: int) -> bytes:
+        return data[offset : offset + length]
+
+    with (
+        mock.patch.object(CheckpointStore, "_check_sizes", return_value=None),
+        mock.patch.object(CheckpointStore, "read_state", read_state),
+        mock.patch.object(snapshot_format, "_block", block),
+    ):
+        yield
+
+
+@contextmanager
+def leave_garbage() -> Iterator[None]:
+    """14: what failed uploads and lost checkpoints have left stays for ever."""
+
+    def plan_garbage(*arguments: Any) -> list[str]:
+        return []
+
+    with mock.patch.object(protocol, "plan_garbage", plan_garbage):
+        yield
+
+
+@contextmanager
+def ignore_the_window() -> Iterator[None]:
+    """15: a sender that does not wait for a slow receiver."""
+    original = OutputChannel.__init__
+
+    def init(self: OutputChannel, channel_id: Any, limits: ChannelLimits) -> None:
+        original(self, channel_id, replace(limits, elements_max=1_000))
+
+    with mock.patch.object(OutputChannel, "__init__", init):
+        yield
+
+
 _LEDGER = Options(scenario="faults", kind="ledger", rates=_busy)
 
 CANARIES = (
@@ -282,4 +369,25 @@ CANARIES = (
     Canary("lose timers", lose_timers, _LEDGER),
     Canary("builtin hash of keys", builtin_hash_for_keys, _LEDGER),
     Canary("collect a retained file", collect_a_retained_file, _LEDGER),
+    Canary(
+        "a failed upload fails the task",
+        failed_upload_fails_the_task,
+        Options(scenario="faults", rates=_only("F17")),
+    ),
+    Canary(
+        "processing time jumps",
+        processing_time_jumps,
+        Options(scenario="faults", rates=_only("F19")),
+    ),
+    Canary("unverified state", restore_unverified_state, Options(scenario="corrupt")),
+    Canary(
+        "garbage stays",
+        leave_garbage,
+        Options(scenario="faults", rates=_only("F09")),
+    ),
+    Canary(
+        "no window",
+        ignore_the_window,
+        Options(scenario="faults", rates=_only("F14")),
+    ),
 )

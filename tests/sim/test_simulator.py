@@ -11,6 +11,7 @@ import pytest
 
 from tests.sim.__main__ import describe
 from tests.sim.canaries import CANARIES, Canary
+from tests.sim.nemesis import AMBIENT, STRIKES
 from tests.sim.run import Options, Result, run_seed, without_faults
 
 # Seconds of work; the limit is for machines that do much else.
@@ -45,6 +46,15 @@ def test_nothing_is_lost_repeated_or_stuck_under_faults(start: int) -> None:
         check(result)
     proof = [result for result in results if result.valid]
     assert len(proof) >= CHUNK * 0.6, "too many seeds had no fault or no checkpoint"
+
+
+def test_every_fault_of_the_list_happens() -> None:
+    missing = {*STRIKES, *AMBIENT, "F10", "F23", "F25"}
+    for seed in range(SEEDS):
+        missing -= run_seed(seed).faults.keys()
+        if not missing:
+            return
+    pytest.fail(f"{SEEDS} seeds have seen nothing of {sorted(missing)}")
 
 
 @pytest.mark.parametrize("seed", range(1_000, 1_020))

@@ -44,7 +44,7 @@ class RayCluster:
         self,
         taskmanager_id: str,
         resources: dict[str, float],
-        ready: Callable[[], None],
+        ready: Callable[[str], None],
         lost: Callable[[str], None],
     ) -> None:
         wanted = dict(resources)
@@ -64,13 +64,13 @@ class RayCluster:
             if error is not None:
                 lost(_reason(error))
                 return
-            self.pids[taskmanager_id] = future.result()
-            ready()
+            self.pids[taskmanager_id], version = future.result()
+            ready(version)
             actor.live.remote().future().add_done_callback(
                 lambda future: lost(_reason(future.exception()))
             )
 
-        actor.pid.remote().future().add_done_callback(started)
+        actor.register.remote().future().add_done_callback(started)
 
     def stop_taskmanager(self, taskmanager_id: str) -> None:
         with self._lock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dataflow import __version__
 from dataflow.common.job_status import JobStatus
 from jobmanager.checkpoint_coordinator import CheckpointSettings, MarkCommitted, Publish
 from state.checkpoint_store import CommitPermit, PublishOutcome, Recovery
@@ -32,9 +33,10 @@ class JobSettings:
 
 @dataclass(frozen=True)
 class TaskManagerReady:
-    """It is up and offers its slots."""
+    """It is up and offers its slots; ``version`` is that of this package where it runs."""
 
     taskmanager_id: str
+    version: str = __version__
 
 
 @dataclass(frozen=True)

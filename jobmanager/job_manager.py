@@ -72,10 +72,13 @@ class Cluster(Protocol):
         self,
         taskmanager_id: str,
         resources: dict[str, float],
-        ready: Callable[[], None],
+        ready: Callable[[str], None],
         lost: Callable[[str], None],
     ) -> None:
-        """Begin; exactly one of ``ready`` (later perhaps followed by ``lost``) or ``lost``."""
+        """Begin; exactly one of ``ready`` (later perhaps followed by ``lost``) or ``lost``.
+
+        ``ready`` is told the version of this package there, ``lost`` what happened.
+        """
 
     def stop_taskmanager(self, taskmanager_id: str) -> None:
         """Kill it; ``lost`` need not be called then."""
@@ -357,7 +360,7 @@ class JobManager:
             self._cluster.start_taskmanager(
                 taskmanager_id,
                 resources,
-                lambda: self._events.put(TaskManagerReady(taskmanager_id)),
+                lambda version: self._events.put(TaskManagerReady(taskmanager_id, version)),
                 lambda reason: self._events.put(TaskManagerLost(taskmanager_id, reason)),
             )
 

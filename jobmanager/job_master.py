@@ -19,8 +19,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from dataflow import __version__
 from dataflow.common.job_status import JobStatus
-from dataflow.errors import DataflowError, JobExecutionError, RestoreError, StorageError
+from dataflow.errors import (
+    ClusterError,
+    DataflowError,
+    JobExecutionError,
+    RestoreError,
+    StorageError,
+)
 from dataflow.graph.job_graph import JobGraph
 from jobmanager import checkpoint_coordinator as checkpointing
 from jobmanager.checkpoint_coordinator import CheckpointCoordinator
@@ -151,8 +158,8 @@ class JobMaster:
         if self.status.is_terminal_state():
             return actions
         match event:
-            case TaskManagerReady(taskmanager_id):
-                self._pool.on_ready(taskmanager_id, now)
+            case TaskManagerReady(taskmanager_id, version):
+                self._on_taskmanager_ready(taskmanager_id, version, now, actions)
             case TaskManagerLost(taskmanager_id, reason):
                 self._on_taskmanager_lost(taskmanager_id, reason, now, actions)
             case Recovered():
@@ -306,6 +313,19 @@ class JobMaster:
                     self._on_taskmanager_lost(hung, "a task did not stop in time", now, actions)
 
     # -------------------------------------------------------------------------------- slots
+
+    def _on_taskmanager_ready(
+        self, taskmanager_id: str, version: str, now: int, actions: list[Action]
+    ) -> None:
+        """Messages, state and hashing are of one version; another attempt would find no other."""
+        if version == __version__:
+            self._pool.on_ready(taskmanager_id, now)
+            return
+        error = (
+            f"TaskManager {taskmanager_id} has version {version} of ray-dataflow and the "
+            f"JobManager {__version__}: install the same one on every node"
+        )
+        self._end(JobStatus.FAILING, error, now, actions, kind=ClusterError)
 
     def _on_taskmanager_lost(
         self, taskmanager_id: str, reason: str, now: int, actions: list[Action]

@@ -11,6 +11,7 @@ import threading
 import uuid
 from collections.abc import Callable
 
+from dataflow import __version__
 from dataflow.graph.job_graph import JobGraph
 from jobmanager.client import PollingJobClient
 from jobmanager.job_manager import JobInfo, JobManager, Outgoing
@@ -35,7 +36,7 @@ class LocalCluster:
         self,
         taskmanager_id: str,
         resources: dict[str, float],
-        ready: Callable[[], None],
+        ready: Callable[[str], None],
         lost: Callable[[str], None],
     ) -> None:
         def report(report: Report) -> None:
@@ -48,7 +49,7 @@ class LocalCluster:
         with self._lock:
             self._taskmanagers[taskmanager_id] = taskmanager
             self._lost[taskmanager_id] = lost
-        ready()
+        ready(__version__)
 
     def stop_taskmanager(self, taskmanager_id: str) -> None:
         with self._lock:

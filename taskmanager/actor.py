@@ -18,6 +18,7 @@ from typing import Any
 
 import ray
 
+from dataflow import __version__
 from dataflow.common.codec import dumps_data, loads_data
 from taskmanager.elements import Attempt, ChannelId
 from taskmanager.messages import ControlMessage, DataMessage, Feedback, PeerUnreachable, Report
@@ -169,11 +170,11 @@ class TaskManagerActor:
         self._stopped = threading.Event()
 
     @ray.method(concurrency_group="control")
-    def pid(self) -> int:
-        """Answers once the actor is up."""
+    def register(self) -> tuple[int, str]:
+        """Once the actor is up: its process, and the version of this package on its node."""
         self._reporter.start()
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
-        return os.getpid()
+        return os.getpid(), __version__
 
     @ray.method(concurrency_group="control")
     def control(self, payload: bytes, peers: dict[str, Any]) -> None:

@@ -827,6 +827,19 @@ def test_a_checkpoint_of_a_later_release(checkpoints: Path) -> None:
     )
 
 
+def test_a_manifest_of_a_later_release(checkpoints: Path) -> None:
+    epoch = _epoch(checkpoints)
+    body = json.loads(epoch.read_bytes())["body"]
+    folder = f"generations/{body['generation']}/ckpt-{body['checkpoint_id']}"
+    manifest = checkpoints / "orders" / folder / "manifest.json"
+    _reseal(manifest, version=2)
+    digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
+    _reseal(epoch, body=body | {"manifest_sha256": digest})
+    assert_refused(
+        orders(checkpoints).execute, 3, "format version 2, and this release reads up to 1"
+    )
+
+
 def test_a_damaged_or_lost_manifest(checkpoints: Path) -> None:
     for manifest in (checkpoints / "orders").rglob("manifest.json"):
         manifest.write_text("junk")

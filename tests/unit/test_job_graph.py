@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -226,6 +227,13 @@ def test_bytes_of_a_job_graph_are_checked_when_read_back() -> None:
     assert JobGraph.from_bytes(data) == job()
     with pytest.raises(CorruptObject):
         JobGraph.from_bytes(data[:-1] + b" ")
+
+
+def test_a_job_graph_of_another_format_version_is_refused() -> None:
+    body = job().to_bytes().partition(b"\n")[2].replace(b'"version":1', b'"version":2')
+    data = hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+    with pytest.raises(CorruptObject, match="has format version 2; this release reads 1"):
+        JobGraph.from_bytes(data)
 
 
 # ----------------------------------------------------------------------------------- settings

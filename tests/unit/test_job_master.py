@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from dataflow import __version__
 from dataflow.common.job_status import JobStatus
 from dataflow.graph.job_graph import JobEdge, JobGraph, JobVertex, OperatorNode, Partitioning
 from jobmanager.checkpoint_coordinator import COMMITTING_MAX, CheckpointSettings
@@ -440,6 +441,28 @@ def test_waiting_for_slots_ends_with_a_message_that_says_what_is_missing() -> No
     assert error is not None
     assert error.startswith("no TaskManager with 1 slot(s) and {'num_gpus': 1.0} could be started")
     assert "within 100 s" in error
+
+
+def test_a_taskmanager_of_another_version_fails_the_job() -> None:
+    script = Script(pipelines())
+    script.on(TaskManagerReady(TM1, "9.8.7"))
+    assert script.statuses() == [JobStatus.FAILING, JobStatus.FAILED]
+    assert script.master.error == (
+        f"TaskManager {TM1} has version 9.8.7 of ray-dataflow and the JobManager {__version__}: "
+        "install the same one on every node"
+    )
+    assert script.master.exit_code == 4
+    assert script.wanted(Send) == []
+    assert set(script.wanted(StopTaskManager)) == {StopTaskManager(TM1), StopTaskManager(TM2)}
+
+
+def test_a_taskmanager_of_another_version_fails_a_job_that_runs() -> None:
+    script = Script().running()
+    script.on(TaskManagerLost(TM1, "died"), at=10)
+    script.on(TaskManagerReady(TM3, "9.8.7"), at=20)
+    script.each(TaskCanceled, [A1, B1])
+    assert script.status is JobStatus.FAILED
+    assert script.master.restarts == 1
 
 
 def test_a_silent_taskmanager_is_stopped_and_counts_as_lost() -> None:

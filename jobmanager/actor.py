@@ -37,6 +37,7 @@ class RayCluster:
         self._cpus = cpus
         self._sys_path = sys_path
         self._actors: dict[str, Any] = {}
+        self._gone: dict[str, Callable[[Any], None]] = {}  # what to do with a call that failed
         self._lock = threading.Lock()
         self.pids: dict[str, int] = {}
 
@@ -56,33 +57,42 @@ class RayCluster:
         actor = cast(Any, TaskManagerActor).options(
             resources=wanted or None, scheduling_strategy="SPREAD", **options
         ).remote(taskmanager_id, job_manager, self._heartbeat_ms, self._sys_path)
+        def gone(future: Any) -> None:
+            lost(_reason(future.exception()))
+
         with self._lock:
             self._actors[taskmanager_id] = actor
+            self._gone[taskmanager_id] = gone
 
         def started(future: Any) -> None:
-            error = future.exception()
-            if error is not None:
-                lost(_reason(error))
+            if future.exception() is not None:
+                gone(future)
                 return
             self.pids[taskmanager_id], version = future.result()
             ready(version)
-            actor.live.remote().future().add_done_callback(
-                lambda future: lost(_reason(future.exception()))
-            )
+            actor.live.remote().future().add_done_callback(gone)
 
         actor.register.remote().future().add_done_callback(started)
 
     def stop_taskmanager(self, taskmanager_id: str) -> None:
         with self._lock:
             actor = self._actors.pop(taskmanager_id, None)
+            self._gone.pop(taskmanager_id, None)
         self.pids.pop(taskmanager_id, None)
         if actor is not None:
             ray.kill(actor, no_restart=True)
 
     def send(self, taskmanager_id: str, message: ControlMessage) -> None:
-        actor = self._actors.get(taskmanager_id)
-        if actor is None:
+        with self._lock:
+            actor, gone = self._actors.get(taskmanager_id), self._gone.get(taskmanager_id)
+        if actor is None or gone is None:
             return
+
+        def sent(future: Any) -> None:
+            # Nobody knows whether it arrived, and repeated now it could overtake a later one.
+            if future.exception() is not None:
+                gone(future)
+
         peers = {}
         if isinstance(message, Deploy):
             mentioned = {
@@ -95,7 +105,7 @@ class RayCluster:
                 for _, peer in channels
             }
             peers = {peer: self._actors[peer] for peer in mentioned if peer in self._actors}
-        actor.control.remote(dumps_data(message), peers)
+        actor.control.remote(dumps_data(message), peers).future().add_done_callback(sent)
 
     def shutdown(self) -> None:
         for taskmanager_id in list(self._actors):

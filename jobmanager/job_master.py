@@ -287,7 +287,6 @@ class JobMaster:
 
     def _check_timeouts(self, now: int, actions: list[Action]) -> None:
         for taskmanager_id, silent in self._pool.silent(now):
-            actions.append(StopTaskManager(taskmanager_id))
             self._on_taskmanager_lost(
                 taskmanager_id, f"no heartbeat for {silent} ms", now, actions
             )
@@ -309,7 +308,6 @@ class JobMaster:
             ):
                 # User code that does not return can only be stopped with its process.
                 for hung in sorted({self.location(task) or "" for task in region.stopping}):
-                    actions.append(StopTaskManager(hung))
                     self._on_taskmanager_lost(hung, "a task did not stop in time", now, actions)
 
     # -------------------------------------------------------------------------------- slots
@@ -334,6 +332,8 @@ class JobMaster:
         info = self._pool.remove(taskmanager_id)
         if info is None:
             return
+        # It may live on, out of reach: then it must not keep what its successor needs.
+        actions.append(StopTaskManager(taskmanager_id))
         for region in self._regions:
             region.stopping -= gone
         if self._ending:

@@ -415,7 +415,7 @@ def test_a_lost_taskmanager_is_replaced_while_the_other_tasks_are_canceled() -> 
 def test_a_taskmanager_lost_before_it_was_ready_is_asked_for_again_without_a_restart() -> None:
     script = Script(start_retry=500)
     script.on(TaskManagerLost(TM1, "no room"), at=10)
-    assert script.actions == [StartTaskManager(TM3, (), 500)]
+    assert script.actions == [StopTaskManager(TM1), StartTaskManager(TM3, (), 500)]
     script.on(TaskManagerReady(TM1))
     assert script.actions == [], "it was given up"
     script.on(TaskManagerReady(TM2), TaskManagerReady(TM3))
@@ -463,6 +463,13 @@ def test_a_taskmanager_of_another_version_fails_a_job_that_runs() -> None:
     script.each(TaskCanceled, [A1, B1])
     assert script.status is JobStatus.FAILED
     assert script.master.restarts == 1
+
+
+def test_a_lost_taskmanager_is_stopped_should_it_live_on_out_of_reach() -> None:
+    script = Script().running()
+    script.on(TaskManagerLost(TM1, "it cannot be reached"), at=10)
+    assert script.wanted(StopTaskManager) == [StopTaskManager(TM1)]
+    assert script.on(TaskManagerLost(TM1, "its process died"), at=20) == []
 
 
 def test_a_silent_taskmanager_is_stopped_and_counts_as_lost() -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,24 @@ class Failpoint:
             for victim in map(int, armed.read_text().split() or [os.getpid()]):
                 kill(victim)
             return
+
+
+    def hit_after(
+        self, owner: type, name: str, when: Callable[[Any], bool] = lambda _: True
+    ) -> None:
+        """From now on, in this process, each call of a method passes here; ``when`` of its object.
+
+        For moments at which no code of a user runs.
+        """
+        original = getattr(owner, name)
+
+        def method(instance: Any, *arguments: Any) -> Any:
+            result = original(instance, *arguments)
+            if when(instance):
+                self.hit()
+            return result
+
+        setattr(owner, name, method)
 
 
 def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> bool:

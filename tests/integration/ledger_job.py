@@ -28,6 +28,8 @@ from dataflow.datastream.connectors.file_system import FileSink
 from dataflow.datastream.connectors.files.sink import FileWriter
 from dataflow.datastream.state import ValueStateDescriptor
 from dataflow.filesystem import parse
+from state.checkpoint_store import CheckpointStore
+from taskmanager.alignment import BarrierAligner
 from tests.integration.failpoints import Failpoint
 
 SPAN_MS = 100  # of event time, for timers; record number ``index`` is of millisecond ``index``
@@ -89,7 +91,10 @@ class Probe:
 
 
 class Account(KeyedProcessFunction):
-    """Count and sum per key, and a timer per key and span. Failpoints: open, process, snapshot."""
+    """Count and sum per key, and a timer per key and span.
+
+    Failpoints: open, process, snapshot, and of its process: aligning, uploaded.
+    """
 
     def __init__(self, parallelism: int, failpoints: Failpoints) -> None:
         self._parallelism = parallelism
@@ -103,6 +108,12 @@ class Account(KeyedProcessFunction):
             self._probe = runtime_context.get_state(
                 ValueStateDescriptor("probe", Types.PICKLED_BYTE_ARRAY())
             )
+        if "aligning" in self._failpoints:  # one barrier has come, another has not
+            self._failpoints["aligning"].hit_after(
+                BarrierAligner, "on_barrier", lambda aligner: bool(aligner.blocked)
+            )
+        if "uploaded" in self._failpoints:  # and not acknowledged
+            self._failpoints["uploaded"].hit_after(CheckpointStore, "write_state")
         if "open" in self._failpoints:
             self._failpoints["open"].hit()
 

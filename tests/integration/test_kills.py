@@ -58,9 +58,11 @@ def test_f01_a_taskmanager_killed_while_processing(
 @pytest.mark.parametrize(
     "point",
     [
+        pytest.param("aligning", id="in_the_alignment"),
         pytest.param("barrier", id="before_the_barrier"),
         pytest.param("prepared", id="after_the_pre-commit"),
         pytest.param("snapshot", id="in_the_snapshot"),
+        pytest.param("uploaded", id="before_the_acknowledgement"),
     ],
 )
 def test_f02_f05_a_taskmanager_killed_in_a_checkpoint(
@@ -73,6 +75,7 @@ def test_f02_f05_a_taskmanager_killed_in_a_checkpoint(
     failpoint.arm()
     info = job.recovered()
     assert failpoint.hits == 1
+    assert "its process died" in (info.last_checkpoint_failure or "")
     assert info.restored_checkpoint is not None
     assert info.restored_checkpoint >= (before.last_checkpoint or 0)
     check(job, storage, output)

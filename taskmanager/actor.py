@@ -94,6 +94,7 @@ class RayTransport:
                 # The JobManager is told of the death by Ray and restarts what is affected.
                 logger.info("TaskManager %s is gone", peer_id)
             elif attempts_left > 1:
+                logger.info("%s cannot be reached: %s; again", peer_id, type(error).__name__)
                 self._call(peer_id, method, payload, message, then, attempts_left - 1)
             else:
                 self.taskmanager.report(

@@ -224,6 +224,28 @@ def test_a_lost_node_of_two(storage: str, output: str) -> None:
     assert violations(Ledger(records, None), read_output(output)) == []
 
 
+def test_f25_calls_of_ray_that_fail_or_lose_their_answer(
+    storage: str, output: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Each process fails the first few of its actor calls, before or after they have run."""
+    records, folder = 4_000, tmp_path_factory.mktemp("ray")
+    failures = {"num_failures": 3, "req_failure_prob": 5, "resp_failure_prob": 5}
+    printed = python(
+        *(str(PROGRAMS / "cluster_lost.py"), storage, output, str(records)),
+        RAY_testing_rpc_failure=json.dumps({"CoreWorkerService.grpc_client.PushTask": failures}),
+        # Ray looks every second, for one second, whether the actor has died.
+        RAY_core_worker_internal_heartbeat_ms="100",
+        RAY_timeout_ms_task_wait_for_death_info="100",
+        RAY_TMPDIR=str(folder),
+    )
+    assert "finished" in printed
+    restarts = [line for line in printed.splitlines() if line.startswith("restarted:")]
+    assert [line for line in restarts if "is unavailable" not in line] == []
+    assert violations(Ledger(records, None), read_output(output)) == []
+    logs = [log.read_text() for log in folder.glob("ray/session_latest/logs/worker*.err")]
+    assert "cannot be reached: ActorUnavailableError; again" in "".join(logs), "no call has failed"
+
+
 @dataclass(frozen=True)
 class Head:
     address: str

@@ -24,7 +24,8 @@ def main() -> None:
         node.kill_all_processes(check_alive=False, allow_graceful=False)
         print("lost")
         return
-    job.finished(90)
+    for error in job.finished(90).errors:
+        print("restarted:", error.splitlines()[-1])
     print(f"finished, was restored from {before.restored_checkpoint}")
 
 

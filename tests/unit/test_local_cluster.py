@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,9 @@ from dataflow.datastream.connectors.base import (
 )
 from dataflow.datastream.stream_execution_environment import StreamExecutionEnvironment
 from dataflow.errors import JobExecutionError
+from dataflow.filesystem import local
 from dataflow.testing.scripted_source import Crash, ScriptedSource, WaitForCheckpoint
+from jobmanager.job_manager import JobInfo
 from jobmanager.local import LocalJobClient
 
 #: The test and its job, which runs in the same process, meet here.
@@ -107,6 +113,15 @@ def expected_sums() -> list[int]:
     return sorted(sums)
 
 
+def wait_for(client: Any, condition: Callable[[JobInfo], bool]) -> Any:
+    """The first info of which the condition holds."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition(info := client.info()):
+        assert time.monotonic() < deadline, info
+        client._wait(0.002)
+    return info
+
+
 def taskmanagers(client: Any) -> list[str]:
     assert isinstance(client, LocalJobClient)
     return client.cluster.taskmanager_ids
@@ -146,6 +161,35 @@ def test_a_crash_on_cue_restores_what_the_checkpoint_holds(
     checkpointed(env, tmp_path)
     source = ScriptedSource([1, 2, WaitForCheckpoint(), 3, Crash(), 5])
     assert sorted(sums(env, source).execute_and_collect("crash")) == [1, 2, 4, 9]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS], ids=["full", "read-only"])
+def test_a_folder_that_cannot_be_written_declines_checkpoints_and_the_job_goes_on(
+    env: StreamExecutionEnvironment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    checkpointed(env, tmp_path)
+    records = sums(env, _GatedSource()).execute_and_collect("sums")
+    client = records._client
+    assert HALFWAY.wait(PATIENCE_S)
+    wait_for(client, lambda info: info.completed_checkpoints > 0)
+    with monkeypatch.context() as patch:
+
+        def create(path: str) -> Any:
+            raise OSError(code, os.strerror(code), path)
+
+        patch.setattr(local, "_create", create)
+        before = wait_for(client, lambda info: info.failed_checkpoints > 1)
+        assert re.search(
+            rf"(: upload failed| not published): cannot write {tmp_path}/\S+: "
+            + os.strerror(code),
+            before.last_checkpoint_failure,
+        )
+        assert (before.status, before.restarts) == (JobStatus.RUNNING, 0)
+    wait_for(client, lambda info: info.completed_checkpoints > before.completed_checkpoints)
+    GO.set()
+    assert sorted(records) == expected_sums()
+    info = client.info()
+    assert (info.status, info.restarts) == (JobStatus.FINISHED, 0)
 
 
 def test_execute_and_collect_gives_every_record_and_no_more_than_asked_for(

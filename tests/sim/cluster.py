@@ -187,10 +187,15 @@ class SimCluster:
     def send_control(
         self, jobmanager: SimJobManager, taskmanager_id: str, message: ControlMessage
     ) -> None:
-        """In order per TaskManager; perhaps twice in a row."""
+        """In order per TaskManager; perhaps twice in a row, or never, which the sender learns."""
         taskmanager = self.taskmanagers.get(taskmanager_id)
         if taskmanager is None or not taskmanager.alive:
             return
+        if self.nemesis.control_fails(jobmanager.id, taskmanager_id):
+            delay = self.world.between(50, 400) * MS
+            jobmanager.after(delay, lambda: jobmanager.taskmanager_lost(taskmanager_id))
+            if self.world.chance(0.5):
+                return
         at = self._arrival(jobmanager, taskmanager, taskmanager.last_control_us)
         taskmanager.last_control_us = at
         for _ in range(2 if self.nemesis.message_repeated() else 1):

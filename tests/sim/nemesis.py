@@ -257,6 +257,13 @@ class Nemesis:
             self.world.fault("F25", f"lost: {sender} to {receiver}")
         return lost
 
+    def control_fails(self, sender: str, receiver: str) -> bool:
+        """It may have arrived all the same."""
+        failed = self.active and self.world.chance(self.rates.message_loss / 10)
+        if failed:
+            self.world.fault("F25", f"a control message fails: {sender} to {receiver}")
+        return failed
+
     def answer_lost(self, sender: str, receiver: str) -> bool:
         return self.message_lost(receiver, sender)
 

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 
 class ProcessingTime:
-    """The wall clock as it was when the TaskManager started, and the time since; in ms.
+    """Milliseconds: the wall clock as it was when the TaskManager started, and the time since.
 
     A wall clock that is set forwards would make sources idle and timers fire that are not due; one
     that is set back would hold up watermarks and paced sources until it has caught up. So what
-    happens to the wall clock later is seen by the next TaskManager.
+    happens to the wall clock later is seen by the next TaskManager. Both clocks give nanoseconds.
     """
 
     def __init__(self, wall_clock: Callable[[], int], monotonic: Callable[[], int]) -> None:
@@ -18,4 +18,4 @@ class ProcessingTime:
         self._began = wall_clock() - monotonic()
 
     def __call__(self) -> int:
-        return self._began + self._monotonic()
+        return (self._began + self._monotonic()) // 1_000_000

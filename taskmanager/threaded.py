@@ -48,7 +48,7 @@ class ThreadedTaskManager:
         sys.setswitchinterval(0.001)
         self.transport = transport
         self.report = report
-        self.processing_time = ProcessingTime(_wall_clock, _monotonic)
+        self.processing_time = ProcessingTime(time.time_ns, _monotonic_ns)
         self.executor = TaskExecutor(taskmanager_id, self, self._launch)
         self._io = ThreadPoolExecutor(IO_THREADS, thread_name_prefix=f"{taskmanager_id}-io")
         self._delays = _DelayThread(f"{taskmanager_id}-delays")
@@ -163,12 +163,10 @@ def open_store(root: str, job_id: str) -> CheckpointStore:
     return CheckpointStore(file_system, path, job_id, key.encode() if key else None)
 
 
-def _wall_clock() -> int:
-    return time.time_ns() // 1_000_000
-
-
-def _monotonic() -> int:
-    return time.monotonic_ns() // 1_000_000
+def _monotonic_ns() -> int:
+    """Where the system can tell, with the time for which the machine was suspended."""
+    boot_time = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic_ns() if boot_time is None else time.clock_gettime_ns(boot_time)
 
 
 class _DelayThread:

@@ -89,7 +89,9 @@ class SimTaskManager(SimProcess):
         self.owner = owner
         self.executor = TaskExecutor(taskmanager_id, self, self.wake_up)
         self.transport = SimTransport(self)
-        self.processing_time = ProcessingTime(self.wall_clock, lambda: self.world.now)
+        self.processing_time = ProcessingTime(
+            lambda: self.wall_clock() * 1_000_000, lambda: self.world.now * 1_000_000
+        )
         self.slowness = 1.0
         self.disk_full = False
         self._scheduled: set[Task] = set()  # asked, never walked

@@ -20,7 +20,7 @@ from dataflow.graph.job_graph import JobGraph
 from jobmanager.actor import NAME_PREFIX, NAMESPACE, JobManagerActor
 from jobmanager.client import PollingJobClient
 from jobmanager.job_manager import JobInfo, Outgoing
-from jobmanager.python_files import import_roots, ray_modules
+from jobmanager.python_files import import_roots, ray_modules, requirement_lines
 from state.checkpoint_paths import check_job_id
 
 logger = logging.getLogger(__name__)
@@ -168,8 +168,7 @@ def _runtime_env(python_files: list[str], requirements: str | None) -> dict[str,
         if python_files:
             environment["py_modules"] = ray_modules(python_files)
     if requirements is not None:
-        lines = Path(requirements).read_text().splitlines()
-        environment["pip"] = [line.strip() for line in lines if line.strip()[:1] not in ("", "#")]
+        environment["pip"] = requirement_lines(requirements)
     return environment or None
 
 
@@ -252,6 +251,11 @@ class RayJobClient(PollingJobClient):
                 raise ClusterError(
                     f"the JobManager of job {self.job_id} is gone: {lines[-1].strip()}"
                 ) from None
+            except ray.exceptions.RuntimeEnvSetupError as error:
+                fault = _fault_in(str(error))
+                raise ClusterError(
+                    f"the environment of the job's workers cannot be set up: {fault}"
+                ) from None
             except ray.exceptions.ActorUnavailableError:
                 if time.monotonic() > deadline:
                     raise ClusterError(
@@ -259,3 +263,10 @@ class RayJobClient(PollingJobClient):
                         f"{RESTART_WAIT_S:.0f} s"
                     ) from None
                 time.sleep(0.1)
+
+
+def _fault_in(report: str) -> str:
+    """What pip, or whatever fails inside Ray's long report, says itself."""
+    lines = [line.strip() for line in report.splitlines() if line.strip()]
+    said = [line for line in lines if line.startswith("ERROR:")] or lines[-1:]
+    return said[0].removeprefix("ERROR:").strip() if said else "Ray does not say why"

@@ -1,12 +1,18 @@
-"""What ``env.add_python_file`` was given: where it is imported from, and how Ray ships it."""
+"""What ``env.add_python_file`` and ``set_python_requirements`` were given, as Ray wants it."""
 
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from dataflow.errors import ConfigError
+
+#: Options of a requirements file that name a file or folder.
+_OPTION = re.compile(r"(-r|-c|-f|--requirement|--constraint|--find-links)(?:\s+|\s*=\s*)(.+)")
 
 #: Unpacked zip files; removed when this process ends.
 _unpacked: list[tempfile.TemporaryDirectory[str]] = []
@@ -48,3 +54,41 @@ def _modules(path: str) -> Iterator[str]:
 
 def _is_package(path: str) -> bool:
     return os.path.isfile(os.path.join(path, "__init__.py"))
+
+
+def requirement_lines(path: str) -> list[str]:
+    """The lines of a requirements file for pip in a folder of Ray's.
+
+    Files it includes are part of them, and paths are absolute; pip takes them relative to where it
+    runs or to the file. They have to exist on every node. Raises ConfigError.
+    """
+    return list(_requirement_lines(path, ()))
+
+
+def _requirement_lines(path: str, including: tuple[str, ...]) -> Iterator[str]:
+    path = os.path.abspath(path)
+    if path in including:
+        raise ConfigError(f"the requirements file {path} includes itself")
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise ConfigError(f"the requirements file {path} cannot be read: {reason}") from None
+    folder = os.path.dirname(path)
+    for line in re.sub(r"\\\r?\n", " ", text).splitlines():
+        line = re.sub(r"(^|\s)#.*", "", line).strip()
+        option = _OPTION.fullmatch(line)
+        if option and option[1] in ("-r", "--requirement"):
+            yield from _requirement_lines(os.path.join(folder, option[2]), (*including, path))
+        elif option:
+            yield f"{option[1]} {_absolute(option[2], folder)}"
+        elif "/" in line or line.startswith(".") or line.endswith(".whl"):  # pip's rule
+            yield _absolute(line, folder)
+        elif line:
+            yield line
+
+
+def _absolute(name: str, folder: str) -> str:
+    """``name``, if it is that of a file or folder seen from ``folder``, by its whole path."""
+    path = os.path.normpath(os.path.join(folder, name))
+    return path if os.path.exists(path) else name

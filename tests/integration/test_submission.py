@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import uuid
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,33 @@ def test_the_same_script_by_the_command_on_a_cluster(address: str) -> None:
 def test_the_same_script_in_one_process() -> None:
     script = str(PROGRAMS / "flights.py")
     assert polite_lines(python(*COMMAND, "run", "--local", script, "2")) == POLITE
+
+
+def test_required_packages_are_there_for_functions(address: str, tmp_path: Path) -> None:
+    """A wheel that no index has, named relative to the requirements file."""
+    about = "courtesy-1.0.dist-info"
+    with zipfile.ZipFile(tmp_path / "courtesy-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("courtesy.py", "def greet(name):\n    return f'dear {name}'\n")
+        wheel.writestr(
+            f"{about}/METADATA", "Metadata-Version: 2.1\nName: courtesy\nVersion: 1.0\n"
+        )
+        wheel.writestr(
+            f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr(f"{about}/RECORD", "")
+    (tmp_path / "requirements.txt").write_text("--no-index\n./courtesy-1.0-py3-none-any.whl\n")
+    (tmp_path / "job.py").write_text(
+        "from dataflow.datastream import StreamExecutionEnvironment as Env\n"
+        "def polite(n):\n"
+        "    import courtesy\n"
+        "    return courtesy.greet(n)\n"
+        "env = Env.get_execution_environment()\n"
+        f"env.set_python_requirements({str(tmp_path / 'requirements.txt')!r})\n"
+        "env.from_sequence(1, 3).map(polite).print()\n"
+        "env.execute('polite')\n"
+    )
+    printed = python(*COMMAND, "run", "--address", address, str(tmp_path / "job.py"))
+    assert polite_lines(printed) == {"dear 1", "dear 2", "dear 3"}
 
 
 # --------------------------------------------------------------- other processes, the command

@@ -46,8 +46,8 @@ Where a default differs from Flink's, Flink's is given in brackets.
 
 ENVIRONMENT = """
 Without effect, and accepted so that programs for Flink need no change: `pipeline.object-reuse` and
-`execution.buffer-timeout.interval` (batches leave as soon as their channel is free),
-`execution.checkpointing.savepoint-dir` and `metrics.latency.interval` (not there yet).
+`execution.buffer-timeout.interval` (batches leave as soon as their channel is free). With a
+warning, because there are no savepoints yet: a folder for them (`state.savepoints.dir`).
 
 ## Environment variables
 

@@ -166,13 +166,6 @@ class ConfigOptions:
         "Where checkpoints are kept: s3://bucket/prefix or file:///folder",
         "state.checkpoints.dir",
     )
-    SAVEPOINT_DIR = _option(
-        "execution.checkpointing.savepoint-dir",
-        some_text,
-        None,
-        "Where savepoints are put unless they say otherwise",
-        "state.savepoints.dir",
-    )
     CHECKPOINTING_NUM_RETAINED = _option(
         "execution.checkpointing.num-retained",
         integer(1, 1000),
@@ -360,7 +353,7 @@ class ConfigOptions:
     )
     LATENCY_INTERVAL = _option(
         "metrics.latency.interval",
-        duration(),
+        not_yet("0 ms", duration()),
         0,
         "Between two latency markers of a source; 0 for none",
     )
@@ -416,8 +409,15 @@ class TypedOptionBuilder(Generic[T]):
 
 # ----------------------------------------------------------------------------------------- faults
 
-#: What programs written for PyFlink set and what has no counterpart here.
-_IGNORED = re.compile(r"python\.[a-z.-]+|pipeline\.(generic-types|force-kryo|force-avro)")
+#: What programs written for PyFlink set and what has no counterpart here, and why.
+_IGNORED = {
+    re.compile(r"python\.[a-z.-]+|pipeline\.(generic-types|force-kryo|force-avro)"): (
+        "there is no JVM"
+    ),
+    re.compile(r"execution\.checkpointing\.savepoint-dir|state\.savepoints\.dir"): (
+        "there are no savepoints yet"
+    ),
+}
 
 
 def canonical_key(key: str) -> str:
@@ -451,8 +451,8 @@ def validate(configuration: Mapping[str, str]) -> list[str]:
                 values[option.key] = option.value_of(text)
             except ConfigError as error:
                 faults.append(str(error))
-        elif _IGNORED.fullmatch(key):
-            warnings.warn(f"{key} has no effect here: there is no JVM", UserWarning, stacklevel=2)
+        elif reasons := [why for keys, why in _IGNORED.items() if keys.fullmatch(key)]:
+            warnings.warn(f"{key} has no effect here: {reasons[0]}", UserWarning, stacklevel=2)
         else:
             faults.append(_unknown(key))
     return faults + _conflicts(values)

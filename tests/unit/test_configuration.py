@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import dataflow
 from dataflow.common import (
     ConfigOption,
     ConfigOptions,
@@ -95,6 +98,7 @@ def test_values_are_read_by_type(key: str, text: str, value: Any) -> None:
         ("execution.checkpointing.unaligned.enabled", "true", "not supported yet; only false"),
         ("execution.checkpointing.dir", " ", "must not be empty"),
         ("execution.runtime-mode", "BATCH", "not supported yet"),
+        ("metrics.latency.interval", "5 s", "not supported yet; only 0 ms"),
         ("state.backend.type", "rocksdb", "not supported yet; hashmap is allowed"),
         ("taskmanager.network.channel.bytes-max", "4 loads", "a size such as '4 mb'"),
         ("taskmanager.network.channel.bytes-max", "1 kb", "65536 bytes to"),
@@ -173,6 +177,41 @@ def test_all_faults_are_reported_at_once() -> None:
 def test_what_pyflink_needs_for_its_workers_is_ignored_with_a_warning() -> None:
     with pytest.warns(UserWarning, match=r"python\.executable has no effect"):
         assert validate({"python.executable": "/usr/bin/python3"}) == []
+    with pytest.warns(UserWarning, match=r"savepoints\.dir has no effect here: there are no savep"):
+        assert validate({"state.savepoints.dir": "s3://b/p"}) == []
+
+
+#: Options that nothing asks for, and why they are there all the same.
+UNREAD = {
+    "OBJECT_REUSE": "records are never copied between chained operators",
+    "BUFFER_TIMEOUT": "batches leave as soon as their channel is free",
+    "CHECKPOINTING_MAX_CONCURRENT": "only 1 is allowed",
+    "CHECKPOINTING_ALIGNED_TIMEOUT": "only 0 is allowed",
+    "CHECKPOINTING_UNALIGNED": "only false is allowed",
+    "STATE_BACKEND": "only hashmap is allowed",
+    "LATENCY_INTERVAL": "only 0 is allowed",
+    "RUNTIME_MODE": "only STREAMING is allowed",
+}
+
+
+def test_every_option_is_read_by_the_engine_or_has_a_reason_not_to_be() -> None:
+    """Setters and getters do not count: what is set must have an effect."""
+    root = Path(dataflow.__file__).parents[1]
+    setters = ("config_options.py", "execution_config.py", "checkpoint_config.py")
+    source = "".join(
+        path.read_text()
+        for package in ("dataflow", "state", "taskmanager", "jobmanager")
+        for path in sorted((root / package).rglob("*.py"))
+        if path.name not in setters
+    )
+    source = re.sub(r"(_configuration\.set\(|return self\._configuration\.get\()\S+", "", source)
+    unread = {
+        name
+        for name, option in vars(ConfigOptions).items()
+        if isinstance(option, ConfigOption)
+        and not re.search(rf"ConfigOptions\.{name}\b|\"{re.escape(option.key)}\"", source)
+    }
+    assert unread == set(UNREAD)
 
 
 # ------------------------------------------------------------------------------- Configuration

@@ -40,10 +40,12 @@ def connect(
     """Join Ray: as connected already, as ``address`` or RAY_ADDRESS says, or a local one.
 
     A local Ray is started with at least ``slots`` CPUs and ends with this process. Raises
-    ClusterError.
+    ClusterError, also when this process is connected to another Ray than the one asked for.
     """
     global _started_here
+    address = address or os.environ.get("RAY_ADDRESS")
     if ray.is_initialized():
+        _refuse_other(address, ray.get_runtime_context().gcs_address)
         return
     _started_here = False
     # A worker that dies is our business, told in our words; Ray's banners are not.
@@ -53,7 +55,6 @@ def connect(
         "logging_level": logging.ERROR,
         "runtime_env": runtime_env,
     }
-    address = address or os.environ.get("RAY_ADDRESS")
     if address and os.environ.get("RAY_AUTH_MODE") == "disabled" and not _on_loopback(address):
         logger.warning(
             "RAY_AUTH_MODE is disabled: whoever reaches %s can run code there (SECURITY.md)",
@@ -80,11 +81,29 @@ def connect(
         ) from error
 
 
+def _refuse_other(wanted: str | None, connected: str) -> None:
+    """Ports tell clusters apart; hosts have too many names."""
+    endpoint = _endpoint(wanted or "")
+    if endpoint is not None and endpoint[1] != (_endpoint(connected) or endpoint)[1]:
+        raise ClusterError(
+            f"this program is connected to the Ray at {connected} already, so it cannot run on "
+            f"the one at {wanted}: leave out ray.init(), or the address"
+        )
+
+
 def _knock(address: str) -> None:
     """Raises OSError if nobody listens there; Ray would go on trying for minutes."""
+    endpoint = _endpoint(address)
+    if endpoint is not None:
+        socket.create_connection(endpoint, KNOCK_TIMEOUT_S).close()
+
+
+def _endpoint(address: str) -> tuple[str, int] | None:
+    """Host and port of HOST:PORT; None for any other form, such as "auto" or a ray:// URL."""
     host, _, port = address.rpartition(":")
-    if host and "/" not in host and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), KNOCK_TIMEOUT_S).close()
+    if not host or "/" in host or not port.isdecimal():
+        return None
+    return host.strip("[]"), int(port)
 
 
 def _on_loopback(address: str) -> bool:

@@ -21,6 +21,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from dataflow.common.configuration import Configuration
+from dataflow.common.job_status import JobStatus
 from dataflow.errors import ClusterError, ConfigError, DataflowError, JobExecutionError
 from taskmanager.operators.function_operator import user_traceback
 
@@ -75,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dataflow",
+        allow_abbrev=False,
         description="Stateful stream processing in Python, on Ray.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -85,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     def command(
         name: str, function: Callable[[argparse.Namespace], int], text: str
     ) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text)
+        added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         added.set_defaults(command=function)
         return added
 
@@ -214,8 +216,10 @@ def _run_program(options: argparse.Namespace, environment: dict[str, str]) -> No
     arguments = options.arguments
     if arguments[:1] == ["--"]:
         arguments = arguments[1:]
+    folder = os.path.dirname(os.path.abspath(program))
+    _refuse_our_names(folder)
     sys.argv = [program, *arguments]
-    sys.path.insert(0, os.path.dirname(os.path.abspath(program)))
+    sys.path.insert(0, folder)
     try:
         runpy.run_path(program, run_name="__main__")
     except SystemExit as end:
@@ -225,6 +229,17 @@ def _run_program(options: argparse.Namespace, environment: dict[str, str]) -> No
         raise
     except Exception as error:
         raise ProgramError from error
+
+
+def _refuse_our_names(folder: str) -> None:
+    """A program that imports its own ``state.py`` would get our package: it is loaded already."""
+    ours = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    for name in ("dataflow", "state", "taskmanager", "jobmanager"):
+        for found in (f"{folder}/{name}.py", f"{folder}/{name}/__init__.py"):
+            if os.path.isfile(found) and not os.path.realpath(found).startswith(f"{ours}/"):
+                raise ConfigError(
+                    f"{found} has the name of a package of ray-dataflow, {name!r}: rename it"
+                )
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -361,7 +376,10 @@ def _status(options: argparse.Namespace) -> int:
     _connect(options)
     info = attach(options.job_id).info()
     if options.json:
-        print(json.dumps({**dataclasses.asdict(info), "status": info.status.name}, indent=2))
+        fields = {**dataclasses.asdict(info), "status": info.status.name}
+        if info.status is not JobStatus.FAILED:
+            del fields["exit_code"]
+        print(json.dumps(fields, indent=2))
         return 0
     lines = [
         ("job", f"{info.name} ({info.job_id})"),
@@ -390,6 +408,8 @@ def _status(options: argparse.Namespace) -> int:
         print(f"{label + ':':17} {value}")
     for taskmanager, tasks in sorted(info.taskmanagers.items()):
         print(f"{taskmanager + ':':17} {tasks}")
+    if info.notice:
+        print(f"notice:           it {info.notice}")
     if info.errors:
         print("last error:")
         print(info.errors[-1])
@@ -420,6 +440,8 @@ def _checkpoints(options: argparse.Namespace) -> int:
         )
         for info in store.completed_checkpoints()
     ]
+    if not rows and store.get_status() is None:
+        raise ConfigError(f"no job with the id {options.job_id} has left anything in {options.dir}")
     _table(("ID", "TAKEN", "SIZE", "GENERATION", "STATE"), rows, "no completed checkpoint")
     return 0
 

@@ -57,6 +57,7 @@ class PollingJobClient(JobClient):
         self._final: JobInfo | None = None  # how the job ended; its JobManager may be gone then
         self._fetch_lock = threading.Lock()
         self._told = (0, "")  # restarts the user knows of, and the reason of the last
+        self._noticed: str | None = None  # what the user was told last
 
     def info(self) -> JobInfo:
         """The job as it stands, or as it ended.
@@ -122,7 +123,8 @@ class PollingJobClient(JobClient):
         except KeyboardInterrupt:
             if self.outlives_process:
                 sys.stderr.write(
-                    f"no longer waiting: the job goes on; dataflow status {self.job_id}\n"
+                    "no longer waiting: the job goes on as long as its Ray does; "
+                    f"dataflow status {self.job_id}\n"
                 )
             raise
 
@@ -151,6 +153,7 @@ class PollingJobClient(JobClient):
             while self._pump(progress):
                 pass
             if tell:
+                self._tell_notice(info, progress)
                 self._tell_restart(info, progress)
             if progress:
                 progress.show(info)
@@ -172,6 +175,14 @@ class PollingJobClient(JobClient):
             restarts=info.restarts,
             checkpoints=info.completed_checkpoints,
         )
+
+    def _tell_notice(self, info: JobInfo, progress: ProgressLine | None) -> None:
+        if info.notice is None or info.notice == self._noticed:
+            return
+        self._noticed = info.notice
+        if progress:
+            progress.clear()
+        sys.stderr.write(f"job {info.name!r} {info.notice}\n")
 
     def _tell_restart(self, info: JobInfo, progress: ProgressLine | None) -> None:
         """Whoever waits learns why the job restarts; the same reason is told once."""
@@ -314,6 +325,7 @@ def execute_job_graph(
     job_graph = with_checkpoint_storage(job_graph)
     job_id = os.environ.get(JOB_ID)
     client: PollingJobClient
+    detached = False
     if os.environ.get(LOCAL) == "1":
         from jobmanager.local import submit_local
 
@@ -322,13 +334,11 @@ def execute_job_graph(
     else:
         from jobmanager.cluster import submit
 
-        client = submit(job_graph, job_id, python_files, requirements)
+        detached = os.environ.get(DETACHED) == "1"
+        client = submit(job_graph, job_id, python_files, requirements, detached)
     if not attached:
         return client
-    detached = os.environ.get(DETACHED) == "1" and os.environ.get(LOCAL) != "1"
     return DetachedJobClient(client) if detached else AttachedJobClient(client)
-
-
 
 
 def attach_to_job(job_id: str) -> PollingJobClient:

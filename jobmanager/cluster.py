@@ -116,8 +116,11 @@ def submit(
     job_id: str | None,
     python_files: list[str],
     requirements: str | None,
+    detached: bool = False,
 ) -> RayJobClient:
     """Start a JobManager for the job; it lives on when this process goes away.
+
+    ``detached``: it has to, so a Ray that is started here and ends with this process will not do.
 
     With a ``job_id`` that has checkpoints in the job's storage, the job goes on from the newest.
     """
@@ -128,6 +131,11 @@ def submit(
         raise ConfigError(f"job id {job_id!r}: {error}") from None
     options = Configuration(job_graph.configuration)
     runtime_env = _runtime_env(python_files, requirements)
+    if detached and not ray.is_initialized() and not os.environ.get("RAY_ADDRESS"):
+        raise ClusterError(
+            "--detached leaves the job to a cluster, and a Ray started by this program would end "
+            "with it: name a cluster with --address or RAY_ADDRESS (ray start --head starts one)"
+        )
     connect(job_graph.slots_required, runtime_env)
     _warn_of_node_local_storage(options.get(ConfigOptions.CHECKPOINTING_DIR))
     _make_way(job_id)

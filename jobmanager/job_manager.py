@@ -61,6 +61,7 @@ EVENTS_MAX = 100_000
 ERROR_HISTORY_MAX = 20
 STORE_ATTEMPTS_MAX = 300  # of a restarted JobManager, before the job is given up
 STORE_RETRY_S = 1.0
+SLOW_START_MS = 5_000  # a TaskManager takes a second or two
 
 T = TypeVar("T")
 
@@ -124,7 +125,23 @@ class JobInfo:
     ended_ms: int | None
     taskmanagers: dict[str, str] = field(default_factory=dict)  # id to the tasks there, for people
     errors: tuple[str, ...] = ()  # why it restarted, newest last
+    notice: str | None = None  # what its owner should know although nothing has failed
     exit_code: int = JobExecutionError.exit_code  # of a failed job, by the kind of its error
+
+
+def _notice(master: JobMaster) -> str | None:
+    missing = master.missing_slots(_monotonic() - SLOW_START_MS)
+    if missing:
+        return (
+            f"waits for {missing} of its {len(master.graph.slots)} slots; if no TaskManager comes "
+            "up for them, the cluster has too few CPUs free, or not what resources() asks for"
+        )
+    if master.restored_end:
+        return (
+            f"had come to its end: checkpoint {master.restored_checkpoint} covers it, and nothing "
+            "is left to do; under another job id it runs again from the beginning"
+        )
+    return None
 
 
 class JobManager:
@@ -235,6 +252,7 @@ class JobManager:
             last_checkpoint_failure=statistics.last_failure if statistics else None,
             restored_checkpoint=master.restored_checkpoint,
             taskmanagers=master.describe_taskmanagers(),
+            notice=_notice(master),
             **common,  # type: ignore[arg-type]
         )
 

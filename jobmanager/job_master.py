@@ -126,6 +126,7 @@ class JobMaster:
         self._finishing = False
         self.metrics: dict[TaskId, TaskMetrics] = {}
         self.restored_checkpoint: int | None = None
+        self.restored_end = False  # that checkpoint covers the end of the job
         self.coordinator = (
             CheckpointCoordinator(
                 job_id,
@@ -353,6 +354,9 @@ class JobMaster:
     def location(self, task: TaskId) -> str | None:
         """The TaskManager that offers the task's slot."""
         return self._pool.location(self.graph.slot_of[task])
+
+    def missing_slots(self, since: int) -> int:
+        return self._pool.missing(since)
 
     def is_current(self, task: TaskId, attempt: Attempt) -> bool:
         """Whether a report of that attempt counts."""
@@ -583,6 +587,7 @@ class JobMaster:
         self._recovery = None  # used up: the next restart asks again
         if recovery is not None and recovery.manifest is not None:
             self.restored_checkpoint = recovery.manifest.checkpoint_id
+            self.restored_end = recovery.manifest.covers_end
         if self.coordinator is None:
             return
         attempts = {

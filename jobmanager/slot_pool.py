@@ -116,6 +116,11 @@ class SlotPool:
                 return info
         return None
 
+    def missing(self, since: int) -> int:
+        """How many slots have been asked for since then or longer and are not there."""
+        infos = list(self._taskmanagers.values())
+        return sum(len(i.slots) for i in infos if not i.ready and i.requested_at <= since)
+
     def next_silent_at(self) -> int | None:
         """When the next TaskManager will be ``silent`` if it says nothing."""
         ready = [info.last_heartbeat for info in self._taskmanagers.values() if info.ready]

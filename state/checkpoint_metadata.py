@@ -78,6 +78,11 @@ class CheckpointManifest:
         return [s.handle for s in subtasks if s.handle is not None]
 
     @property
+    def covers_end(self) -> bool:
+        """Every task had processed its last input."""
+        return all(s.drained for vertex in self.vertices for s in vertex.subtasks)
+
+    @property
     def state_size(self) -> int:
         """Bytes of all state."""
         return sum(handle.size for handle in self.handles())

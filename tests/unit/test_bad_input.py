@@ -916,15 +916,18 @@ def command(
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "argv", list(sys.argv))
     for name in ("DATAFLOW_LOCAL", "DATAFLOW_DETACHED"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "x")  # as above
+        monkeypatch.delenv(name)
 
-    def run(*arguments: str, program: str = GOOD) -> tuple[int, str]:
+    def run(*arguments: str, program: str = GOOD, both: bool = False) -> tuple[int, str]:
         Path("job.py").write_text(program)
         try:
             code = main(arguments)
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 1
         said = capsys.readouterr()
+        if both:
+            return code, said.out + said.err
         return code, said.err if code else said.out
 
     return run
@@ -998,6 +1001,46 @@ def test_debug_shows_everything_under_the_same_exit_code(command: Command) -> No
     assert "Traceback" in said
 
 
+@pytest.mark.parametrize("name", ["state.py", "jobmanager/__init__.py"])
+@pytest.mark.parametrize("way", [("run", "--local"), ("plan",)])
+def test_a_module_of_the_program_that_has_our_name_is_refused(
+    way: tuple[str, ...], name: str, command: Command
+) -> None:
+    Path("data").mkdir()
+    Path(name).parent.mkdir(exist_ok=True)
+    Path(name).touch()
+    code, said = command(*way, "job.py")
+    assert (code, f"{name} has the name of a package of ray-dataflow" in said) == (2, True)
+
+
+def test_options_are_not_guessed_from_their_beginnings(command: Command) -> None:
+    code, said = command("run", "--loca", "job.py")
+    assert (code, "unrecognized arguments: --loca" in said) == (2, True), said
+
+
+def test_a_detached_job_needs_a_cluster_that_lives_on(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    code, said = command("run", "--detached", "job.py")
+    assert code == 4
+    assert "a Ray started by this program would end with it: name a cluster" in said
+
+
+def test_a_finished_job_that_is_run_again_under_its_id_says_so(
+    command: Command, tmp_path: Path
+) -> None:
+    settings = ("-D", "execution.checkpointing.interval=1s")
+    settings += ("-D", f"execution.checkpointing.dir={tmp_path}/checkpoints")
+    again = ("run", "--local", "--job-id", "twice", *settings, "job.py")
+    code, said = command(*again)
+    assert (code, said) == (0, "10\n20\n30\n")
+    code, said = command(*again, both=True)
+    assert code == 0
+    assert "job 'good' had come to its end: checkpoint" in said
+    assert "under another job id it runs again from the beginning" in said
+
+
 def test_a_cluster_where_nobody_listens_is_exit_code_4(command: Command) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
@@ -1021,6 +1064,8 @@ def test_a_plan_of_a_program_without_a_job(command: Command) -> None:
 def test_checkpoints_of_a_folder_that_is_none(command: Command) -> None:
     code, said = command("checkpoints", "orders", "--dir", "s3://")
     assert (code, "names no bucket" in said) == (2, True)
+    code, said = command("checkpoints", "orders", "--dir", "nowhere")
+    assert (code, "no job with the id orders has left anything in nowhere" in said) == (2, True)
 
 
 # ------------------------------------------------------------------------------------------ waiting

@@ -11,6 +11,7 @@ import pytest
 from dataflow import __version__
 from dataflow.common.job_status import JobStatus
 from dataflow.graph.job_graph import JobEdge, JobGraph, JobVertex, OperatorNode, Partitioning
+from jobmanager import job_manager
 from jobmanager.checkpoint_coordinator import COMMITTING_MAX, CheckpointSettings
 from jobmanager.job_events import (
     Action,
@@ -565,6 +566,25 @@ def test_a_hung_task_does_not_keep_a_canceled_job_also_when_a_slot_is_overdue() 
     assert script.master.next_tick_at() == 1_050, "nobody waits for the other slot any more"
     script.tick(1_050)
     assert script.status is JobStatus.CANCELED
+
+
+def test_who_owns_a_job_that_waits_for_slots_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = Script()
+
+    def notice(now: int) -> str | None:
+        monkeypatch.setattr(job_manager, "_monotonic", lambda: now)
+        return job_manager._notice(script.master)
+
+    assert notice(4_999) is None
+    said = notice(5_000)
+    assert said is not None
+    assert said.startswith("waits for 2 of its 2 slots; ")
+    script.on(TaskManagerReady(TM1))
+    said = notice(5_000)
+    assert said is not None
+    assert said.startswith("waits for 1 of its 2 slots; ")
+    script.on(TaskManagerReady(TM2))
+    assert notice(100_000) is None
 
 
 # --------------------------------------------------------------------------------- checkpoints

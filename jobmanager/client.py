@@ -26,7 +26,7 @@ from dataflow.common.job_client import JobClient
 from dataflow.common.job_execution_result import JobExecutionResult
 from dataflow.common.job_id import JobID
 from dataflow.common.job_status import JobStatus
-from dataflow.errors import ClusterError, ConfigError, JobExecutionError
+from dataflow.errors import ClusterError, ConfigError, DataflowError, JobExecutionError
 from dataflow.filesystem import parse
 from dataflow.graph.job_graph import JobGraph
 from jobmanager.job_manager import JobInfo, Outgoing
@@ -257,6 +257,8 @@ def _future(work: Callable[[], T], background: bool = False) -> Future[T]:
     def run() -> None:
         try:
             future.set_result(work())
+        except DataflowError as error:  # its message says it all: our frames only hide it
+            future.set_exception(error.with_traceback(None))
         except BaseException as error:
             future.set_exception(error)
 

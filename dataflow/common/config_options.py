@@ -163,7 +163,8 @@ class ConfigOptions:
         "execution.checkpointing.dir",
         some_text,
         None,
-        "Where checkpoints are kept: s3://bucket/prefix or file:///folder",
+        "Where checkpoints are kept: s3://bucket/prefix or file:///folder; by default in a folder "
+        "of your own in this machine's temporary folder, which nobody cleans",
         "state.checkpoints.dir",
     )
     CHECKPOINTING_NUM_RETAINED = _option(

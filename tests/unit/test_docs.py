@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import importlib.util
 import os
 import re
@@ -14,7 +15,9 @@ from types import ModuleType
 import pytest
 
 from dataflow.common.config_options import all_options
+from dataflow.errors import DataflowError
 from jobmanager import cli
+from jobmanager.client import _private_folder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCS = REPOSITORY / "docs"
@@ -66,6 +69,26 @@ def test_the_program_in_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
     lines = re.findall(r"\('/([0124])', (\d+)\)$", done.stdout, re.M)
     assert sum(int(count) for _, count in lines) == 100_000
     assert len(lines) == 16, "four pages in four windows"
+
+
+def test_the_exit_codes_in_the_readme_are_those_of_the_errors() -> None:
+    of_errors, classes = set(), [DataflowError]
+    while classes:
+        error = classes.pop()
+        of_errors.add(error.exit_code)
+        classes += error.__subclasses__()
+    named = re.findall(r"^\| (\d+) \|", text_of(REPOSITORY / "README.md"), re.M)
+    assert list(map(int, named)) == sorted(of_errors | {0, 1, 130})
+
+
+def test_the_default_checkpoint_folder_is_the_one_that_is_described(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = Path(_private_folder())
+    name = folder.name.replace(getpass.getuser(), "USER")
+    assert folder.parent == tmp_path
+    assert f"`{name}`" in text_of(DOCS / "checkpoints.md")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -32,6 +32,31 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text_of(page), re.M | re.S)
 
 
+def run_program(name: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("DATAFLOW_")}
+    return subprocess.run(
+        [sys.executable, "-m", "jobmanager.cli", "run", "--local", name],
+        cwd=folder,
+        # Its checkpoints go to the temporary folder.
+        env=environment | {"TMPDIR": str(folder), "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+def programs(page: Path) -> dict[str, tuple[str, str | None]]:
+    """By the name in its first line: each program, and what is shown as its output, if it is."""
+    pattern = r"^```python\n(# (\w+\.py)\n.*?)^```$(?:\n\n```text\n(.*?)^```$)?"
+    found = re.findall(pattern, text_of(page), re.M | re.S)
+    return {name: (program, output or None) for program, name, output in found}
+
+
+CONNECTORS = programs(DOCS / "connectors.md")
+RUN = [name for name, (_, output) in CONNECTORS.items() if output is not None]
+
+
 def configuration_table() -> ModuleType:
     spec = importlib.util.spec_from_file_location("table", DOCS / "configuration_table.py")
     assert spec is not None
@@ -54,21 +79,29 @@ def test_the_program_in_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
     code = [line for line in program.splitlines() if line.strip() and "import" not in line]
     assert len(code) <= 15
     (tmp_path / "clicks.py").write_text(program)
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("DATAFLOW_")}
-    done = subprocess.run(
-        [sys.executable, "-m", "jobmanager.cli", "run", "--local", "clicks.py"],
-        cwd=tmp_path,
-        # Its checkpoints go to the temporary folder.
-        env=environment | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run_program("clicks.py", tmp_path)
     assert done.returncode == 0, done.stderr
     lines = re.findall(r"\('/([0124])', (\d+)\)$", done.stdout, re.M)
     assert sum(int(count) for _, count in lines) == 100_000
     assert len(lines) == 16, "four pages in four windows"
+
+
+def test_every_program_on_the_connectors_page_is_run_or_imported_by_one_that_is() -> None:
+    assert len(CONNECTORS) == len(blocks(DOCS / "connectors.md", "python"))
+    imported = set(re.findall(r"^from (\w+) import", "".join(CONNECTORS[n][0] for n in RUN), re.M))
+    assert {f"{name}.py" for name in imported} >= CONNECTORS.keys() - set(RUN)
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_the_programs_on_the_connectors_page_print_what_it_shows(name: str, tmp_path: Path) -> None:
+    for file, (program, _) in CONNECTORS.items():
+        (tmp_path / file).write_text(program)
+    done = run_program(name, tmp_path)
+    assert done.returncode == 0, done.stderr
+    output = CONNECTORS[name][1]
+    assert output is not None
+    # Records of one watermark are in no particular order.
+    assert sorted(done.stdout.splitlines()) == sorted(output.splitlines())
 
 
 def test_the_exit_codes_in_the_readme_are_those_of_the_errors() -> None:

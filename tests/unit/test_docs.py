@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import importlib
 import importlib.util
 import os
 import re
@@ -102,6 +103,46 @@ def test_the_programs_on_the_connectors_page_print_what_it_shows(name: str, tmp_
     assert output is not None
     # Records of one watermark are in no particular order.
     assert sorted(done.stdout.splitlines()) == sorted(output.splitlines())
+
+
+def names_of_pyflink(heading: str) -> list[tuple[str, list[str]]]:
+    """The module or class, and the names of it, of every row below a heading of the page."""
+    section = text_of(DOCS / "pyflink.md").partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    section = section.partition("\n### ")[0]
+    row = re.compile(r"^\|(?:[^|`]*\|)? `([\w.]+)` \| ((?:`\w+`(?:, )?)+) \|", re.M)
+    rows = row.findall(section)
+    assert len(rows) == len(re.findall(r"^\| .*`", section, re.M)), "a row of another form"
+    return [(where, re.findall(r"\w+", names)) for where, names in rows]
+
+
+def place(where: str) -> object:
+    """A module, or a class by its name alone."""
+    if where.startswith("dataflow."):
+        return importlib.import_module(where)
+    modules = ("dataflow.datastream", "dataflow.datastream.functions", "dataflow.common")
+    found = (getattr(importlib.import_module(module), where, None) for module in modules)
+    return next(place for place in found if place is not None)
+
+
+def test_names_of_pyflink_that_are_said_to_be_there_are() -> None:
+    rows = names_of_pyflink("What is there")
+    assert len(rows) > 10
+    for where, names in rows:
+        assert [name for name in names if not hasattr(place(where), name)] == [], where
+
+
+def test_names_of_pyflink_that_are_said_to_be_missing_are() -> None:
+    rows = names_of_pyflink("What is not there yet")
+    assert len(rows) > 25
+    for where, names in rows:
+        assert [name for name in names if hasattr(place(where), name)] == [], where
+    modules = re.findall(
+        r"^\| `([\w.]+)` \|", text_of(DOCS / "pyflink.md").partition("\n### Modules\n")[2], re.M
+    )
+    assert len(modules) > 10
+    for module in modules:
+        with pytest.raises(ModuleNotFoundError):
+            importlib.import_module(module)
 
 
 def test_the_exit_codes_in_the_readme_are_those_of_the_errors() -> None:

@@ -57,6 +57,7 @@ class RayCluster:
         actor = cast(Any, TaskManagerActor).options(
             resources=wanted or None, scheduling_strategy="SPREAD", **options
         ).remote(taskmanager_id, job_manager, self._heartbeat_ms, self._sys_path)
+
         def gone(future: Any) -> None:
             lost(_reason(future.exception()))
 

@@ -66,7 +66,9 @@ class _PreCommit:
         return len(self._committables)
 
 
+#: By checkpoint.
 Pending = dict[int, list[_PreCommit]]
+
 
 class SinkOperator(FunctionOperator):
     """See the module's text."""

@@ -51,7 +51,6 @@ class Failpoint:
                 kill(victim)
             return
 
-
     def hit_after(
         self, owner: type, name: str, when: Callable[[Any], bool] = lambda _: True
     ) -> None:

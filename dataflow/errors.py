@@ -8,6 +8,7 @@
     ├── ClusterError           Ray or its resources cannot be had            (exit code 4)
     ├── StorageError           the checkpoint storage cannot be used         (exit code 4)
     │   ├── ObjectNotFound
+    │   ├── UploadLost         what was written is gone; trying again is no use
     │   └── CorruptObject      checksum, size, magic or version is wrong
     ├── RestoreError           a checkpoint does not fit the job             (exit code 3)
     └── JobExecutionError      the job ran and failed                        (exit code 5)
@@ -64,6 +65,10 @@ class StorageError(DataflowError):
 
 class ObjectNotFound(StorageError):
     """No object of that name."""
+
+
+class UploadLost(StorageError):
+    """What was written to an upload is gone or not durable, and no repetition brings it back."""
 
 
 class CorruptObject(StorageError):

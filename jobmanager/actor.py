@@ -118,7 +118,8 @@ def _reason(error: BaseException | None) -> str:
         return "it ended"
     if isinstance(error, ray.exceptions.ActorDiedError):
         return "its process died"
-    return str(error).splitlines()[0][:300]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[-1][:300]
 
 
 @ray.remote(

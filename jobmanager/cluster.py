@@ -29,6 +29,7 @@ _started_here = False  # whether this process started the Ray it is connected to
 
 KNOCK_TIMEOUT_S = 10.0  # for a connection to the cluster
 RESTART_WAIT_S = 120.0  # how long a JobManager may be away before a client gives up
+_OWN = (None, "", "local")  # values of RAY_ADDRESS with which a Ray is started here
 LEAVE_WAIT_S = 10.0  # how long the JobManager of an ended job may take to go away
 
 
@@ -131,7 +132,7 @@ def submit(
         raise ConfigError(f"job id {job_id!r}: {error}") from None
     options = Configuration(job_graph.configuration)
     runtime_env = _runtime_env(python_files, requirements)
-    if detached and not ray.is_initialized() and not os.environ.get("RAY_ADDRESS"):
+    if detached and not ray.is_initialized() and os.environ.get("RAY_ADDRESS") in _OWN:
         raise ClusterError(
             "--detached leaves the job to a cluster, and a Ray started by this program would end "
             "with it: name a cluster with --address or RAY_ADDRESS (ray start --head starts one)"

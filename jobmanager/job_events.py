@@ -26,6 +26,7 @@ class JobSettings:
     ignore_unclaimed_state: bool = False
     fall_back_past_commits: bool = False
     checkpoints: CheckpointSettings | None = None  # None: checkpointing is off
+    history_id: str = ""  # see CheckpointStore.history_id
 
 
 # -------------------------------------------------------------------------------------- events

@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 from dataflow.common.config_options import ConfigOptions
@@ -129,14 +129,14 @@ class JobInfo:
     exit_code: int = JobExecutionError.exit_code  # of a failed job, by the kind of its error
 
 
-def _notice(master: JobMaster) -> str | None:
+def _notice(master: JobMaster, restarted: bool) -> str | None:
     missing = master.missing_slots(_monotonic() - SLOW_START_MS)
     if missing:
         return (
             f"waits for {missing} of its {len(master.graph.slots)} slots; if no TaskManager comes "
             "up for them, the cluster has too few CPUs free, or not what resources() asks for"
         )
-    if master.restored_end:
+    if master.restored_end and not restarted:
         return (
             f"had come to its end: checkpoint {master.restored_checkpoint} covers it, and nothing "
             "is left to do; under another job id it runs again from the beginning"
@@ -252,7 +252,7 @@ class JobManager:
             last_checkpoint_failure=statistics.last_failure if statistics else None,
             restored_checkpoint=master.restored_checkpoint,
             taskmanagers=master.describe_taskmanagers(),
-            notice=_notice(master),
+            notice=_notice(master, self._restarted),
             **common,  # type: ignore[arg-type]
         )
 
@@ -311,6 +311,7 @@ class JobManager:
                 file_system, path = parse(root)
                 file_system.probe_conditional_put(path)
             generation = store.claim_generation(uuid.uuid4().hex)
+            settings = replace(settings, history_id=store.history_id())
             store.save_job(self._job_graph.to_bytes())
             next_checkpoint_id = store.next_checkpoint_id()
         return JobMaster(

@@ -566,6 +566,7 @@ class JobMaster:
                     configuration=job_graph.configuration,
                     restore=restore.get(task.vertex_id, ()),
                     main_classes=job_graph.main_classes,
+                    history_id=self._settings.history_id,
                 )
             )
         for taskmanager_id, descriptors in by_taskmanager.items():
@@ -587,7 +588,7 @@ class JobMaster:
         self._recovery = None  # used up: the next restart asks again
         if recovery is not None and recovery.manifest is not None:
             self.restored_checkpoint = recovery.manifest.checkpoint_id
-            self.restored_end = recovery.manifest.covers_end
+            self.restored_end = recovery.manifest.covers_end and self.restarts == 0
         if self.coordinator is None:
             return
         attempts = {
@@ -639,15 +640,9 @@ class JobMaster:
                 case checkpointing.Publish() | checkpointing.MarkCommitted():
                     actions.append(action)
                 case checkpointing.Commit(permit, settled):
+                    fields = {"permit": permit, "settled": settled}
                     for region in self._regions:
-                        self._send(
-                            CommitCheckpoint,
-                            region,
-                            region.tasks,
-                            actions,
-                            permit=permit,
-                            settled=settled,
-                        )
+                        self._send(CommitCheckpoint, region, region.tasks, actions, **fields)
                 case checkpointing.FailJob(reason):
                     self._fail_regions(list(self._regions), reason, now, actions)
                 case checkpointing.Fenced(reason):

@@ -12,7 +12,11 @@ from pathlib import Path
 from dataflow.errors import ConfigError
 
 #: Options of a requirements file that name a file or folder.
-_OPTION = re.compile(r"(-r|-c|-f|--requirement|--constraint|--find-links)(?:\s+|\s*=\s*)(.+)")
+_OPTION = re.compile(
+    r"(-r|-c|-f|-e|--requirement|--constraint|--find-links|--editable)(?:\s+|\s*=\s*|(?<=^-.))(.+)"
+)
+#: What may follow the path of a package.
+_PATH = re.compile(r"([^\[;]+?)(\s*[\[;].*)?")
 
 #: Unpacked zip files; removed when this process ends.
 _unpacked: list[tempfile.TemporaryDirectory[str]] = []
@@ -75,20 +79,32 @@ def _requirement_lines(path: str, including: tuple[str, ...]) -> Iterator[str]:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise ConfigError(f"the requirements file {path} cannot be read: {reason}") from None
     folder = os.path.dirname(path)
-    for line in re.sub(r"\\\r?\n", " ", text).splitlines():
-        line = re.sub(r"(^|\s)#.*", "", line).strip()
+    for line in _logical_lines(text):
         option = _OPTION.fullmatch(line)
-        if option and option[1] in ("-r", "--requirement"):
+        if option and option[1] in ("-r", "--requirement") and "://" not in option[2]:
             yield from _requirement_lines(os.path.join(folder, option[2]), (*including, path))
         elif option:
             yield f"{option[1]} {_absolute(option[2], folder)}"
-        elif "/" in line or line.startswith(".") or line.endswith(".whl"):  # pip's rule
+        elif "/" in line or line.startswith(".") or ".whl" in line:  # pip's rule
             yield _absolute(line, folder)
-        elif line:
+        else:
             yield line
+
+
+def _logical_lines(text: str) -> Iterator[str]:
+    """Without comments, each with the lines that continue it."""
+    logical = ""
+    for line in text.splitlines():
+        line = logical + re.sub(r"(^|\s)#.*", "", line)
+        logical = line[:-1] if line.endswith("\\") else ""
+        if not logical and line.strip():
+            yield line.strip()
+    if logical.strip():
+        yield logical.strip()
 
 
 def _absolute(name: str, folder: str) -> str:
     """``name``, if it is that of a file or folder seen from ``folder``, by its whole path."""
-    path = os.path.normpath(os.path.join(folder, name))
-    return path if os.path.exists(path) else name
+    found = _PATH.fullmatch(name)
+    path = os.path.normpath(os.path.join(folder, found[1])) if found else ""
+    return path + (found[2] or "") if found and os.path.exists(path) else name

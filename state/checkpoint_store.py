@@ -154,6 +154,12 @@ class CheckpointStore:
                 return generation
         raise StorageError(f"{CLAIMS_MAX} other JobManagers claimed {self._root} at the same time")
 
+    def history_id(self) -> str:
+        """Names the history of this job in this store, from its first claim on."""
+        first = min(self._listing().claims)
+        claim = self._fs.read(self._path(JobPaths.claim(first)), 0, RECORD_BYTES_MAX)
+        return hashlib.sha256(claim).hexdigest()[:16]
+
     def is_current(self, generation: int) -> bool:
         """Whether nobody has claimed the job after ``generation``."""
         return not self._fs.exists(self._path(JobPaths.claim(generation + 1)))

@@ -62,6 +62,7 @@ class TaskDeploymentDescriptor:
     configuration: dict[str, str]
     restore: tuple[RestoreDescriptor, ...] = ()  # empty: a fresh start
     main_classes: bytes = b""
+    history_id: str = ""
 
 
 # ---------------------------------------------------------------------- JobManager to TaskManager

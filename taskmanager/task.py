@@ -28,6 +28,7 @@ from dataflow.errors import (
     CorruptObject,
     ObjectNotFound,
     RestoreError,
+    UploadLost,
     UserFunctionError,
 )
 from dataflow.graph.job_graph import OperatorNode
@@ -536,6 +537,8 @@ class Task:
             return store.write_state(generation, checkpoint_id, name, data)
 
         def uploaded(handle: StateHandle | None, error: BaseException | None) -> None:
+            if isinstance(error, UploadLost):
+                raise error
             if error is not None or handle is None:
                 self._decline(checkpoint_id, f"{self.name}: upload failed: {error}")
             elif checkpoint_id > self._aborted_checkpoint:
@@ -661,6 +664,7 @@ class _TaskOperatorContext:
         vertex = descriptor.vertex
         self._task = task
         self.job_id = descriptor.job_id
+        self.history_id = descriptor.history_id
         self.job_name = descriptor.job_name
         self.operator_name = node.name
         self.operator_uid = node.uid

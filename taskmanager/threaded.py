@@ -36,6 +36,7 @@ from taskmanager.task_executor import TaskExecutor
 logger = logging.getLogger(__name__)
 
 IO_THREADS = 8
+LOOK_AGAIN_MS = 1_000
 
 
 class ThreadedTaskManager:
@@ -151,7 +152,11 @@ class ThreadedTaskManager:
                 if until is None:
                     wake.wait()
                 else:
-                    wake.wait(max(0, until - self.processing_time()) / 1000)
+                    # Not longer: the wait may not count the time for which a machine sleeps.
+                    wait_ms = min(max(0, until - self.processing_time()), LOOK_AGAIN_MS)
+                    wake.wait(wait_ms / 1000)
+        except BaseException as error:
+            task.fail(error)  # without its thread it would never end
         finally:
             del self._wakes[task]
 

@@ -30,6 +30,7 @@ class Context:
     configuration: dict[str, str] = field(default_factory=lambda: dict(CHECKPOINTING))
     now: int = 0
     job_id: str = "job"
+    history_id: str = "history"
     job_name: str = "job"
     operator_name: str = "operator"
     operator_uid: str = "uid"

@@ -20,6 +20,7 @@ class FakeOperatorContext:
 
     def __init__(self, parallelism: int, subtask: int, max_parallelism: int) -> None:
         self.job_id = "job-1"
+        self.history_id = ""
         self.job_name = "test job"
         self.operator_name = "under test"
         self.operator_uid = "uid-1"

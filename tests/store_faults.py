@@ -153,6 +153,10 @@ class _FaultyUpload(MultipartUpload):
     def unsent(self) -> int:
         return self.inner.unsent
 
+    @property
+    def sendable(self) -> bool:
+        return self.inner.sendable
+
     def send(self) -> None:
         self.fs._run("send_multipart", self.path, self.inner.send)
 

@@ -42,7 +42,7 @@ class MultipartUpload(ABC):
     This is the first phase of an exactly-once file sink. The token is plain JSON data with which
     another process can commit or abort. ``write`` is for one thread and does not wait for a
     network, so it may be called from a task's step; the other methods block and may be called
-    from other threads meanwhile. What failed can be called again.
+    from other threads meanwhile. What failed can be called again, unless it raised UploadLost.
     """
 
     @abstractmethod
@@ -56,8 +56,13 @@ class MultipartUpload(ABC):
 
     @property
     def unsent(self) -> int:
-        """Bytes in memory that ``send`` would transfer now; to be bounded by the caller."""
+        """Bytes that wait in memory; to be bounded by the caller."""
         return 0
+
+    @property
+    def sendable(self) -> bool:
+        """Whether enough of them wait for ``send`` to transfer some."""
+        return False
 
     def send(self) -> None:  # noqa: B027  # where there is no network, nothing has to be sent
         """Begin the upload if it has not begun, and transfer what is worth a request."""
@@ -124,7 +129,7 @@ class FileSystem(ABC):
     def commit_multipart(self, token: dict[str, object]) -> None:
         """Make a prepared upload visible. Idempotent: already committed is success.
 
-        Raises StorageError when the upload was aborted or lost, which is data loss.
+        Raises UploadLost when it was aborted or has vanished, which is data loss.
         """
 
     @abstractmethod

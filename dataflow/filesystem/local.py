@@ -11,10 +11,11 @@ import contextlib
 import errno
 import os
 import re
+import threading
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from dataflow.errors import ObjectNotFound, StorageError
+from dataflow.errors import ObjectNotFound, StorageError, UploadLost
 from dataflow.filesystem.base import (
     FileStatus,
     FileSystem,
@@ -199,7 +200,7 @@ class LocalFileSystem(FileSystem):
         except FileNotFoundError:
             # Renamed by an earlier commit of this token, which may have lost its answer.
             if not self._has_size(path, size):
-                raise StorageError(
+                raise UploadLost(
                     f"the upload of {target} is lost: neither pending nor committed"
                 ) from None
         except OSError as error:
@@ -241,6 +242,9 @@ class _LocalUpload(MultipartUpload):
         self._token: dict[str, object] = {"path": path, "upload_id": upload_id}
         self._file = _create(_temporary(_local(path), "inprogress", upload_id))
         self._size = 0
+        self._lock = threading.Lock()  # of prepare and abort
+        self._prepared = False
+        self._lost: str | None = None  # why it can never be prepared
 
     def write(self, data: bytes) -> None:
         with _errors("write", self._path):
@@ -252,13 +256,31 @@ class _LocalUpload(MultipartUpload):
         return self._size
 
     def prepare(self) -> dict[str, object]:
-        if not self._file.closed:
-            with _errors("write", self._path), self._file:
-                _sync(self._file)
-                _sync_folder(os.path.dirname(_local(self._path)))
-        return {**self._token, "size": self._size}
+        with self._lock:
+            if not self._prepared:
+                self._make_durable()
+            return {**self._token, "size": self._size}
+
+    def _make_durable(self) -> None:
+        if self._lost is not None:
+            raise UploadLost(self._lost)
+        with _errors("write", self._path):
+            self._file.flush()  # if the disk is full, what is left waits for the next time
+            try:
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                # The system forgets what it could not write: a second fsync would only seem to
+                # succeed.
+                self._lost = f"{_local(self._path)} is not on the disk: {error.strerror}"
+                raise UploadLost(self._lost) from error
+            _sync_folder(os.path.dirname(_local(self._path)))
+            self._file.close()
+        self._prepared = True
 
     def abort(self) -> None:
-        with contextlib.suppress(OSError):
-            self._file.close()
-        self._fs.abort_multipart(self._token)
+        with self._lock:
+            if not self._prepared:
+                self._lost = f"the upload of {_local(self._path)} was aborted"
+            with contextlib.suppress(OSError):
+                self._file.close()
+            self._fs.abort_multipart(self._token)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from dataflow.errors import ObjectNotFound, StorageError
+from dataflow.errors import ObjectNotFound, UploadLost
 from dataflow.filesystem.base import (
     FileStatus,
     FileSystem,
@@ -97,7 +97,7 @@ class MemoryFileSystem(FileSystem):
                 store.objects[path] = bytes(data)
                 store.committed[path] = upload_id
             elif store.committed.get(path) != upload_id:
-                raise StorageError(f"the upload of {path} is lost: neither pending nor committed")
+                raise UploadLost(f"the upload of {path} is lost: neither pending nor committed")
 
     def abort_multipart(self, token: dict[str, object]) -> None:
         path, upload_id = token_text(token, "path"), token_text(token, "upload_id")

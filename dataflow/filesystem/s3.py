@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
-from dataflow.errors import ObjectNotFound, StorageError
+from dataflow.errors import ObjectNotFound, StorageError, UploadLost
 from dataflow.filesystem.base import (
     FileStatus,
     FileSystem,
@@ -268,7 +268,7 @@ class S3FileSystem(FileSystem):
         except ObjectNotFound:
             # NoSuchUpload: completed by an earlier call, perhaps one whose answer got lost.
             if not self._is_committed(token, path):
-                raise StorageError(
+                raise UploadLost(
                     f"the upload of {path} is lost: neither pending nor committed; does a "
                     "lifecycle rule of the bucket abort uploads too early?"
                 ) from None
@@ -437,17 +437,21 @@ class _S3Upload(MultipartUpload):
 
     @property
     def unsent(self) -> int:
-        return len(self._buffer) // self._part_bytes * self._part_bytes
+        return len(self._buffer)
+
+    @property
+    def sendable(self) -> bool:
+        return len(self._buffer) >= self._part_bytes
 
     def send(self) -> None:
         with self._requests:
             self._begin()
-            while self.unsent:
+            while self.sendable:
                 self._send_part(self._part_bytes)
 
     def _begin(self) -> None:
         if self._aborted:
-            raise StorageError(f"the upload of {self._path} was aborted")
+            raise UploadLost(f"the upload of {self._path} was aborted")
         if self._upload_id is None:
             created = self._fs._call(
                 "write",
@@ -467,7 +471,7 @@ class _S3Upload(MultipartUpload):
     def prepare(self) -> dict[str, object]:
         with self._requests:
             self._begin()
-            while self.unsent:
+            while self.sendable:
                 self._send_part(self._part_bytes)
             # An object is at least one part, even when it is empty.
             if not self._prepared and (self._buffer or not self._parts):
@@ -487,16 +491,21 @@ class _S3Upload(MultipartUpload):
         number = len(self._parts) + 1
         if number > PARTS_MAX:
             raise StorageError(f"{self._path} would have more than {PARTS_MAX} parts")
-        answer = self._fs._call(
-            "write",
-            self._path,
-            self._fs.client.upload_part,
-            Bucket=self._bucket,
-            Key=self._key,
-            UploadId=self._upload_id,
-            PartNumber=number,
-            Body=body,
-        )
+        try:
+            answer = self._fs._call(
+                "write",
+                self._path,
+                self._fs.client.upload_part,
+                Bucket=self._bucket,
+                Key=self._key,
+                UploadId=self._upload_id,
+                PartNumber=number,
+                Body=body,
+            )
+        except ObjectNotFound:
+            raise UploadLost(
+                f"the upload of {self._path} is lost: somebody has aborted it"
+            ) from None
         self._parts.append(str(answer["ETag"]))
         with self._buffer_lock:
             del self._buffer[:count]

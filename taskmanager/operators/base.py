@@ -40,6 +40,7 @@ class OperatorContext(Protocol):
     """What the task gives an operator."""
 
     job_id: str
+    history_id: str  # see WriterInitContext
     job_name: str
     operator_name: str
     operator_uid: str

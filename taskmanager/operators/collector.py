@@ -102,6 +102,8 @@ class Collector:
             del rows[count:], timestamps[count:]
             if not rows:
                 del self._side[tag_id]
+        if self._state.shares_mutable and not self._copying:
+            self._start_copying()  # the function may have changed the state before it failed
 
     def flush(self) -> None:
         """Emit everything."""

@@ -16,6 +16,7 @@ from typing import Any
 from dataflow.datastream.failed_record import FailedRecord
 from dataflow.datastream.output_tag import OutputTag
 from dataflow.errors import DataflowError
+from state.aliasing import detached_rows
 from taskmanager.operators.base import OperatorContext
 from taskmanager.operators.collector import Collector
 from taskmanager.operators.function_operator import not_iterable, user_frames
@@ -64,8 +65,10 @@ class Skip:
                 line = self._left_out(not_iterable(error, produced, "process_element"))
             collector.rollback(mark)
             if self._side_output is not None:
-                failed = FailedRecord(value, line, timestamp)
-                collector.take([(self._side_output, failed)], timestamp)
+                # Apart from the state, which may hold the record too.
+                (kept,) = detached_rows([value])
+                failed = FailedRecord(kept, line, timestamp)
+                collector.take_side(self._side_output, failed, timestamp)
 
         return process_element
 

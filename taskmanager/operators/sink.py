@@ -360,6 +360,7 @@ class _WriterContext:
         self.subtask_index = context.subtask_index
         self.parallelism = context.parallelism
         self.job_id = context.job_id
+        self.history_id = context.history_id
         self.operator_uid = context.operator_uid
         self.attempt = context.attempt
         self.checkpointing = "execution.checkpointing.interval" in context.configuration

@@ -7,6 +7,7 @@ time, and carries out store operations in the order in which they were decided.
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dataflow.common.job_status import JobStatus
@@ -72,6 +73,7 @@ class SimJobManager(SimProcess):
         cluster, store = self.cluster, self._store
         try:
             generation = store.claim_generation(f"{self.id}@{self.world.now}")
+            settings = replace(self._settings, history_id=store.history_id())
             store.save_job(cluster.job_bytes)
             next_checkpoint_id = store.next_checkpoint_id()
         except Crash:
@@ -86,7 +88,7 @@ class SimJobManager(SimProcess):
         self.master = JobMaster(
             cluster.job_id,
             self._job_graph,
-            self._settings,
+            settings,
             generation,
             next_checkpoint_id,
             restart_backoff(self._job_graph.configuration, self.world.random.random),

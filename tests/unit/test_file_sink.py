@@ -34,7 +34,13 @@ from dataflow.datastream.connectors.file_system import (
 )
 from dataflow.datastream.connectors.files.encoders import PartEncoder
 from dataflow.datastream.connectors.files.parts import SEND_RETRIES_MAX, PartFile, PartSender
-from dataflow.errors import ConfigError, JobExecutionError, StorageError, UserFunctionError
+from dataflow.errors import (
+    ConfigError,
+    JobExecutionError,
+    StorageError,
+    UploadLost,
+    UserFunctionError,
+)
 from dataflow.filesystem import MultipartUpload, get_file_system
 from dataflow.filesystem.memory import MemoryFileSystem
 from state.snapshot import OperatorSnapshot
@@ -339,6 +345,7 @@ class _Upload(MultipartUpload):
         self.buffer = b""
         self.sent: list[bytes] = []
         self.failures = 0
+        self.error = StorageError("no answer")
 
     def write(self, data: bytes) -> None:
         self.buffer += data
@@ -349,18 +356,25 @@ class _Upload(MultipartUpload):
 
     @property
     def unsent(self) -> int:
-        return len(self.buffer) // 4 * 4
+        return len(self.buffer)
+
+    @property
+    def sendable(self) -> bool:
+        return len(self.buffer) >= 4
 
     def send(self) -> None:
-        if self.failures:
-            self.failures -= 1
-            raise StorageError("no answer")
-        unsent = self.unsent
-        self.sent.append(self.buffer[:unsent])
-        self.buffer = self.buffer[unsent:]
+        self._transfer(len(self.buffer) // 4 * 4)
 
     def prepare(self) -> dict[str, object]:
-        raise AssertionError("not here")
+        self._transfer(len(self.buffer))
+        return {}
+
+    def _transfer(self, count: int) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise self.error
+        self.sent.append(self.buffer[:count])
+        self.buffer = self.buffer[count:]
 
     def abort(self) -> None:
         raise AssertionError("not here")
@@ -400,13 +414,50 @@ def test_a_writer_waits_once_too_much_is_unsent(monkeypatch: pytest.MonkeyPatch)
     context, sender, (part, other), _ = _sending()
     part.write(RowBatch([b"12345678"]), 0)
     sender.add(part)
-    other.write(RowBatch([b"123"]), 0)
-    sender.add(other)
     assert not sender.behind
-    part.write(RowBatch([b"1234"]), 0)
+    other.write(RowBatch([b"1"]), 0)
+    other.finish()
+    sender.add(other)
     assert sender.behind
     context.run_io(1)
     assert not sender.behind
+
+
+def test_a_writer_waits_once_too_many_files_are_unsent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dataflow.datastream.connectors.files.parts.UNSENT_PARTS_MAX", 1)
+    context, sender, parts, _ = _sending()
+    for part in parts:
+        assert not sender.behind
+        part.finish()
+        sender.add(part)
+    assert sender.behind
+    context.run_io(1)
+    assert not sender.behind
+
+
+def test_finished_files_are_sent_whole_and_do_not_wait_for_the_checkpoint() -> None:
+    context, sender, (part, other), (upload, _) = _sending()
+    part.write(RowBatch([b"12345"]), 0)
+    sender.add(part)
+    part.finish()  # while it waits for its turn, or is being sent
+    context.run_io()
+    assert upload.sent == [b"12345"]
+    other.write(RowBatch([b"1"]), 0)
+    other.finish()
+    other.prepare()  # by the checkpoint, which came first
+    sender.add(other)
+    context.run_io()
+    assert not context.io
+
+
+def test_what_is_lost_is_not_sent_again() -> None:
+    context, sender, (part, _), (upload, _) = _sending()
+    part.write(RowBatch([b"1234"]), 0)
+    upload.failures, upload.error = 9, UploadLost("somebody has aborted it")
+    sender.add(part)
+    with pytest.raises(UploadLost, match="somebody has aborted it"):
+        context.run_io()
+    assert upload.failures == 8
 
 
 def test_sending_is_tried_again_with_growing_delays_and_not_for_ever() -> None:
@@ -493,6 +544,7 @@ def test_what_earlier_attempts_of_a_subtask_have_left_is_aborted_and_nothing_els
         _abandon(root, 0, "10.1"),
         _abandon(root, 0, "1.7", job_id="another job"),
         _abandon(root, 0, "1.7", operator_uid="another sink"),
+        _abandon(root, 0, "1.7", history_id="another history"),
         _abandon(f"{root}/below", 1, "1.7"),
     }
     FS.create_multipart(f"{root}/part-0-of-somebody-else")

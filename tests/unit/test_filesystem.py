@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import pickle
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import botocore.endpoint
 import pytest
@@ -18,7 +20,7 @@ from botocore.exceptions import ReadTimeoutError
 from botocore.httpsession import URLLib3Session
 from s3_servers import S3Server, aws_env, set_env
 
-from dataflow.errors import ConfigError, ObjectNotFound, StorageError
+from dataflow.errors import ConfigError, ObjectNotFound, StorageError, UploadLost
 from dataflow.filesystem import FileSystem, get_file_system, parse
 from dataflow.filesystem import s3 as s3_module
 from dataflow.filesystem.local import LocalFileSystem
@@ -581,16 +583,17 @@ def test_writing_to_an_upload_makes_no_request_and_what_failed_is_sent_again(
     sent = fault(s3, "UploadPart", s3_module.ATTEMPTS_MAX, effect=True)
     upload = s3.create_multipart(f"{moto_bucket}/x")
     upload.write(content[:10])
-    assert upload.unsent == 0, "too little for a request of its own"
+    assert not upload.sendable, "too little for a request of its own"
     upload.write(content[10:])
-    assert upload.unsent == 2 * s3_module.PART_BYTES
+    assert upload.unsent == len(content)
+    assert upload.sendable
     assert (begun, sent) == ([], [])
     for _ in range(2):
         with pytest.raises(StorageError, match="cannot be reached"):
             upload.send()
-    assert upload.unsent == 2 * s3_module.PART_BYTES
+    assert upload.unsent == len(content)
     upload.send()
-    assert upload.unsent == 0
+    assert upload.unsent == 1
     s3.commit_multipart(upload.prepare())
     assert s3.read(f"{moto_bucket}/x") == content
 
@@ -603,6 +606,43 @@ def test_an_upload_to_a_bucket_that_is_not_there_says_so_when_it_begins(
         upload.send()
 
 
+def test_an_upload_that_somebody_has_aborted_is_lost(s3: S3FileSystem, moto_bucket: str) -> None:
+    upload = s3.create_multipart(f"{moto_bucket}/x")
+    upload.write(b"data")
+    upload.send()
+    fault(s3, "UploadPart", 10**6, effect=False, status=404)  # NoSuchUpload
+    with pytest.raises(UploadLost, match="somebody has aborted it"):
+        upload.prepare()
+
+
+@pytest.mark.parametrize("call", ["flush", "fsync"])
+def test_a_local_upload_that_could_not_be_made_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """What is left after a full disk is written later; what fsync has failed on is gone."""
+    fs, path = LocalFileSystem(), f"file://{tmp_path}/x"
+    upload = fs.create_multipart(path)
+    upload.write(b"data")
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        if call == "fsync":
+            patch.setattr(os, "fsync", full)
+        else:
+            patch.setattr(upload, "_file", mock.Mock(wraps=upload._file, flush=full))  # type: ignore[attr-defined]
+        with pytest.raises(StorageError, match="No space left"):
+            upload.prepare()
+    if call == "flush":
+        fs.commit_multipart(upload.prepare())
+        assert fs.read(path) == b"data"
+    else:
+        for _ in range(2):
+            with pytest.raises(UploadLost, match="is not on the disk: No space left"):
+                upload.prepare()
+
+
 def test_an_aborted_upload_is_not_begun_again(s3: S3FileSystem, moto_bucket: str) -> None:
     for begun in (False, True):
         upload = s3.create_multipart(f"{moto_bucket}/x")
@@ -611,7 +651,7 @@ def test_an_aborted_upload_is_not_begun_again(s3: S3FileSystem, moto_bucket: str
             upload.send()
         upload.abort()
         for call in (upload.send, upload.prepare):
-            with pytest.raises(StorageError, match="was aborted"):
+            with pytest.raises(UploadLost, match="was aborted"):
                 call()
     uploads = s3.client.list_multipart_uploads(Bucket=moto_bucket.removeprefix("s3://"))
     assert uploads.get("Uploads", []) == []

@@ -573,7 +573,7 @@ def test_who_owns_a_job_that_waits_for_slots_is_told_so(monkeypatch: pytest.Monk
 
     def notice(now: int) -> str | None:
         monkeypatch.setattr(job_manager, "_monotonic", lambda: now)
-        return job_manager._notice(script.master)
+        return job_manager._notice(script.master, restarted=False)
 
     assert notice(4_999) is None
     said = notice(5_000)

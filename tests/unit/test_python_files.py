@@ -61,8 +61,12 @@ def test_requirements_mean_the_same_wherever_pip_runs(tmp_path: Path) -> None:
     (inner / "these.txt").write_text(
         "--no-index\n--find-links=.\n-c limits.txt\n./a.whl  # ours\nb.whl\nnumpy\n"
         "boto3 \\\n  ==1.36\nfrom-git @ https://example.org/x.tar.gz#sha256=0\n"
+        "# ends in a backslash \\\npandas\n-e ./sub\n./sub[extra] ; python_version > '3'\n"
+        "-rmore.txt\n-r https://example.org/r.txt\n"
     )
     (inner / "limits.txt").touch()
+    (inner / "sub").mkdir()
+    (inner / "more.txt").write_text("polars")
     assert requirement_lines(str(tmp_path / "all.txt")) == [
         "--no-index",
         f"--find-links {inner}",
@@ -70,8 +74,13 @@ def test_requirements_mean_the_same_wherever_pip_runs(tmp_path: Path) -> None:
         f"{inner}/a.whl",
         f"{inner}/b.whl",
         "numpy",
-        "boto3    ==1.36",
+        "boto3   ==1.36",
         "from-git @ https://example.org/x.tar.gz#sha256=0",
+        "pandas",
+        f"-e {inner}/sub",
+        f"{inner}/sub[extra] ; python_version > '3'",
+        "polars",
+        "-r https://example.org/r.txt",
         "requests>=2 ; python_version > '3'",
         "--index-url https://example.org/simple",
     ]

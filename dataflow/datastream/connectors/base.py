@@ -231,6 +231,14 @@ class WriterInitContext(Protocol):
     def job_id(self) -> str: ...
 
     @property
+    def history_id(self) -> str:
+        """Names the checkpoint history that the job goes on with.
+
+        The same for all runs that recover from each other's checkpoints; another one when a job
+        begins anew, also under the same id. Attempts can be compared within one history only.
+        """
+
+    @property
     def operator_uid(self) -> str:
         """Names the operator within the job."""
 

@@ -8,11 +8,14 @@ from typing import Any
 from dataflow.common.batch import Batch
 from dataflow.datastream.connectors.files.encoders import PartEncoder
 from dataflow.datastream.connectors.files.rolling import PartInfo
+from dataflow.errors import UploadLost
 from dataflow.filesystem import MultipartUpload
 
 Token = dict[str, object]
 
-UNSENT_BYTES_MAX = 64 << 20  # of one writer; beyond them it takes no more records
+# Of one writer; beyond them it takes no more records.
+UNSENT_BYTES_MAX = 64 << 20
+UNSENT_PARTS_MAX = 100
 SEND_RETRIES_MAX = 10
 BACKOFF_MS = 100
 BACKOFF_MS_MAX = 10_000
@@ -26,6 +29,7 @@ class PartFile:
         self._encoder = encoder
         self._created_at = now
         self._written_at = now
+        self._finished = self._prepared = False
 
     @property
     def info(self) -> PartInfo:
@@ -34,7 +38,13 @@ class PartFile:
 
     @property
     def unsent(self) -> int:
+        """Bytes that wait in memory."""
         return self._upload.unsent
+
+    @property
+    def to_send(self) -> bool:
+        """Whether ``send`` has something to do."""
+        return not self._prepared if self._finished else self._upload.sendable
 
     def write(self, batch: Batch, now: int) -> None:
         data = self._encoder.encode(batch)
@@ -47,14 +57,20 @@ class PartFile:
         data = self._encoder.finish()
         if data:
             self._upload.write(data)
+        self._finished = True
 
     def send(self) -> None:
-        """On an I/O thread: transfer what is worth it."""
-        self._upload.send()
+        """On an I/O thread: transfer what is worth it, of a finished file all."""
+        if self._finished:
+            self.prepare()
+        else:
+            self._upload.send()
 
     def prepare(self) -> Token:
         """On an I/O thread, after ``finish``: make it durable. Can be repeated."""
-        return self._upload.prepare()
+        token = self._upload.prepare()
+        self._prepared = True
+        return token
 
     def abort(self) -> None:
         self._upload.abort()
@@ -77,7 +93,11 @@ class PartSender:
     @property
     def behind(self) -> bool:
         """Whether so much waits that the writer must."""
-        return sum(part.unsent for part in self._waiting) > UNSENT_BYTES_MAX
+        waiting = self._waiting
+        if not waiting:
+            return False
+        unsent = sum(part.unsent for part in waiting)
+        return unsent > UNSENT_BYTES_MAX or len(waiting) > UNSENT_PARTS_MAX
 
     def add(self, part: PartFile) -> None:
         """Send it when its turn has come."""
@@ -93,11 +113,11 @@ class PartSender:
             self._busy = False
             if error is None:
                 self._retries = 0
-                if not part.unsent:
+                if not part.to_send:
                     del self._waiting[part]
                 if self._waiting:
                     self._send(0)
-            elif self._retries == SEND_RETRIES_MAX:
+            elif isinstance(error, UploadLost) or self._retries == SEND_RETRIES_MAX:
                 raise error
             else:
                 self._send(min(BACKOFF_MS << self._retries, BACKOFF_MS_MAX))

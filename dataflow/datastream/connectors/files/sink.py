@@ -154,7 +154,8 @@ class PartNames:
         self._parallelism = context.parallelism
         self._attempt = tuple(map(int, context.attempt.split(".")))
         self._suffix = config.part_suffix
-        sink = hashlib.sha256(f"{context.job_id}|{context.operator_uid}".encode()).hexdigest()[:12]
+        whose = f"{context.job_id}|{context.history_id}|{context.operator_uid}"
+        sink = hashlib.sha256(whose.encode()).hexdigest()[:12]
         attempt = "-".join(map(str, self._attempt))
         self.prefix = f"{config.part_prefix}-{self._subtask}-{sink}-{attempt}"
         self._of_sink = re.compile(
@@ -251,7 +252,7 @@ class FileWriter(CommittingSinkWriter[Any, Token]):
         part.write(batch, now)
         if self._sink.rolling_policy.full(part.info):
             self._close_part(bucket)
-        elif part.unsent:
+        elif part.to_send:
             self._sender.add(part)
 
     def _open_part(self, bucket: str, now: int) -> PartFile:
@@ -274,8 +275,7 @@ class FileWriter(CommittingSinkWriter[Any, Token]):
         part = self._open.pop(bucket)
         self._closed.append(part)
         part.finish()
-        if part.unsent:
-            self._sender.add(part)
+        self._sender.add(part)
 
 
 class FileCommitter(Committer[Token]):

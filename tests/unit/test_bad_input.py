@@ -897,6 +897,21 @@ def test_two_runs_under_one_job_id(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         )
 
 
+def test_a_job_that_begins_anew_under_its_id_overwrites_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its checkpoints, generations and attempts are counted from the start again."""
+    monkeypatch.setenv("DATAFLOW_JOB_ID", "anew")
+    for run in ("one", "two"):
+        env = checkpointed(f"{tmp_path}/{run}")
+        env.from_collection([run]).uid("runs").sink_to(
+            FileSink.json_lines(f"{tmp_path}/out")
+        ).uid("files")
+        env.execute(run)
+    written = [file.read_text() for file in (tmp_path / "out").iterdir()]
+    assert sorted(written) == ['"one"\n', '"two"\n']
+
+
 # -------------------------------------------------------------------------------------- the command
 
 GOOD = """
@@ -1022,9 +1037,12 @@ def test_a_detached_job_needs_a_cluster_that_lives_on(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    code, said = command("run", "--detached", "job.py")
-    assert code == 4
-    assert "a Ray started by this program would end with it: name a cluster" in said
+    for address in (None, "local"):
+        if address:
+            monkeypatch.setenv("RAY_ADDRESS", address)
+        code, said = command("run", "--detached", "job.py")
+        assert code == 4
+        assert "a Ray started by this program would end with it: name a cluster" in said
 
 
 def test_a_finished_job_that_is_run_again_under_its_id_says_so(

@@ -120,6 +120,17 @@ def test_crash_after_some_state_files_the_previous_checkpoint_is_used(
     assert deleted == [object_path(half.handles()[0].path)]
 
 
+def test_a_history_has_one_name_until_the_job_begins_anew(store: CheckpointStore) -> None:
+    store.claim_generation("one")
+    name = store.history_id()
+    store.claim_generation("two")
+    assert store.history_id() == name
+    fresh = CheckpointStore(MemoryFileSystem(), "memory://elsewhere/jobs", store.job_id)
+    fresh.claim_generation("another")
+    assert fresh.history_id() != name
+    MemoryFileSystem.drop("elsewhere")
+
+
 def test_crash_after_the_manifest_the_current_generation_claims_it(store: CheckpointStore) -> None:
     one = store.claim_generation("one")
     publish(store, one, 1)

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from harness import CollectingOutput, OperatorHarness
@@ -833,3 +833,27 @@ def test_the_policy_changes_neither_uids_nor_the_operator_that_plans_show() -> N
     assert "side output 'bad'" in plan_as_text(tagged)
     for one, other in zip(plain.vertices, tagged.vertices, strict=True):
         assert [o.uid for o in one.operators] == [o.uid for o in other.operators]
+
+
+class _Sharing:
+    shares_mutable = False
+
+
+def test_what_came_before_a_failed_record_no_longer_changes_with_the_state() -> None:
+    """The function that failed had put the first mutable object into its state."""
+    emitted: list[Any] = []
+    state = _Sharing()
+
+    class Kept:
+        def emit(self, batch: Any) -> None:
+            emitted.extend(batch.rows)
+
+    collector = Collector(cast(Any, Kept()), state)
+    shared = [1]
+    collector.take([shared], None)
+    mark = collector.mark()
+    state.shares_mutable = True
+    collector.rollback(mark)
+    shared.append(99)
+    collector.flush()
+    assert emitted == [[1]]

@@ -44,6 +44,44 @@ def test_the_thread_of_a_task_that_failed_ends_with_it(taskmanager: ThreadedTask
     assert taskmanager._wakes == {}
 
 
+class FarTask(EndingTask):
+    """Waits for a time that no clock of the system's can be set to."""
+
+    steps = 0
+    error: BaseException | None = None
+
+    def step(self) -> bool:
+        self.steps += 1
+        if self.steps == 3:
+            self.state = TaskState.FINISHED
+        return False
+
+    def wait_until(self) -> int | None:
+        return 2**63 - 1
+
+    def fail(self, error: BaseException) -> None:
+        self.error, self.state = error, TaskState.FAILED
+
+
+def test_a_timer_in_the_far_future_does_not_end_the_thread(
+    taskmanager: ThreadedTaskManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("taskmanager.threaded.LOOK_AGAIN_MS", 1)
+    task = FarTask()
+    taskmanager._wakes[cast(Any, task)] = threading.Event()
+    taskmanager._drive(cast(Any, task))
+    assert (task.steps, task.error) == (3, None)
+
+
+def test_a_thread_that_breaks_fails_its_task(taskmanager: ThreadedTaskManager) -> None:
+    task = FarTask()
+    task.wait_until = lambda: "never"  # type: ignore[method-assign,assignment,return-value]
+    taskmanager._wakes[cast(Any, task)] = threading.Event()
+    taskmanager._drive(cast(Any, task))
+    assert task.state is TaskState.FAILED
+    assert isinstance(task.error, TypeError)
+
+
 def test_background_work_runs_under_the_name_of_who_asked_for_it(
     taskmanager: ThreadedTaskManager,
 ) -> None:

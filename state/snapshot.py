@@ -34,18 +34,19 @@ class OperatorSnapshot:
     state name to encoded items, redistributed round-robin when the parallelism changes.
 
     ``asynchronous_part`` is what must not be done on the task's thread: called on an I/O thread
-    before the snapshot is encoded, it returns what is to be added to ``operator``.
+    before the snapshot is encoded, it returns what is to be added.
     """
 
     keyed: dict[int, bytes] = field(default_factory=dict)
     operator: dict[str, list[bytes]] = field(default_factory=dict)
-    asynchronous_part: Callable[[], dict[str, list[bytes]]] | None = None
+    asynchronous_part: Callable[[], OperatorSnapshot] | None = None
 
     def completed(self) -> OperatorSnapshot:
         """With the asynchronous part; blocks, and raises what that raises."""
         if self.asynchronous_part is None:
             return self
-        return OperatorSnapshot(self.keyed, {**self.operator, **self.asynchronous_part()})
+        added = self.asynchronous_part().completed()
+        return OperatorSnapshot({**self.keyed, **added.keyed}, {**self.operator, **added.operator})
 
 
 @dataclass(slots=True)
@@ -54,6 +55,11 @@ class TaskSnapshot:
 
     operators: dict[str, OperatorSnapshot] = field(default_factory=dict)
     drained: bool = False
+
+    @property
+    def stateful_uids(self) -> tuple[str, ...]:
+        """The operators that have any state, now."""
+        return tuple(uid for uid, o in self.operators.items() if o.keyed or o.operator)
 
     def completed(self) -> TaskSnapshot:
         """With the asynchronous parts of all operators."""

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from dataflow.common.batch import ArrowBatch, Batch, RowBatch
-from dataflow.common.keys import KeyGroupMemo, key_groups_of_array, subtask_for
+from dataflow.common.keys import KeyGroupMemo, key_groups_of_columns, subtask_for
 from dataflow.errors import KeyTypeError
 from taskmanager.channel import OutputChannel
 
@@ -116,8 +116,8 @@ class _Routes(dict[Any, Callable[[Any], None]]):
 class HashPartitioner(Partitioner):
     """By key group.
 
-    A key selector with an attribute ``column`` names the Arrow column it reads, and Arrow batches
-    then stay Arrow.
+    A key selector with an attribute ``columns`` names the Arrow columns that it reads, and Arrow
+    batches then stay Arrow.
     """
 
     def __init__(
@@ -144,9 +144,9 @@ class HashPartitioner(Partitioner):
             self._append(self.channels[0], batch)
             return
         if isinstance(batch, ArrowBatch):
-            column = getattr(self._key_selector, "column", None)
-            if column is not None:
-                self._emit_arrow(batch, column)
+            columns = getattr(self._key_selector, "columns", None)
+            if columns is not None:
+                self._emit_arrow(batch, columns)
                 return
             batch = batch.to_rows()
         select, routes = self._key_selector, self._routes
@@ -166,22 +166,25 @@ class HashPartitioner(Partitioner):
         except TypeError:
             _refuse_unhashable(key)
             raise
-        for channel, rows, row_stamps in zip(
-            self.channels, self._rows, self._stamps, strict=True
-        ):
+        for channel, rows, row_stamps in zip(self.channels, self._rows, self._stamps, strict=True):
             if rows:
                 channel.append_rows(rows, None if stamps is None else row_stamps)
                 rows.clear()
                 row_stamps.clear()
 
-    def _emit_arrow(self, batch: ArrowBatch, column: str) -> None:
-        groups = key_groups_of_array(batch.data.column(column), self._max_parallelism)
-        count = len(self.channels)
-        chosen = groups * count // self._max_parallelism
-        for index, channel in enumerate(self.channels):
-            positions = np.flatnonzero(chosen == index)
-            if len(positions):
-                channel.append_arrow(_take(batch, positions))
+    def _emit_arrow(self, batch: ArrowBatch, columns: tuple[str, ...]) -> None:
+        data, count = batch.data, len(self.channels)
+        groups = key_groups_of_columns([data.column(c) for c in columns], self._max_parallelism)
+        chosen = (groups * count // self._max_parallelism).astype(np.uint16)
+        # Sorting (numbers this short by radix) costs the same for any number of channels.
+        sorted_batch = _take(batch, np.argsort(chosen, kind="stable"))
+        start = 0
+        for channel, size in zip(
+            self.channels, np.bincount(chosen, minlength=count).tolist(), strict=True
+        ):
+            if size:
+                channel.append_arrow(_slice(sorted_batch, start, size))
+                start += size
 
 
 def _refuse_unhashable(key: Any) -> None:
@@ -214,6 +217,11 @@ def _take(batch: ArrowBatch, positions: Any) -> ArrowBatch:
     indices = pa.array(positions)
     stamps = None if batch.timestamps is None else batch.timestamps.take(indices)
     return ArrowBatch(batch.data.take(indices), stamps)
+
+
+def _slice(batch: ArrowBatch, start: int, size: int) -> ArrowBatch:
+    stamps = None if batch.timestamps is None else batch.timestamps.slice(start, size)
+    return ArrowBatch(batch.data.slice(start, size), stamps)
 
 
 def shuffle_chooser(count: int, seed: str) -> Callable[[Any], int]:

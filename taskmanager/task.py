@@ -528,18 +528,20 @@ class Task:
             self._decline(checkpoint_id, "the job has no checkpoint storage")
             return
         commits = any(isinstance(o, SinkOperator) and o.needs_commit for o in self._chain.operators)
-        stateful = tuple(uid for uid, o in snapshot.operators.items() if o.keyed or o.operator)
         name = f"{self.id.vertex_id}-{self.id.subtask}-{self.attempt.number}"
         generation = self.attempt.generation
 
-        def upload() -> StateHandle:
-            data = encode(snapshot.completed())
-            return store.write_state(generation, checkpoint_id, name, data)
+        def upload() -> tuple[StateHandle, tuple[str, ...]]:
+            completed = snapshot.completed()
+            handle = store.write_state(generation, checkpoint_id, name, encode(completed))
+            return handle, completed.stateful_uids
 
-        def uploaded(handle: StateHandle | None, error: BaseException | None) -> None:
+        def uploaded(
+            result: tuple[StateHandle, tuple[str, ...]] | None, error: BaseException | None
+        ) -> None:
             if isinstance(error, UploadLost):
                 raise error
-            if error is not None or handle is None:
+            if error is not None or result is None:
                 self._decline(checkpoint_id, f"{self.name}: upload failed: {error}")
             elif checkpoint_id > self._aborted_checkpoint:
                 self._services.report(
@@ -547,8 +549,7 @@ class Task:
                         self.id,
                         self.attempt,
                         checkpoint_id,
-                        handle,
-                        stateful,
+                        *result,
                         snapshot.drained,
                         commits,
                     )

@@ -115,6 +115,11 @@ class OperatorHarness:
         self.operator.process_batch(RowBatch(list(rows), stamps))
         return self
 
+    def batch(self, batch: Batch) -> OperatorHarness:
+        if len(batch):
+            self.operator.process_batch(batch)
+        return self
+
     def watermark(self, timestamp: int) -> OperatorHarness:
         self.operator.process_watermark(timestamp)
         return self
@@ -156,6 +161,7 @@ def subtasks(
     """All subtasks, restored from those of any other parallelism; each has its own function."""
     blocks: dict[int, bytes] = {}
     for snapshot in snapshots:
+        snapshot = snapshot.completed()
         assert not blocks.keys() & snapshot.keyed.keys()
         blocks.update(snapshot.keyed)
     made = []

@@ -14,7 +14,7 @@ import datetime
 import enum
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,6 +138,31 @@ def key_groups_of_array(
     column: pa.Array | pa.ChunkedArray, max_parallelism: int
 ) -> np.ndarray[Any, Any]:
     """The key groups of an Arrow column, equal to ``key_group`` of each of its Python values."""
+    return _groups(_hashes(column), max_parallelism)
+
+
+def key_groups_of_columns(
+    columns: Sequence[pa.Array | pa.ChunkedArray], max_parallelism: int
+) -> np.ndarray[Any, Any]:
+    """The key groups of the keys of one column, or of the tuples of several, row by row."""
+    if len(columns) == 1:
+        return key_groups_of_array(columns[0], max_parallelism)
+    combined = np.full(len(columns[0]), len(columns), np.uint64)
+    for column in columns:  # as stable_hash does it for a tuple; overflow is meant
+        combined = combined * np.uint64(31) + _hashes(column)
+    return _groups(_spread_all(combined), max_parallelism)
+
+
+def _groups(hashes: np.ndarray[Any, Any], max_parallelism: int) -> np.ndarray[Any, Any]:
+    return (hashes % np.uint64(max_parallelism)).astype(np.int64, copy=False)
+
+
+def _spread_all(numbers: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return (numbers * np.uint64(_PHI)) >> np.uint64(32)
+
+
+def _hashes(column: pa.Array | pa.ChunkedArray) -> np.ndarray[Any, Any]:
+    """``stable_hash`` of each of a column's Python values, as uint64. Raises KeyTypeError."""
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
     if pa.types.is_dictionary(column.type):
@@ -147,16 +172,14 @@ def key_groups_of_array(
         raise KeyTypeError("null cannot be a key")
     numbers = _as_numbers(column)
     if numbers is not None:
-        spread = (numbers.astype(np.uint64) * np.uint64(_PHI)) >> np.uint64(32)
-        return (spread % np.uint64(max_parallelism)).astype(np.int64, copy=False)
+        return _spread_all(numbers.astype(np.uint64))
     try:
         encoded = pc.dictionary_encode(column)
     except pa.ArrowNotImplementedError:  # few and rare types, such as string_view
-        values = column.to_pylist()
-        return np.asarray([key_group(value, max_parallelism) for value in values], np.int64)
-    groups = [key_group(value, max_parallelism) for value in encoded.dictionary.to_pylist()]
-    found = np.asarray(groups, np.int64)[encoded.indices.to_numpy(zero_copy_only=False)]
-    return np.asarray(found)
+        return np.asarray([stable_hash(value) for value in column.to_pylist()], np.uint64)
+    hashes = [stable_hash(value) for value in encoded.dictionary.to_pylist()]
+    positions = encoded.indices.to_numpy(zero_copy_only=False)
+    return np.asarray(np.asarray(hashes, np.uint64)[positions])
 
 
 def _as_numbers(column: pa.Array) -> np.ndarray[Any, Any] | None:

@@ -7,7 +7,6 @@ from dataflow.datastream.data_stream import (
     DataStream,
     DataStreamSink,
     KeyedStream,
-    WindowedStream,
 )
 from dataflow.datastream.execution_mode import RuntimeExecutionMode
 from dataflow.datastream.externalized_checkpoint_retention import ExternalizedCheckpointRetention
@@ -32,6 +31,7 @@ from dataflow.datastream.stream_execution_environment import StreamExecutionEnvi
 from dataflow.datastream.time_domain import TimeDomain
 from dataflow.datastream.timerservice import TimerService
 from dataflow.datastream.window import TimeWindow, Window, WindowAssigner
+from dataflow.datastream.windowed_stream import WindowedStream
 
 __all__ = [
     "AggregateFunction",

@@ -11,27 +11,31 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, overload
 
 from dataflow.common.callables import require_arity, require_plain
-from dataflow.common.time import DurationLike, to_millis
 from dataflow.common.typeinfo import TypeInformation, Types
 from dataflow.common.watermark_strategy import WatermarkStrategy
+from dataflow.datastream.aggregates import Aggregate, checked
+from dataflow.datastream.arguments import (
+    CastTo,
+    KeySelection,
+    as_selector,
+    has_open,
+    instance_of,
+    listed,
+    process_function,
+    title_of,
+)
 from dataflow.datastream.connectors.base import Sink
-from dataflow.datastream.fields import FieldAggregate, FieldSelector
+from dataflow.datastream.fields import FieldAggregate
 from dataflow.datastream.functions import (
-    AggregateFunction,
     FilterFunction,
     FlatMapFunction,
-    Function,
     KeyedProcessFunction,
-    KeySelector,
     MapFunction,
     Partitioner,
     ProcessFunction,
-    ProcessWindowFunction,
     ReduceFunction,
-    WindowFunction,
     as_filter_function,
     as_flat_map_function,
-    as_key_selector,
     as_map_function,
     as_partitioner,
     as_reduce_function,
@@ -40,6 +44,7 @@ from dataflow.datastream.operator_settings import OperatorSettings
 from dataflow.datastream.output_tag import OutputTag
 from dataflow.datastream.process_adapters import FilterAsProcess, FlatMapAsProcess, MapAsProcess
 from dataflow.datastream.window import WindowAssigner
+from dataflow.datastream.windowed_stream import WindowedStream
 from dataflow.errors import JobGraphError
 from dataflow.graph.job_graph import Partitioning
 from dataflow.graph.specs import (
@@ -50,9 +55,9 @@ from dataflow.graph.specs import (
     OperatorSpec,
     ProcessSpec,
     ReduceSpec,
+    RunningAggregateSpec,
     SinkSpec,
     TimestampsSpec,
-    WindowSpec,
 )
 from dataflow.graph.transformation import Input, Transformation
 
@@ -61,8 +66,6 @@ if TYPE_CHECKING:
 
     from dataflow.common.job_client import JobClient
     from dataflow.datastream.stream_execution_environment import StreamExecutionEnvironment
-
-KeySelection = Callable[[Any], Any] | KeySelector | str | int
 
 
 class DataStream(OperatorSettings):
@@ -97,7 +100,7 @@ class DataStream(OperatorSettings):
     ) -> DataStream:
         """One record for each record."""
         function = as_map_function(require_plain("map", func, "map"))
-        return self._operate("map", _title("Map", func), MapSpec(function), output_type)
+        return self._operate("map", title_of("Map", func), MapSpec(function), output_type)
 
     def flat_map(
         self,
@@ -107,13 +110,13 @@ class DataStream(OperatorSettings):
         """Any number of records for each record: ``func`` returns an iterable or is a generator."""
         require_plain("flat_map", func, "flat_map", may_yield=True)
         function = as_flat_map_function(func)
-        title = _title("Flat Map", func)
+        title = title_of("Flat Map", func)
         return self._operate("flat_map", title, FlatMapSpec(function), output_type)
 
     def filter(self, func: Callable[[Any], Any] | FilterFunction) -> DataStream:
         """The records for which ``func`` is true."""
         function = as_filter_function(require_plain("filter", func, "filter"))
-        return self._operate("filter", _title("Filter", func), FilterSpec(function), self._type)
+        return self._operate("filter", title_of("Filter", func), FilterSpec(function), self._type)
 
     def map_batches(
         self, func: Callable[[pa.RecordBatch], Any], output_schema: pa.Schema | None = None
@@ -123,20 +126,20 @@ class DataStream(OperatorSettings):
         Batches have whatever size they arrive in. With ``output_schema`` results are cast to it.
         """
         require_arity("map_batches()", require_plain("map_batches", func, may_yield=True), 1)
-        function = func if output_schema is None else _CastTo(output_schema, func)
-        return self._operate("map_batches", _title("Map Batches", func), MapBatchesSpec(function))
+        function = func if output_schema is None else CastTo(output_schema, func)
+        return self._operate("map_batches", title_of("Map Batches", func), MapBatchesSpec(function))
 
     def process(
         self, func: ProcessFunction, output_type: TypeInformation | None = None
     ) -> DataStream:
         """Any number of records for each record, with its timestamp and side outputs."""
-        function = _process_function(func, ProcessFunction, KeyedProcessFunction)
+        function = process_function(func, ProcessFunction, KeyedProcessFunction)
         spec = ProcessSpec(function, None)
-        return self._operate("process", _title("Process", func), spec, output_type)
+        return self._operate("process", title_of("Process", func), spec, output_type)
 
     def assign_timestamps_and_watermarks(self, watermark_strategy: WatermarkStrategy) -> DataStream:
         """Give every record a timestamp and the stream watermarks, replacing what it had."""
-        strategy = _instance(
+        strategy = instance_of(
             "assign_timestamps_and_watermarks", watermark_strategy, WatermarkStrategy
         )
         spec = TimestampsSpec(strategy)
@@ -159,8 +162,11 @@ class DataStream(OperatorSettings):
     def key_by(
         self, key_selector: KeySelection, key_type: TypeInformation | None = None
     ) -> KeyedStream:
-        """Bring records of one key together; the key is a field's name or position, or computed."""
-        return KeyedStream(self, _key_selector("key_by", key_selector))
+        """Bring records of one key together.
+
+        The key is a field's name or position, a list of these, or computed by a function.
+        """
+        return KeyedStream(self, as_selector("key_by", key_selector))
 
     def union(self, *streams: DataStream) -> DataStream:
         """The records of all streams, in no particular order; a stream given twice counts twice."""
@@ -176,7 +182,7 @@ class DataStream(OperatorSettings):
     def get_side_output(self, output_tag: OutputTag) -> DataStream:
         """What the operator emits to ``output_tag``."""
         operator = self._operator("get_side_output")
-        tag = _instance("get_side_output", output_tag, OutputTag)
+        tag = instance_of("get_side_output", output_tag, OutputTag)
         return DataStream(self._env, (Input(operator, tag.tag_id),), None, tag.type_info)
 
     def rebalance(self) -> DataStream:
@@ -211,7 +217,7 @@ class DataStream(OperatorSettings):
         """To the subtask ``partitioner(key, number_of_subtasks)``."""
         require_plain("partition_custom", partitioner, "partition")
         partition = as_partitioner(partitioner).partition
-        selector = _key_selector("partition_custom", key_selector)
+        selector = as_selector("partition_custom", key_selector)
         return self._partition(Partitioning.CUSTOM, (partition, selector))
 
     def _partition(self, partitioning: Partitioning, function: Any = None) -> DataStream:
@@ -222,7 +228,7 @@ class DataStream(OperatorSettings):
 
     def sink_to(self, sink: Sink[Any]) -> DataStreamSink:
         """End the stream in ``sink``."""
-        _instance("sink_to", sink, Sink)
+        instance_of("sink_to", sink, Sink)
         kind = type(sink)
         stateful = (
             kind.create_committer is not Sink.create_committer
@@ -314,8 +320,8 @@ class KeyedStream(DataStream):
         output_type: TypeInformation | None = None,
     ) -> DataStream:
         """One record for each record; a MapFunction may use keyed state."""
-        if isinstance(func, MapFunction) and _has_open(func):
-            return self._keyed("map", _title("Map", func), MapAsProcess(func), output_type)
+        if isinstance(func, MapFunction) and has_open(func):
+            return self._keyed("map", title_of("Map", func), MapAsProcess(func), output_type)
         return super().map(func, output_type)
 
     def flat_map(
@@ -324,24 +330,26 @@ class KeyedStream(DataStream):
         output_type: TypeInformation | None = None,
     ) -> DataStream:
         """Any number of records for each; a FlatMapFunction may use keyed state."""
-        if isinstance(func, FlatMapFunction) and _has_open(func):
+        if isinstance(func, FlatMapFunction) and has_open(func):
             return self._keyed(
-                "flat_map", _title("Flat Map", func), FlatMapAsProcess(func), output_type
+                "flat_map", title_of("Flat Map", func), FlatMapAsProcess(func), output_type
             )
         return super().flat_map(func, output_type)
 
     def filter(self, func: Callable[[Any], Any] | FilterFunction) -> DataStream:
         """The records for which ``func`` is true; a FilterFunction may use keyed state."""
-        if isinstance(func, FilterFunction) and _has_open(func):
-            return self._keyed("filter", _title("Filter", func), FilterAsProcess(func), self._type)
+        if isinstance(func, FilterFunction) and has_open(func):
+            return self._keyed(
+                "filter", title_of("Filter", func), FilterAsProcess(func), self._type
+            )
         return super().filter(func)
 
     def process(  # type: ignore[override]
         self, func: KeyedProcessFunction, output_type: TypeInformation | None = None
     ) -> DataStream:
         """Any number of records for each, with keyed state and timers."""
-        _process_function(func, KeyedProcessFunction, ProcessFunction)
-        return self._keyed("keyed_process", _title("Keyed Process", func), func, output_type)
+        process_function(func, KeyedProcessFunction, ProcessFunction)
+        return self._keyed("keyed_process", title_of("Keyed Process", func), func, output_type)
 
     def _keyed(
         self, kind: str, title: str, func: Any, output_type: TypeInformation | None
@@ -352,7 +360,7 @@ class KeyedStream(DataStream):
     def reduce(self, func: Callable[[Any, Any], Any] | ReduceFunction) -> DataStream:
         """Emit, for every record, all records of its key so far combined by ``func``."""
         function = as_reduce_function(require_plain("reduce", func, "reduce"))
-        return self._reduce(_title("Keyed Reduce", func), function)
+        return self._reduce(title_of("Keyed Reduce", func), function)
 
     def sum(self, position_to_sum: int | str | None = 0) -> DataStream:
         """Rolling sum of a field; the other fields are those of the key's first record."""
@@ -386,106 +394,29 @@ class KeyedStream(DataStream):
         spec = ReduceSpec(function, self._key_selector)
         return self._operate("reduce", title, spec, self._type, stateful=True)
 
+    def agg(self, **aggregates: Aggregate) -> DataStream:
+        """Emit, for every record, its key and the aggregates of all records of the key so far.
+
+        The keys must be fields by name. Runs on columns: of Arrow batches, or of rows turned into
+        them. See ``dataflow.datastream.aggregates``.
+        """
+        keys = self._key_columns("agg")
+        spec = RunningAggregateSpec(keys, checked("agg", aggregates, keys))
+        title = f"Running Aggregate({listed(aggregates)})"
+        return self._operate("running_aggregate", title, spec, stateful=True)
+
+    def _key_columns(self, method: str) -> tuple[str, ...]:
+        columns: tuple[str, ...] | None = getattr(self._key_selector, "columns", None)
+        if columns is None:
+            raise JobGraphError(
+                f"{method}() works on columns and needs keys that are fields by name: "
+                "key_by('name') or key_by(['one', 'other'])"
+            )
+        return columns
+
     def window(self, window_assigner: WindowAssigner[Any, Any]) -> WindowedStream:
         """Group the records of each key into windows."""
-        return WindowedStream(self, _instance("window", window_assigner, WindowAssigner))
-
-
-class WindowedStream:
-    """The windows of a keyed stream, to be reduced, aggregated or processed."""
-
-    def __init__(self, stream: KeyedStream, assigner: WindowAssigner[Any, Any]) -> None:
-        self._stream = stream
-        self._assigner = assigner
-        self._allowed_lateness_ms = 0
-        self._late_tag: OutputTag | None = None
-
-    def get_execution_environment(self) -> StreamExecutionEnvironment:
-        return self._stream.get_execution_environment()
-
-    def get_input_type(self) -> TypeInformation:
-        return self._stream.get_type()
-
-    def allowed_lateness(self, time_ms: DurationLike) -> WindowedStream:
-        """Keep windows this much longer (ms if an int); each late record fires its window again."""
-        self._allowed_lateness_ms = to_millis(time_ms, "allowed_lateness")
-        return self
-
-    def side_output_late_data(self, output_tag: OutputTag) -> WindowedStream:
-        """Send records that are too late to ``output_tag`` instead of dropping them."""
-        self._late_tag = _instance("side_output_late_data", output_tag, OutputTag)
-        return self
-
-    def reduce(
-        self,
-        reduce_function: Callable[[Any, Any], Any] | ReduceFunction,
-        window_function: WindowFunction[Any, Any, Any, Any]
-        | ProcessWindowFunction[Any, Any, Any, Any]
-        | None = None,
-        output_type: TypeInformation | None = None,
-    ) -> DataStream:
-        """Combine each window's records as they come; ``window_function`` gets the one result."""
-        require_plain("reduce", reduce_function, "reduce")
-        function = as_reduce_function(reduce_function)
-        if window_function is None and output_type is None:
-            output_type = self._stream._type
-        return self._window("reduce", reduce_function, output_type, function, None, window_function)
-
-    def aggregate(
-        self,
-        aggregate_function: AggregateFunction,
-        window_function: WindowFunction[Any, Any, Any, Any]
-        | ProcessWindowFunction[Any, Any, Any, Any]
-        | None = None,
-        accumulator_type: TypeInformation | None = None,
-        output_type: TypeInformation | None = None,
-    ) -> DataStream:
-        """Aggregate each window's records as they come; ``window_function`` gets the result."""
-        function = _instance("aggregate", aggregate_function, AggregateFunction)
-        require_plain("aggregate", function, "create_accumulator", "add", "get_result", "merge")
-        return self._window("aggregate", function, output_type, None, function, window_function)
-
-    def apply(
-        self,
-        window_function: WindowFunction[Any, Any, Any, Any],
-        output_type: TypeInformation | None = None,
-    ) -> DataStream:
-        """Give all records of a window, kept until it fires, to ``window_function``."""
-        function = _instance("apply", window_function, WindowFunction)
-        return self._window("apply", function, output_type, None, None, function)
-
-    def process(
-        self,
-        process_window_function: ProcessWindowFunction[Any, Any, Any, Any],
-        output_type: TypeInformation | None = None,
-    ) -> DataStream:
-        """As ``apply``, with a context that knows the watermark and has state."""
-        function = _instance("process", process_window_function, ProcessWindowFunction)
-        return self._window("process", function, output_type, None, None, function)
-
-    def _window(
-        self,
-        method: str,
-        titled: Any,
-        output_type: TypeInformation | None,
-        reduce: ReduceFunction | None,
-        aggregate: AggregateFunction | None,
-        function: Any,
-    ) -> DataStream:
-        if function is not None:
-            _instance(method, function, WindowFunction, ProcessWindowFunction)
-            require_plain(method, function, "apply", "process", may_yield=True)
-        spec = WindowSpec(
-            assigner=self._assigner,
-            key_selector=self._stream._key_selector,
-            allowed_lateness_ms=self._allowed_lateness_ms,
-            late_tag=self._late_tag,
-            reduce=reduce,
-            aggregate=aggregate,
-            function=function,
-        )
-        title = _title(type(self._assigner).__name__, titled)
-        return self._stream._operate("window", title, spec, output_type, stateful=True)
+        return WindowedStream(self, instance_of("window", window_assigner, WindowAssigner))
 
 
 class DataStreamSink(OperatorSettings):
@@ -530,67 +461,3 @@ class CloseableIterator(Iterator[Any]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-# ------------------------------------------------------------------------------ judging arguments
-
-
-def _instance(method: str, value: Any, *kinds: type) -> Any:
-    """``value`` if it is one of ``kinds``, of which the first is the one to name."""
-    if isinstance(value, kinds):
-        return value
-    given = value.__name__ if isinstance(value, type) else type(value).__name__
-    hint = (
-        f"; give an instance: {given}(...)" if value in kinds or _is_subclass(value, kinds) else ""
-    )
-    raise JobGraphError(f"{method}() needs a {kinds[0].__name__}, and got {given}{hint}")
-
-
-def _is_subclass(value: Any, kinds: tuple[type, ...]) -> bool:
-    return isinstance(value, type) and issubclass(value, kinds)
-
-
-def _process_function(function: Any, *kinds: type) -> Any:
-    """The function if it is one of ``kinds``, of which the first is the one to name."""
-    _instance("process", function, *kinds)
-    return require_plain("process", function, "process_element", "on_timer", may_yield=True)
-
-
-def _key_selector(method: str, selection: KeySelection) -> Callable[[Any], Any]:
-    if isinstance(selection, (str, int)) and not isinstance(selection, bool):
-        return FieldSelector(selection)
-    return as_key_selector(require_plain(method, selection, "get_key")).get_key
-
-
-def _has_open(function: Function) -> bool:
-    """Whether the function sets itself up at run time, which is where it would ask for state."""
-    return type(function).open is not Function.open
-
-
-def _function_name(function: Any) -> str:
-    return str(getattr(function, "__name__", type(function).__name__))
-
-
-def _title(operation: str, function: Any) -> str:
-    """An operator's default name, such as ``Map(parse)``."""
-    name = _function_name(function)
-    return operation if name == "<lambda>" else f"{operation}({name})"
-
-
-class _CastTo:
-    """Brings what a ``map_batches`` function returns to the schema it was declared with."""
-
-    def __init__(self, schema: pa.Schema, function: Callable[[Any], Any]) -> None:
-        self._schema = schema
-        self._function = function
-
-    def __call__(self, batch: Any) -> Any:
-        import pyarrow as pa
-
-        result = self._function(batch)
-        if result is None:
-            return
-        several = not isinstance(result, (pa.RecordBatch, pa.Table))
-        for part in result if several else (result,):
-            table = part if isinstance(part, pa.Table) else pa.Table.from_batches([part])
-            yield table.cast(self._schema)

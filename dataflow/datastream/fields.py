@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from dataflow.common.types import Row
@@ -25,13 +25,15 @@ _PLAIN = (int, float, complex, str, bytes)
 class FieldSelector:
     """What ``key_by("name")`` and ``key_by(0)`` use as key selector.
 
-    ``column`` lets a partitioner take the whole column of an Arrow batch instead of calling this;
+    ``columns`` lets a partitioner take the whole column of an Arrow batch instead of calling this;
     it is None for a position, because the records of an Arrow batch are dicts.
     """
 
+    columns: tuple[str, ...] | None
+
     def __init__(self, field: str | int) -> None:
         self.field = field
-        self.column = field if isinstance(field, str) else None
+        self.columns = (field,) if isinstance(field, str) else None
         self._getters: dict[type, Getter] = {}
 
     def __call__(self, record: Any) -> Any:
@@ -51,6 +53,27 @@ class FieldSelector:
 
     def __repr__(self) -> str:
         return f"FieldSelector({self.field!r})"
+
+
+class FieldsSelector:
+    """What ``key_by(["a", "b"])`` uses: the tuple of several fields; ``columns`` as above."""
+
+    columns: tuple[str, ...] | None
+
+    def __init__(self, fields: Sequence[str | int]) -> None:
+        self.fields = tuple(fields)
+        names = tuple(field for field in self.fields if isinstance(field, str))
+        self.columns = names if len(names) == len(self.fields) else None
+        self._selectors = [FieldSelector(field) for field in self.fields]
+
+    def __call__(self, record: Any) -> tuple[Any, ...]:
+        return tuple([select(record) for select in self._selectors])
+
+    def __reduce__(self) -> tuple[type[FieldsSelector], tuple[tuple[str | int, ...]]]:
+        return FieldsSelector, (self.fields,)
+
+    def __repr__(self) -> str:
+        return f"FieldsSelector({list(self.fields)!r})"
 
 
 def getter_for(field: str | int, record: Any) -> Getter:

@@ -6,12 +6,13 @@ operator). Specs are cloudpickled on the client and unpickled only in TaskManage
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # at run time this module needs nothing, so that anything may import it
     from dataflow.common.watermark_strategy import WatermarkStrategy
+    from dataflow.datastream.aggregates import Aggregate
     from dataflow.datastream.connectors.base import Sink, Source
     from dataflow.datastream.functions import (
         AggregateFunction,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:  # at run time this module needs nothing, so that anything may
         WindowFunction,
     )
     from dataflow.datastream.output_tag import OutputTag
-    from dataflow.datastream.window import WindowAssigner
+    from dataflow.datastream.window import TimeWindow, WindowAssigner
 
 KeySelector = Callable[[Any], Any]
 
@@ -115,6 +116,55 @@ class WindowSpec(OperatorSpec):
     reduce: ReduceFunction | None
     aggregate: AggregateFunction | None
     function: ProcessWindowFunction[Any, Any, Any, Any] | WindowFunction[Any, Any, Any, Any] | None
+
+
+@dataclass(frozen=True)
+class ColumnarWindowSpec(OperatorSpec):
+    """Windows on Arrow columns: either ``aggregates`` (by name of the result) or ``function``.
+
+    ``function`` maps all records of one key's window, a RecordBatch, and the TimeWindow to what
+    that of MapBatchesSpec may return.
+    """
+
+    assigner: WindowAssigner[Any, Any]
+    keys: tuple[str, ...]
+    allowed_lateness_ms: int
+    late_tag: OutputTag | None
+    aggregates: Mapping[str, Aggregate] | None
+    function: Callable[[Any, TimeWindow], Any] | None
+
+    @property
+    def gets_records(self) -> bool:
+        """Whether the shuffle brings whole records, as opposed to rows of accumulators."""
+        return self.aggregates is None or self.late_tag is not None
+
+    def before_shuffle(self) -> OperatorSpec:
+        """What is to be done with the records before they are distributed by key."""
+        if self.aggregates is None or self.gets_records:
+            return ToColumnsSpec()
+        return PreAggregateSpec(self.assigner, self.keys, self.aggregates)
+
+
+@dataclass(frozen=True)
+class ToColumnsSpec(OperatorSpec):
+    """Rows to Arrow batches."""
+
+
+@dataclass(frozen=True)
+class PreAggregateSpec(OperatorSpec):
+    """Records to rows of accumulators, for a ColumnarWindowSpec behind the shuffle."""
+
+    assigner: WindowAssigner[Any, Any]
+    keys: tuple[str, ...]
+    aggregates: Mapping[str, Aggregate]
+
+
+@dataclass(frozen=True)
+class RunningAggregateSpec(OperatorSpec):
+    """For every record its key and the aggregates of all records of the key so far."""
+
+    keys: tuple[str, ...]
+    aggregates: Mapping[str, Aggregate]
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,16 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dataflow.common.keys import default_max_parallelism
 from dataflow.graph.job_graph import Partitioning
-from dataflow.graph.specs import EnumeratorSpec, SourceSpec
+from dataflow.graph.specs import (
+    ColumnarWindowSpec,
+    EnumeratorSpec,
+    SourceSpec,
+    ToColumnsSpec,
+)
 from dataflow.graph.transformation import (
     ChainingStrategy,
     GraphSettings,
@@ -26,6 +31,7 @@ from dataflow.graph.transformation import (
 )
 
 DEFAULT_SLOT_SHARING_GROUP = "default"
+NAME_CHARS_MAX = 200
 
 
 def stable_id(*parts: str) -> str:
@@ -91,9 +97,15 @@ def build_stream_graph(
         if enumerator is not None:
             nodes[enumerator.transformation] = enumerator
             _link(enumerator, node, Input(enumerator.transformation, None, Partitioning.SPLITS))
-        nodes[transformation] = node
         for read in transformation.inputs:
-            _link(nodes[read.source], node, read)
+            source = nodes[read.source]
+            before = _before_shuffle(node, source, read)
+            if before is not None:
+                _link(source, before, before.transformation.inputs[0])
+                nodes[before.transformation] = source = before
+                read = Input(before.transformation, None, read.partitioning, read.function)
+            _link(source, node, read)
+        nodes[transformation] = node
     _label(list(nodes.values()))
     return StreamGraph(list(nodes.values()), settings)
 
@@ -153,6 +165,31 @@ def _enumerator(node: Node) -> Node | None:
     )
     group = node.slot_sharing_group
     return Node(transformation, f"{node.uid}-enumerator", 1, 1, group, node.inherited_group)
+
+
+def _before_shuffle(node: Node, source: Node, read: Input) -> Node | None:
+    """The extra operator at the end of what ``node`` reads, for a window on columns."""
+    spec = node.transformation.spec
+    if not isinstance(spec, ColumnarWindowSpec):
+        return None
+    before = spec.before_shuffle()
+    title = "To Columns" if isinstance(before, ToColumnsSpec) else "Pre-Aggregate"
+    transformation = Transformation(
+        kind="before_shuffle",
+        name=f"{title} for {node.transformation.name}"[:NAME_CHARS_MAX],
+        spec=before,
+        inputs=(replace(read, partitioning=Partitioning.FORWARD, function=None),),
+        # Its uid is as much given or generated as that of the window.
+        uid=None if node.generated_uid else f"{node.uid}-before-{len(node.inputs)}",
+    )
+    return Node(
+        transformation,
+        f"{node.uid}-before-{len(node.inputs)}",
+        source.parallelism,
+        node.max_parallelism,
+        source.slot_sharing_group,
+        source.inherited_group,
+    )
 
 
 def _link(source: Node, target: Node, read: Input) -> None:

@@ -11,10 +11,9 @@ from dataflow.datastream.functions import KeyedProcessFunction
 from dataflow.datastream.output_tag import OutputTag
 from dataflow.graph.job_graph import Partitioning
 from dataflow.graph.specs import CAN_SKIP, ProcessSpec, SourceSpec
-from dataflow.graph.stream_graph import Node, StreamGraph
+from dataflow.graph.stream_graph import NAME_CHARS_MAX, Node, StreamGraph
 
 SUBTASKS_MAX = 10_000
-NAME_CHARS_MAX = 200
 
 
 def find_faults(name: object, graph: StreamGraph) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 from dataflow.datastream.process_adapters import FilterAsProcess, FlatMapAsProcess, MapAsProcess
 from dataflow.errors import JobGraphError
 from dataflow.graph.specs import (
+    ColumnarWindowSpec,
     EnumeratorSpec,
     FilterSpec,
     FlatMapSpec,
@@ -15,14 +16,20 @@ from dataflow.graph.specs import (
     MapSpec,
     OnErrorSpec,
     OperatorSpec,
+    PreAggregateSpec,
     ProcessSpec,
     ReduceSpec,
+    RunningAggregateSpec,
     SinkSpec,
     SourceSpec,
     TimestampsSpec,
+    ToColumnsSpec,
     WindowSpec,
 )
 from taskmanager.operators.base import Operator
+from taskmanager.operators.columnar.pre_aggregate import PreAggregateOperator, ToColumnsOperator
+from taskmanager.operators.columnar.running import RunningAggregateOperator
+from taskmanager.operators.columnar.window import ColumnarWindowOperator
 from taskmanager.operators.enumerator import EnumeratorOperator
 from taskmanager.operators.error_policy import Skip
 from taskmanager.operators.process import KeyedProcessOperator, ProcessOperator
@@ -73,6 +80,10 @@ _OPERATORS: dict[type[OperatorSpec], Callable[[Any], Operator]] = {
     TimestampsSpec: TimestampsAndWatermarksOperator,
     ReduceSpec: ReduceOperator,
     WindowSpec: WindowOperator,
+    ToColumnsSpec: ToColumnsOperator,
+    PreAggregateSpec: PreAggregateOperator,
+    ColumnarWindowSpec: ColumnarWindowOperator,
+    RunningAggregateSpec: RunningAggregateOperator,
     OnErrorSpec: _on_error,
     SinkSpec: SinkOperator,
 }

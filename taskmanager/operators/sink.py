@@ -184,12 +184,9 @@ class SinkOperator(FunctionOperator):
         # Oldest first: what an earlier checkpoint has failed to make is made before the rest.
         pending = sorted((number, list(of_one)) for number, of_one in self._pending.items())
 
-        def committables() -> dict[str, list[bytes]]:
-            return {
-                COMMITTABLES: [
-                    dumps_data((number, _made(pre_commits))) for number, pre_commits in pending
-                ]
-            }
+        def committables() -> OperatorSnapshot:
+            made = [dumps_data((number, _made(pre_commits))) for number, pre_commits in pending]
+            return OperatorSnapshot(operator={COMMITTABLES: made})
 
         return OperatorSnapshot(
             operator={WRITER: [dumps_data(state) for state in states]},

@@ -113,7 +113,7 @@ class MapBatchesOperator(FunctionOperator):
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             self.fail(error, f"turning a batch of {len(batch)} rows into Arrow columns")
         try:
-            results = list(_record_batches(self.function(arrow.data)))
+            results = list(record_batches(self.function(arrow.data)))
         except BaseException as error:
             self.fail(error, f"on a batch of {len(batch)} rows")
         total = sum(result.num_rows for result in results)
@@ -129,17 +129,17 @@ class MapBatchesOperator(FunctionOperator):
             self.output.emit(ArrowBatch(result, stamps))
 
 
-def _record_batches(returned: Any, nested: bool = False) -> Iterator[pa.RecordBatch]:
+def record_batches(returned: Any, nested: bool = False) -> Iterator[pa.RecordBatch]:
     """The non-empty batches in what the function returned. Raises TypeError."""
     if isinstance(returned, pa.RecordBatch):
         if returned.num_rows:
             yield returned
     elif isinstance(returned, pa.Table):
         for part in returned.to_batches():
-            yield from _record_batches(part)
+            yield from record_batches(part)
     elif isinstance(returned, Iterable) and not nested:
         for part in returned:
-            yield from _record_batches(part, nested=True)
+            yield from record_batches(part, nested=True)
     elif returned is not None:
         raise TypeError(
             "map_batches must return a pyarrow RecordBatch or Table, None, or an iterable of "

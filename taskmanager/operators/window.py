@@ -12,17 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from heapq import heappop, heappush
-from math import gcd
 from typing import Any
 
-from dataflow.common.batch import MAX_TIMESTAMP, MIN_TIMESTAMP, ArrowBatch, RowBatch
+from dataflow.common.batch import MIN_TIMESTAMP, ArrowBatch, RowBatch
 from dataflow.datastream.functions import KeyedStateStore, ProcessWindowFunction
-from dataflow.datastream.window import (
-    SlidingEventTimeWindows,
-    TimeWindow,
-    TumblingEventTimeWindows,
-)
-from dataflow.errors import JobExecutionError, JobGraphError
+from dataflow.datastream.window import TimeWindow
+from dataflow.errors import JobExecutionError
 from dataflow.graph.specs import WindowSpec
 from state.aliasing import detached
 from state.heap_backend import MISSING
@@ -32,8 +27,8 @@ from taskmanager.operators.base import OperatorContext, Output
 from taskmanager.operators.collector import BATCH_ROWS, Collector
 from taskmanager.operators.function_operator import not_iterable
 from taskmanager.operators.keyed_operator import KeyedOperator
+from taskmanager.operators.slices import Window, WindowSlices, cleanup_time
 
-Window = tuple[int, int]  # start (inclusive) and end (exclusive) in ms
 Contents = dict[Any, Any]  # key -> aggregate, accumulator or list of records
 
 #: The windows of one slice of time: contents to add to, and windows that have or may have fired.
@@ -55,8 +50,7 @@ class WindowOperator(KeyedOperator):
 
     def __init__(self, spec: WindowSpec) -> None:
         super().__init__(spec.function, spec.key_selector)
-        self._size, self._slide, self._offset = _geometry(spec.assigner)
-        self._slice_width = gcd(self._size, self._slide)
+        self._slices = WindowSlices(spec.assigner)
         self._lateness = spec.allowed_lateness_ms
         self._late_tag = spec.late_tag
         self._reduce = None if spec.reduce is None else spec.reduce.reduce
@@ -127,9 +121,7 @@ class WindowOperator(KeyedOperator):
         else:
             self._process(batch.rows, batch.timestamps)
 
-    def _by_watermark(
-        self, rows: list[Any], timestamps: list[int]
-    ) -> list[tuple[int, RowBatch]]:
+    def _by_watermark(self, rows: list[Any], timestamps: list[int]) -> list[tuple[int, RowBatch]]:
         """The records of a batch by the watermark of their key group; in order within each."""
         parts: dict[int, tuple[list[Any], list[int]]] = {}
         pending = iter(rows)
@@ -148,7 +140,7 @@ class WindowOperator(KeyedOperator):
     def _process(self, rows: list[Any], timestamps: list[int]) -> None:
         key_of, reduce = self.key_selector, self._reduce
         add = None if self._aggregate is None else self._aggregate.add
-        offset, width = self._offset, self._slice_width
+        slice_of, width = self._slices.slice_of, self._slices.width
         slices: dict[int, Slice] = {}
         start = end = 0
         tables: tuple[Contents, ...] = ()
@@ -158,7 +150,7 @@ class WindowOperator(KeyedOperator):
         try:
             for value, timestamp in zip(pending, timestamps, strict=True):
                 if not start <= timestamp < end:
-                    start = timestamp - (timestamp - offset) % width
+                    start = slice_of(timestamp)
                     end = start + width
                     tables, fired = slices.get(start) or self._open_slice(start, slices)
                 key = key_of(value)
@@ -192,9 +184,7 @@ class WindowOperator(KeyedOperator):
         """The windows of the timestamps from ``start`` to the next window border."""
         tables: list[Contents] = []
         fired: list[Window] = []
-        first = start - (start - self._offset) % self._slide
-        for window_start in range(first, start - self._size, -self._slide):
-            window = (window_start, window_start + self._size)
+        for window in self._slices.windows_of(start):
             if self._cleanup_time(window) <= self._watermark:
                 continue
             if window[1] - 1 <= self._watermark or window in self._fired.namespaces:
@@ -212,7 +202,7 @@ class WindowOperator(KeyedOperator):
         return self._pending.namespace(window)
 
     def _cleanup_time(self, window: Window) -> int:
-        return min(window[1] - 1 + self._lateness, MAX_TIMESTAMP)
+        return cleanup_time(window, self._lateness)
 
     def _add_late(
         self, key: Any, value: Any, timestamp: int, fired: tuple[Window, ...], in_time: bool
@@ -340,15 +330,3 @@ class _WindowContext(ProcessWindowFunction.Context[TimeWindow]):
 
     def global_state(self) -> KeyedStateStore:
         return HeapKeyedStateStore(self._operator.backend)
-
-
-def _geometry(assigner: Any) -> tuple[int, int, int]:
-    """Size, slide and offset in ms."""
-    if isinstance(assigner, TumblingEventTimeWindows):
-        return assigner.size, assigner.size, assigner.offset
-    if isinstance(assigner, SlidingEventTimeWindows):
-        return assigner.size, assigner.slide, assigner.offset
-    raise JobGraphError(
-        f"windows of type {type(assigner).__name__} are not supported; use "
-        "TumblingEventTimeWindows or SlidingEventTimeWindows"
-    )

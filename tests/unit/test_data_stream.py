@@ -297,8 +297,8 @@ def test_fields_are_reached_by_position(record: Any) -> None:
 
 def test_a_field_selector_names_the_arrow_column_it_reads() -> None:
     selector = loads_code(dumps_code(FieldSelector("y")))
-    assert (selector.column, selector({"y": 2})) == ("y", 2)
-    assert FieldSelector(1).column is None
+    assert (selector.columns, selector({"y": 2})) == (("y",), 2)
+    assert FieldSelector(1).columns is None
 
 
 @pytest.mark.parametrize("record", ["text", 7, (1, 2)])

@@ -38,7 +38,7 @@ Records = list[tuple[Any, int | None]]
 class ByField:
     """A key selector that names its Arrow column, as ``key_by("k")`` makes it."""
 
-    column = "k"
+    columns = ("k",)
 
     def __call__(self, row: Any) -> Any:
         return row["k"]
@@ -81,9 +81,7 @@ def spread(batches: list[RowBatch], count: int, choose: Callable[[Any], int]) ->
 
 
 @st.composite
-def streams(
-    draw: st.DrawFn, keys: st.SearchStrategy[Any] | None = None
-) -> list[RowBatch]:
+def streams(draw: st.DrawFn, keys: st.SearchStrategy[Any] | None = None) -> list[RowBatch]:
     """Batches of dicts with a key of one type; some batches with timestamps."""
     if keys is None:
         keys = draw(

@@ -1,0 +1,175 @@
+"""The windows of a keyed stream, and what can be done with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from dataflow.common.callables import require_arity, require_plain
+from dataflow.common.time import DurationLike, to_millis
+from dataflow.common.typeinfo import TypeInformation
+from dataflow.datastream.aggregates import Aggregate, checked
+from dataflow.datastream.arguments import (
+    BatchOfWindow,
+    CastTo,
+    function_name,
+    instance_of,
+    listed,
+    title_of,
+)
+from dataflow.datastream.functions import (
+    AggregateFunction,
+    ProcessWindowFunction,
+    ReduceFunction,
+    WindowFunction,
+    as_reduce_function,
+)
+from dataflow.datastream.output_tag import OutputTag
+from dataflow.datastream.window import WindowAssigner
+from dataflow.graph.specs import ColumnarWindowSpec, WindowSpec
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from dataflow.datastream.data_stream import DataStream, KeyedStream
+    from dataflow.datastream.stream_execution_environment import StreamExecutionEnvironment
+
+
+class WindowedStream:
+    """The windows of a keyed stream, to be reduced, aggregated or processed."""
+
+    def __init__(self, stream: KeyedStream, assigner: WindowAssigner[Any, Any]) -> None:
+        self._stream = stream
+        self._assigner = assigner
+        self._allowed_lateness_ms = 0
+        self._late_tag: OutputTag | None = None
+
+    def get_execution_environment(self) -> StreamExecutionEnvironment:
+        return self._stream.get_execution_environment()
+
+    def get_input_type(self) -> TypeInformation:
+        return self._stream.get_type()
+
+    def allowed_lateness(self, time_ms: DurationLike) -> WindowedStream:
+        """Keep windows this much longer (ms if an int); each late record fires its window again."""
+        self._allowed_lateness_ms = to_millis(time_ms, "allowed_lateness")
+        return self
+
+    def side_output_late_data(self, output_tag: OutputTag) -> WindowedStream:
+        """Send records that are too late to ``output_tag`` instead of dropping them."""
+        self._late_tag = instance_of("side_output_late_data", output_tag, OutputTag)
+        return self
+
+    def reduce(
+        self,
+        reduce_function: Callable[[Any, Any], Any] | ReduceFunction,
+        window_function: WindowFunction[Any, Any, Any, Any]
+        | ProcessWindowFunction[Any, Any, Any, Any]
+        | None = None,
+        output_type: TypeInformation | None = None,
+    ) -> DataStream:
+        """Combine each window's records as they come; ``window_function`` gets the one result."""
+        require_plain("reduce", reduce_function, "reduce")
+        function = as_reduce_function(reduce_function)
+        if window_function is None and output_type is None:
+            output_type = self._stream._type
+        return self._window("reduce", reduce_function, output_type, function, None, window_function)
+
+    def aggregate(
+        self,
+        aggregate_function: AggregateFunction,
+        window_function: WindowFunction[Any, Any, Any, Any]
+        | ProcessWindowFunction[Any, Any, Any, Any]
+        | None = None,
+        accumulator_type: TypeInformation | None = None,
+        output_type: TypeInformation | None = None,
+    ) -> DataStream:
+        """Aggregate each window's records as they come; ``window_function`` gets the result."""
+        function = instance_of("aggregate", aggregate_function, AggregateFunction)
+        require_plain("aggregate", function, "create_accumulator", "add", "get_result", "merge")
+        return self._window("aggregate", function, output_type, None, function, window_function)
+
+    def apply(
+        self,
+        window_function: WindowFunction[Any, Any, Any, Any],
+        output_type: TypeInformation | None = None,
+    ) -> DataStream:
+        """Give all records of a window, kept until it fires, to ``window_function``."""
+        function = instance_of("apply", window_function, WindowFunction)
+        return self._window("apply", function, output_type, None, None, function)
+
+    def process(
+        self,
+        process_window_function: ProcessWindowFunction[Any, Any, Any, Any],
+        output_type: TypeInformation | None = None,
+    ) -> DataStream:
+        """As ``apply``, with a context that knows the watermark and has state."""
+        function = instance_of("process", process_window_function, ProcessWindowFunction)
+        return self._window("process", function, output_type, None, None, function)
+
+    def agg(self, **aggregates: Aggregate) -> DataStream:
+        """Compute ``aggregates`` of each window: a record with the key, the window and the results.
+
+        The keys must be fields by name; the window is in ``window_start`` and ``window_end``. Runs
+        on columns: of Arrow batches, or of rows turned into them. Before the shuffle records of a
+        key are merged where that can be. See ``dataflow.datastream.aggregates``.
+        """
+        keys = self._stream._key_columns("agg")
+        given = checked("agg", aggregates, (*keys, "window_start", "window_end"))
+        return self._columnar_window("agg", listed(given), given, None)
+
+    def map_batches(
+        self, func: Callable[..., Any], output_schema: pa.Schema | None = None
+    ) -> DataStream:
+        """Give all records of a key's window to ``func``, as one RecordBatch.
+
+        ``func(batch)`` or ``func(batch, window)`` returns a RecordBatch, a Table, None, or several.
+        The keys must be fields by name. With ``output_schema`` results are cast to it.
+        """
+        require_plain("map_batches", func, may_yield=True)
+        arity = require_arity("map_batches()", func, 2, 1)
+        function = BatchOfWindow(func) if arity == 1 else func
+        function = function if output_schema is None else CastTo(output_schema, function)
+        return self._columnar_window("map_batches", function_name(func), None, function)
+
+    def _columnar_window(
+        self,
+        method: str,
+        titled: str,
+        aggregates: dict[str, Aggregate] | None,
+        function: Callable[..., Any] | None,
+    ) -> DataStream:
+        spec = ColumnarWindowSpec(
+            assigner=self._assigner,
+            keys=self._stream._key_columns(method),
+            allowed_lateness_ms=self._allowed_lateness_ms,
+            late_tag=self._late_tag,
+            aggregates=aggregates,
+            function=function,
+        )
+        title = f"Columnar {type(self._assigner).__name__}({titled})"
+        return self._stream._operate("columnar_window", title, spec, stateful=True)
+
+    def _window(
+        self,
+        method: str,
+        titled: Any,
+        output_type: TypeInformation | None,
+        reduce: ReduceFunction | None,
+        aggregate: AggregateFunction | None,
+        function: Any,
+    ) -> DataStream:
+        if function is not None:
+            instance_of(method, function, WindowFunction, ProcessWindowFunction)
+            require_plain(method, function, "apply", "process", may_yield=True)
+        spec = WindowSpec(
+            assigner=self._assigner,
+            key_selector=self._stream._key_selector,
+            allowed_lateness_ms=self._allowed_lateness_ms,
+            late_tag=self._late_tag,
+            reduce=reduce,
+            aggregate=aggregate,
+            function=function,
+        )
+        title = title_of(type(self._assigner).__name__, titled)
+        return self._stream._operate("window", title, spec, output_type, stateful=True)

@@ -1,0 +1,98 @@
+"""The columns an operator needs, out of batches of either kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from dataflow.common.batch import TIMESTAMP_MAX, ArrowBatch, Batch, RowBatch, to_arrow
+from dataflow.datastream.fields import FieldSelector
+from dataflow.errors import JobExecutionError, KeyTypeError
+from taskmanager.operators.columnar.accumulators import plain
+from taskmanager.operators.function_operator import FunctionOperator
+from taskmanager.operators.slices import WindowSlices
+
+
+class Columns:
+    """Takes fields of records as Arrow columns, and whole batches as well; errors name the place.
+
+    Of rows only the fields that are needed are ever turned into columns, and every row must have
+    them, as it must for ``key_by("name")``.
+    """
+
+    def __init__(self, operator: FunctionOperator, fields: Sequence[str]) -> None:
+        self._operator = operator
+        self._selectors = {name: FieldSelector(name) for name in fields}
+
+    def of(self, batch: Batch) -> dict[str, pa.Array]:
+        """The fields by name."""
+        if isinstance(batch, RowBatch):
+            return {name: self._of_rows(batch, name) for name in self._selectors}
+        return {name: self._of_arrow(batch.data, name) for name in self._selectors}
+
+    def _of_arrow(self, data: pa.RecordBatch, name: str) -> pa.Array:
+        position = data.schema.get_field_index(name)
+        if position < 0:
+            names = ", ".join(map(repr, data.schema.names[:20]))
+            raise JobExecutionError(
+                f"operator {self._operator.context.operator_name!r}: there is no column {name!r}, "
+                f"or there are several; there is {names}"
+            )
+        return plain(data.column(position))
+
+    def _of_rows(self, batch: RowBatch, name: str) -> pa.Array:
+        pending = iter(batch.rows)
+        try:
+            values = list(map(self._selectors[name], pending))
+        except BaseException as error:
+            self._operator.fail_in_batch(error, batch.rows, pending)
+        try:
+            return pa.array(values)
+        except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
+            self._operator.fail(error, f"turning the field {name!r} into an Arrow column")
+
+    def whole(self, batch: Batch) -> ArrowBatch:
+        """All columns."""
+        try:
+            return to_arrow(batch)
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            self._operator.fail(error, f"turning a batch of {len(batch)} rows into Arrow columns")
+
+
+def timestamps_of(batch: Batch, operator: FunctionOperator) -> np.ndarray:
+    """As int64 in ms. Raises JobExecutionError when there are none."""
+    stamps = batch.timestamps
+    if stamps is None:
+        raise JobExecutionError(
+            f"operator {operator.context.operator_name!r} has event-time windows, but its records "
+            "have no timestamps: give the WatermarkStrategy a timestamp assigner"
+        )
+    found = stamps.to_numpy() if isinstance(stamps, pa.Array) else np.asarray(stamps, np.int64)
+    # Records without a timestamp among others that have one: further back than any window.
+    return np.asarray(np.maximum(found, -TIMESTAMP_MAX))
+
+
+def by_slice(stamps: np.ndarray, slices: WindowSlices) -> Iterator[tuple[int, pa.Array | None]]:
+    """The slices that hold these timestamps, and the positions in each: None for all of them."""
+    lowest, highest = int(stamps.min()), int(stamps.max())
+    first = slices.slice_of(lowest)
+    if highest < first + slices.width:  # the usual case: a batch is short beside a window
+        yield first, None
+        return
+    starts = stamps - (stamps - slices.offset) % slices.width
+    order = np.argsort(starts, kind="stable")
+    found, begins = np.unique(starts[order], return_index=True)
+    for start, positions in zip(found.tolist(), np.split(order, begins[1:]), strict=True):
+        yield start, pa.array(positions)
+
+
+def require_keys(rows: pa.Table, keys: Sequence[str], operator: FunctionOperator) -> None:
+    """Raises KeyTypeError for a key that is null."""
+    for key in keys:
+        if rows.column(key).null_count:
+            raise KeyTypeError(
+                f"operator {operator.context.operator_name!r}: null cannot be a key, and column "
+                f"{key!r} holds one"
+            )

@@ -1,0 +1,266 @@
+"""Event-time windows, tumbling and sliding, on columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from heapq import heappop, heappush
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dataflow.common.batch import MIN_TIMESTAMP, ArrowBatch, RowBatch
+from dataflow.datastream.aggregates import fields_of
+from dataflow.datastream.window import TimeWindow
+from dataflow.graph.specs import ColumnarWindowSpec
+from state.columnar_state import ColumnarState
+from state.snapshot import OperatorSnapshot
+from taskmanager.operators.base import OperatorContext, Output
+from taskmanager.operators.columnar.accumulators import (
+    RECORDS,
+    Accumulators,
+    concat,
+    group_numbers,
+)
+from taskmanager.operators.columnar.columns import (
+    Columns,
+    by_slice,
+    require_keys,
+    timestamps_of,
+)
+from taskmanager.operators.function_operator import FunctionOperator
+from taskmanager.operators.slices import Window, WindowSlices, cleanup_time
+from taskmanager.operators.stateless import record_batches
+
+#: Results are emitted in batches of this many rows.
+RESULT_ROWS = 65_536
+WINDOW_START, WINDOW_END = "window_start", "window_end"
+_INSTANT = pa.timestamp("ms", "UTC")
+
+
+class ColumnarWindowOperator(FunctionOperator):
+    """Fires a window, for all its keys at once, when the watermark reaches its last millisecond.
+
+    State is kept per slice, so that windows which overlap share what they have in common. With
+    allowed lateness, late records fire their window again for their keys: those that come in one
+    batch do it together. Records too late for all their windows go to the late tag, or are counted
+    in ``numLateRecordsDropped``. Results carry the window's last millisecond.
+
+    The watermark is part of the snapshot, of each key group, as in ``WindowOperator``: what had
+    been too late before a restart still is, and a window that has fired for some key groups of a
+    merged subtask does not fire for them again.
+    """
+
+    accepts_arrow = True
+
+    def __init__(self, spec: ColumnarWindowSpec) -> None:
+        super().__init__(spec.function)
+        self._spec = spec
+        self._slices = WindowSlices(spec.assigner)
+        self._lateness = spec.allowed_lateness_ms
+        self._accumulators = (
+            None if spec.aggregates is None else Accumulators(spec.keys, spec.aggregates)
+        )
+        self._columns = Columns(self, fields_of(spec.keys, spec.aggregates or {}))
+        self._watermark = MIN_TIMESTAMP
+        #: The restored watermarks of all and only the key groups that are ahead of this one.
+        self._ahead: dict[int, int] = {}
+        self._late_dropped = 0
+        self._to_fire: list[tuple[int, Window]] = []  # heap by last millisecond
+        self._scheduled: set[Window] = set()
+        self._to_clean: list[tuple[int, int]] = []  # heap of cleanup time and slice
+
+    # ---------------------------------------------------------------------------------- life cycle
+
+    def setup(self, context: OperatorContext, output: Output) -> None:
+        super().setup(context, output)
+        self._state = ColumnarState(
+            self._spec.keys,
+            self._merge,
+            context.max_parallelism,
+            context.key_group_range,
+            context.operator_name,
+        )
+        context.add_metric("numLateRecordsDropped", lambda: self._late_dropped)
+
+    def restore(self, snapshot: OperatorSnapshot) -> None:
+        needed = () if self._accumulators is None else self._accumulators.names
+        restored = self._state.restore(snapshot.keyed, needed)
+        self._watermark = min(restored.values(), default=MIN_TIMESTAMP)
+        self._ahead = {g: mark for g, mark in restored.items() if mark > self._watermark}
+        for start in self._state.slices:
+            self._schedule(start)
+
+    def snapshot(self, checkpoint_id: int) -> OperatorSnapshot:
+        ahead, watermark = self._ahead, self._watermark
+        encode = self._state.snapshot(
+            {group: ahead.get(group, watermark) for group in self.context.key_group_range}
+        )
+        return OperatorSnapshot(asynchronous_part=lambda: OperatorSnapshot(keyed=encode()))
+
+    # ------------------------------------------------------------------------------------- records
+
+    def process_batch(self, batch: RowBatch | ArrowBatch) -> None:
+        assert isinstance(batch, ArrowBatch)
+        for watermark, part in self._by_watermark(batch):
+            self._process(part, watermark)
+
+    def _by_watermark(self, batch: ArrowBatch) -> Iterator[tuple[int, ArrowBatch]]:
+        """The records of a batch by the watermark of their key group."""
+        if not self._ahead:
+            yield self._watermark, batch
+            return
+        marks = self._watermarks_of(pa.Table.from_batches([batch.data]))
+        for mark in np.unique(marks).tolist():
+            yield mark, _take(batch, pa.array(np.flatnonzero(marks == mark)))
+
+    def _watermarks_of(self, rows: pa.Table) -> np.ndarray:
+        groups = self._state.groups_of(rows)
+        by_group = np.full(self.context.max_parallelism, self._watermark, np.int64)
+        by_group[list(self._ahead)] = list(self._ahead.values())
+        return np.asarray(by_group[groups])
+
+    def _process(self, batch: ArrowBatch, watermark: int) -> None:
+        stamps = timestamps_of(batch, self)
+        rows = self._rows(batch)
+        fired: dict[Window, list[pa.Table]] = {}  # with the rows that are late for them
+        for start, positions in by_slice(stamps, self._slices):
+            windows = self._slices.windows_of(start)
+            live = [w for w in windows if cleanup_time(w, self._lateness) > watermark]
+            if not live:
+                self._drop(batch, stamps, positions, watermark)
+                continue
+            part = rows if positions is None else rows.take(positions)
+            if start not in self._state.slices:
+                self._schedule(start)
+            self._state.add(start, part)
+            for window in live:
+                if window[1] - 1 <= watermark:
+                    fired.setdefault(window, []).append(part)
+        for window, parts in fired.items():
+            self._fire(window, concat([part.select(self._spec.keys) for part in parts]))
+
+    def _rows(self, batch: ArrowBatch) -> pa.Table:
+        """What of the batch goes into the state."""
+        if not self._spec.gets_records:
+            return pa.Table.from_batches([batch.data])
+        columns = self._columns.of(batch)
+        if self._accumulators is not None:
+            rows = self._accumulators.lift(columns, len(batch))
+        else:
+            rows = pa.Table.from_batches([batch.data])
+            for key in self._spec.keys:
+                position = rows.schema.get_field_index(key)
+                rows = rows.set_column(position, key, columns[key])
+        require_keys(rows, self._spec.keys, self)
+        return rows
+
+    def _drop(
+        self, batch: ArrowBatch, stamps: np.ndarray, positions: pa.Array | None, watermark: int
+    ) -> None:
+        """Records without a window to go to: late, unless there never was a window for them."""
+        if positions is None:
+            positions = pa.array(np.arange(len(batch)))
+        late = stamps[positions.to_numpy()] + self._lateness <= watermark
+        part = _take(batch, positions.filter(pa.array(late)))
+        if not len(part):
+            return
+        if self._spec.late_tag is not None:
+            self.output.emit_side(self._spec.late_tag, part)
+        elif self._spec.gets_records:
+            self._late_dropped += len(part)
+        else:
+            self._late_dropped += pc.sum(part.data.column(str(RECORDS))).as_py()
+
+    def _schedule(self, start: int) -> None:
+        """See to it that the windows of a slice fire, and that it goes when the last is over."""
+        windows = self._slices.windows_of(start)
+        if windows:
+            heappush(self._to_clean, (cleanup_time(windows[0], self._lateness), start))
+        for window in windows:
+            if window[1] - 1 > self._watermark and window not in self._scheduled:
+                self._scheduled.add(window)
+                heappush(self._to_fire, (window[1] - 1, window))
+
+    def _merge(self, tables: Sequence[pa.Table]) -> pa.Table:
+        try:
+            rows = concat(tables)
+            if self._accumulators is None:
+                return rows.combine_chunks()
+            return self._accumulators.merge(rows)
+        except pa.ArrowException as error:
+            self.fail(error, "aggregating")
+
+    # ---------------------------------------------------------------------------------- event time
+
+    def process_watermark(self, timestamp: int) -> None:
+        if timestamp > self._watermark:
+            while self._to_fire and self._to_fire[0][0] <= timestamp:
+                window = heappop(self._to_fire)[1]
+                self._scheduled.remove(window)
+                self._fire(window)
+            self._watermark = timestamp
+            if self._ahead:
+                self._ahead = {g: mark for g, mark in self._ahead.items() if mark > timestamp}
+            while self._to_clean and self._to_clean[0][0] <= timestamp:
+                del self._state.slices[heappop(self._to_clean)[1]]
+        self.output.emit_watermark(timestamp)
+
+    def _fire(self, window: Window, late_keys: pa.Table | None = None) -> None:
+        """Emit the window: for all keys for which it has not been, or for some once more."""
+        slices = self._state.slices
+        tables = [slices[s].merged() for s in self._slices.slices_of(window) if s in slices]
+        rows = tables[0] if len(tables) == 1 else self._merge(tables)
+        if late_keys is not None:
+            rows = _with_keys(rows, late_keys, self._spec.keys)
+        elif self._ahead:
+            rows = rows.filter(pa.array(self._watermarks_of(rows) < window[1] - 1))
+        if self._accumulators is not None:
+            self._emit_aggregates(window, rows, self._accumulators)
+        else:
+            self._emit_function(window, rows)
+
+    def _emit_aggregates(self, window: Window, rows: pa.Table, accumulators: Accumulators) -> None:
+        columns: dict[str, Any] = {key: rows.column(key) for key in self._spec.keys}
+        for name, time in zip((WINDOW_START, WINDOW_END), window, strict=True):
+            columns[name] = pa.array(np.full(rows.num_rows, time, np.int64)).cast(_INSTANT)
+        columns.update(accumulators.finish(rows))
+        self._emit(window, pa.table(columns))
+
+    def _emit_function(self, window: Window, rows: pa.Table) -> None:
+        """Give the records of one key after the other to the function."""
+        numbers = group_numbers(rows, self._spec.keys)
+        order = np.argsort(numbers, kind="stable")
+        rows = rows.take(pa.array(order)).combine_chunks()
+        ends = np.cumsum(np.bincount(numbers)).tolist()
+        start = 0
+        for end in ends:
+            (data,) = rows.slice(start, end - start).to_batches()
+            start = end
+            try:
+                results = list(record_batches(self.function(data, TimeWindow(*window))))
+            except BaseException as error:
+                self.fail(error, f"on the {len(data)} records of a key's window {list(window)}")
+            for result in results:
+                self._emit(window, pa.Table.from_batches([result]))
+
+    def _emit(self, window: Window, results: pa.Table) -> None:
+        for data in results.combine_chunks().to_batches(RESULT_ROWS):
+            stamps = pa.array(np.full(data.num_rows, window[1] - 1, np.int64))
+            self.output.emit(ArrowBatch(data, stamps))
+
+
+def _take(batch: ArrowBatch, positions: pa.Array) -> ArrowBatch:
+    assert batch.timestamps is not None
+    return ArrowBatch(batch.data.take(positions), batch.timestamps.take(positions))
+
+
+def _with_keys(rows: pa.Table, wanted: pa.Table, keys: Sequence[str]) -> pa.Table:
+    """The rows whose key is among those wanted."""
+    names = list(keys)
+    numbered = rows.select(names)
+    wanted = wanted.cast(numbered.schema)
+    numbered = numbered.append_column("$row", pa.array(np.arange(rows.num_rows)))
+    found = numbered.join(wanted, names, join_type="left semi", use_threads=False)
+    return rows.take(pa.array(np.sort(found.column("$row").to_numpy())))

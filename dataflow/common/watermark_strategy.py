@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataflow.common.batch import MIN_TIMESTAMP, ArrowBatch, Batch
@@ -28,6 +29,10 @@ class TimestampAssigner(ABC):
 
         ``record_timestamp`` is what the record had before, MIN_TIMESTAMP for none.
         """
+
+    def extract_timestamps(self, data: pa.RecordBatch) -> pa.Int64Array | None:
+        """The same for a whole batch of columns, or None to be asked record by record."""
+        return None
 
 
 class _FunctionAssigner(TimestampAssigner):
@@ -156,13 +161,18 @@ class WatermarkStrategy:
         return WatermarkStrategy(supplier)
 
     def with_timestamp_assigner(
-        self, timestamp_assigner: TimestampAssigner | Callable[..., int]
+        self, timestamp_assigner: TimestampAssigner | Callable[..., int] | str
     ) -> WatermarkStrategy:
         """Take timestamps (ms since the epoch) from the records.
 
         A plain function gets ``(value, record_timestamp)``, as TimestampAssigner does, or the
-        value alone if it takes one argument.
+        value alone if it takes one argument. A str names a field that holds ms, a datetime (UTC if
+        it has no time zone) or a date; columns are then read as a whole.
         """
+        if isinstance(timestamp_assigner, str):
+            from dataflow.datastream.fields import FieldTimestamps
+
+            timestamp_assigner = FieldTimestamps(timestamp_assigner)
         if not isinstance(timestamp_assigner, TimestampAssigner):
             function = timestamp_assigner
             if require_arity("with_timestamp_assigner", function, 2, 1) == 1:

@@ -1,4 +1,4 @@
-"""Fields of records by position or name, and the rolling aggregates over them.
+"""Fields of records by position or name: as keys, as event time, and rolling aggregates of them.
 
 A record may be a dict, a tuple, a named tuple, a list, a Row, or an object with attributes; how a
 field is reached is decided once per type of record, not once per record.
@@ -7,11 +7,16 @@ field is reached is decided once per type of record, not once per record.
 from __future__ import annotations
 
 import copy
+import datetime
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from dataflow.common.types import Row
+from dataflow.common.watermark_strategy import TimestampAssigner
 from dataflow.datastream.functions import ReduceFunction
 
 Getter = Callable[[Any], Any]
@@ -74,6 +79,56 @@ class FieldsSelector:
 
     def __repr__(self) -> str:
         return f"FieldsSelector({list(self.fields)!r})"
+
+
+_EPOCH = datetime.datetime(1970, 1, 1)
+_EPOCH_UTC = _EPOCH.replace(tzinfo=datetime.timezone.utc)
+_MILLISECOND = datetime.timedelta(milliseconds=1)
+_DAY_MS = 86_400_000
+
+
+class FieldTimestamps(TimestampAssigner):
+    """Event time from a field, of records or of columns; parts of a millisecond are cut off."""
+
+    def __init__(self, field: str) -> None:
+        self._select = FieldSelector(field)
+
+    def extract_timestamp(self, value: Any, record_timestamp: int) -> int:
+        found = self._select(value)
+        if isinstance(found, datetime.datetime):
+            epoch = _EPOCH if found.utcoffset() is None else _EPOCH_UTC
+            return (found - epoch) // _MILLISECOND
+        if isinstance(found, datetime.date):
+            return (found - _EPOCH.date()).days * _DAY_MS
+        timestamp: int = found  # or nothing that can be one, which is for the caller to refuse
+        return timestamp
+
+    def extract_timestamps(self, data: pa.RecordBatch) -> pa.Int64Array:
+        """Raises KeyError, TypeError or ValueError."""
+        column = data.column(self._select.field)
+        kind = column.type
+        if column.null_count:
+            raise ValueError(
+                f"column {self._select.field!r} has a null where a timestamp should be"
+            )
+        if pa.types.is_integer(kind):
+            return column.cast(pa.int64())
+        if pa.types.is_date32(kind):
+            return pc.multiply(column.cast(pa.int32()).cast(pa.int64()), _DAY_MS)
+        if pa.types.is_date64(kind):
+            return column.cast(pa.int64())
+        if not pa.types.is_timestamp(kind):
+            raise TypeError(
+                f"column {self._select.field!r} is of type {kind}; a timestamp is an integer (ms), "
+                "a timestamp or a date"
+            )
+        numbers = column.cast(pa.int64()).to_numpy()
+        if kind.unit == "s":
+            return pa.array(numbers * 1_000)
+        return pa.array(numbers // {"ms": 1, "us": 1_000, "ns": 1_000_000}[kind.unit])
+
+    def __reduce__(self) -> tuple[type[FieldTimestamps], tuple[str]]:
+        return FieldTimestamps, (str(self._select.field),)
 
 
 def getter_for(field: str | int, record: Any) -> Getter:

@@ -14,6 +14,7 @@ from operator import index
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dataflow.common.batch import MIN_TIMESTAMP, TIMESTAMP_MAX, ArrowBatch, Batch, RowBatch
 from dataflow.common.config_options import ConfigOptions
@@ -161,6 +162,14 @@ class SourceWatermarks:
             self._output.emit_status(idle)
 
     def _with_timestamps(self, batch: Batch, assigner: TimestampAssigner) -> Batch:
+        if isinstance(batch, ArrowBatch):
+            try:
+                column = assigner.extract_timestamps(batch.data)
+                if column is not None:
+                    return ArrowBatch(batch.data, _checked_column(column, len(batch)))
+            except BaseException as error:
+                where = f"in the timestamp assigner on a batch of {len(batch)} rows"
+                self._operator.fail(error, where)
         rows = batch.to_rows() if isinstance(batch, ArrowBatch) else batch
         before = repeat(MIN_TIMESTAMP) if rows.timestamps is None else rows.timestamps
         pending = iter(rows.rows)
@@ -187,6 +196,19 @@ class SourceWatermarks:
             self._gap_left_ms -= passed
         self._polled_ms += passed
         self._counted_until = now
+
+
+def _checked_column(timestamps: Any, rows: int) -> pa.Int64Array:
+    if not isinstance(timestamps, pa.Int64Array) or timestamps.null_count:
+        raise TypeError("extract_timestamps must return an Arrow array of int64 without nulls")
+    if len(timestamps) != rows:
+        raise ValueError(
+            f"extract_timestamps returned {len(timestamps)} timestamps for {rows} rows"
+        )
+    limits = pc.min_max(timestamps)
+    for timestamp in limits.values():
+        _checked(timestamp.as_py())
+    return timestamps
 
 
 def _checked(timestamp: Any) -> int:

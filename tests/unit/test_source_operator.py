@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dataflow.common import Duration, WatermarkStrategy
 from dataflow.common.batch import ArrowBatch, Batch, RowBatch
-from dataflow.common.watermark_strategy import WatermarkGenerator
+from dataflow.common.watermark_strategy import TimestampAssigner, WatermarkGenerator
 from dataflow.datastream.connectors.base import (
     InputStatus,
     ReaderOutput,
@@ -188,6 +188,52 @@ def test_a_failing_assigner_is_named(assign: Any, message: str) -> None:
     operator, _, _ = open_source(
         _Calls(("collect_batch", RowBatch([2, 1, 0]))),
         watermarks=MONOTONOUS.with_timestamp_assigner(assign),
+    )
+    with pytest.raises(UserFunctionError, match=message):
+        operator.poll()
+
+
+class _Columns(TimestampAssigner):
+    """Takes whole columns with a function."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+
+    def extract_timestamp(self, value: Any, record_timestamp: int) -> int:
+        raise AssertionError("rows were asked for")
+
+    def extract_timestamps(self, data: pa.RecordBatch) -> Any:
+        return self.function(data)
+
+
+def test_an_assigner_of_columns_is_asked_once_per_batch() -> None:
+    columns = ArrowBatch(pa.RecordBatch.from_pydict({"t": [5, 6]}))
+    operator, output, _ = open_source(
+        _Calls(("collect_batch", columns)),
+        watermarks=MONOTONOUS.with_timestamp_assigner(_Columns(lambda data: data.column("t"))),
+    )
+    _poll_all(operator)
+    (arrow,) = output.batches
+    assert arrow.timestamps.to_pylist() == [5, 6]
+    assert output.watermarks == [5]
+
+
+@pytest.mark.parametrize(
+    ("assign", "message"),
+    [
+        (lambda data: data.column("u"), "assigner on a batch of 2 rows\n.*\n.*\n.*\n?.*u"),
+        (lambda data: [1, 2], "must return an Arrow array of int64 without nulls"),
+        (lambda data: pa.array([1, None]), "must return an Arrow array of int64 without nulls"),
+        (lambda data: pa.array([1]), "returned 1 timestamps for 2 rows"),
+        (lambda data: pa.array([1, 2**62 + 1]), "is out of range"),
+    ],
+)
+def test_an_assigner_of_columns_that_returns_something_else_is_named(
+    assign: Any, message: str
+) -> None:
+    operator, _, _ = open_source(
+        _Calls(("collect_batch", ArrowBatch(pa.RecordBatch.from_pydict({"t": [5, 6]})))),
+        watermarks=MONOTONOUS.with_timestamp_assigner(_Columns(assign)),
     )
     with pytest.raises(UserFunctionError, match=message):
         operator.poll()

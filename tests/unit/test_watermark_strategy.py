@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import pickle
 from datetime import timedelta
 from typing import Any
 
@@ -150,7 +152,7 @@ def test_a_strategy_is_not_changed_by_its_variants() -> None:
     [
         (lambda s: s.with_idleness(0), ConfigError, "with_idleness: 0 is too short"),
         (lambda s: s.with_idleness("1 s"), ConfigError, "with_idleness: .* is a str"),
-        (lambda s: s.with_timestamp_assigner("ts"), JobGraphError, "'ts' is a str"),
+        (lambda s: s.with_timestamp_assigner(7), JobGraphError, "7 is a int"),
         (lambda s: s.with_timestamp_assigner(lambda: 1), JobGraphError, "called with 2 or 1 arg"),
         (lambda s: s.for_bounded_out_of_orderness(-1), ConfigError, "-1 is too short"),
         (lambda s: s.for_generator(Punctuated()), JobGraphError, "every split needs its own"),
@@ -162,3 +164,42 @@ def test_a_strategy_is_not_changed_by_its_variants() -> None:
 def test_what_cannot_be_is_refused(make: Any, error: type[Exception], reason: str) -> None:
     with pytest.raises(error, match=reason):
         make(WatermarkStrategy.no_watermarks())
+
+
+# ------------------------------------------------------------------------- timestamps by field
+
+UTC = datetime.timezone.utc
+TIMES = [
+    (pa.int32(), 1_500, 1_500),
+    (pa.timestamp("s"), datetime.datetime(1970, 1, 1, 0, 0, 2), 2_000),
+    (pa.timestamp("ms"), datetime.datetime(1970, 1, 1, 0, 0, 0, 3_000), 3),
+    (pa.timestamp("us"), datetime.datetime(1969, 12, 31, 23, 59, 59, 999_999), -1),
+    (pa.timestamp("us", "Europe/Berlin"), datetime.datetime(2020, 1, 1, tzinfo=UTC), 1577836800000),
+    (pa.date32(), datetime.date(1970, 1, 3), 172_800_000),
+    (pa.date64(), datetime.date(1969, 12, 31), -86_400_000),
+]
+
+
+@pytest.mark.parametrize(("kind", "value", "expected"), TIMES, ids=lambda value: str(value)[:25])
+def test_a_field_gives_rows_and_columns_the_same_timestamp(
+    kind: Any, value: Any, expected: int
+) -> None:
+    strategy = WatermarkStrategy.no_watermarks().with_timestamp_assigner("at")
+    assigner = pickle.loads(pickle.dumps(strategy)).timestamp_assigner
+    assert assigner.extract_timestamp({"at": value}, 0) == expected
+    column = assigner.extract_timestamps(pa.record_batch({"at": pa.array([value], kind)}))
+    assert column.equals(pa.array([expected], pa.int64()))
+
+
+@pytest.mark.parametrize(
+    ("column", "error", "match"),
+    [
+        (pa.array([1, None]), ValueError, "'at' has a null"),
+        (pa.array(["1"]), TypeError, "'at' is of type string"),
+    ],
+)
+def test_a_column_that_holds_no_timestamps(column: Any, error: Any, match: str) -> None:
+    assigner = WatermarkStrategy.no_watermarks().with_timestamp_assigner("at").timestamp_assigner
+    assert assigner is not None
+    with pytest.raises(error, match=match):
+        assigner.extract_timestamps(pa.record_batch({"at": column}))

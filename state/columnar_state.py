@@ -7,9 +7,10 @@ snapshot is a handful of references: it costs the task nothing, and is encoded e
 
 A snapshot has one block per key group::
 
-    b"DFCS" | version (1 byte) | watermark (int64, little-endian) | Arrow IPC stream, or nothing
+    b"DFCS" | version (1 byte) | 3 bytes 0 | watermark (int64, little-endian) | Arrow IPC stream
 
-in which the stream's first column, ``$slice``, is the start of the row's slice in ms.
+in which the stream's first column, ``$slice``, is the start of the row's slice in ms. A group
+without rows has no stream.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from dataflow.errors import RestoreError
 
 _MAGIC = b"DFCS"
 FORMAT_VERSION = 1
-_HEADER = struct.Struct("<4sBq")
+_HEADER = struct.Struct("<4sB3xq")  # a multiple of 8: Arrow wants its columns aligned
 SLICE = "$slice"
 
 #: Rows and tables gathered before they are merged.

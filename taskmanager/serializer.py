@@ -1,7 +1,7 @@
 """Elements to bytes and back, once per batch.
 
-Both ends are actors of one job in one trust domain (SECURITY.md), so rows are pickled. The first
-byte tells the kind.
+Both ends are actors of one job in one trust domain (SECURITY.md), so rows are pickled. The last
+byte tells the kind: what stands at the beginning is aligned, as Arrow wants its columns.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ROWS, _ARROW, _STAMPED_ARROW, _CONTROL = b"R", b"A", b"T", b"C"
 def serialize(element: Element) -> bytes:
     """Raises pickle errors for rows that cannot be pickled."""
     if isinstance(element, RowBatch):
-        return _ROWS + dumps_data((element.rows, element.timestamps))
+        return dumps_data((element.rows, element.timestamps)) + _ROWS
     if isinstance(element, ArrowBatch):
         kind, data = _ARROW, element.data
         if element.timestamps is not None:
@@ -28,26 +28,27 @@ def serialize(element: Element) -> bytes:
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, data.schema) as writer:
             writer.write_batch(data)
-        payload: bytes = kind + sink.getvalue().to_pybytes()
+        sink.write(kind)
+        payload: bytes = sink.getvalue().to_pybytes()
         return payload
-    return _CONTROL + dumps_data(element)
+    return dumps_data(element) + _CONTROL
 
 
 def deserialize(payload: bytes) -> Element:
     """The inverse of ``serialize``."""
     view = memoryview(payload)
-    kind = view[:1].tobytes()
+    kind, body = view[-1:].tobytes(), view[:-1]
     if kind == _ROWS:
-        rows, timestamps = loads_data(view[1:])
+        rows, timestamps = loads_data(body)
         return RowBatch(rows, timestamps)
     if kind in (_ARROW, _STAMPED_ARROW):
-        with pa.ipc.open_stream(pa.py_buffer(view[1:])) as reader:
+        with pa.ipc.open_stream(pa.py_buffer(body)) as reader:
             data = reader.read_next_batch()
         if kind == _ARROW:
             return ArrowBatch(data)
         last = data.num_columns - 1
         return ArrowBatch(data.remove_column(last), data.column(last))
     if kind == _CONTROL:
-        element: Element = loads_data(view[1:])
+        element: Element = loads_data(body)
         return element
     raise CorruptObject(f"a channel element of unknown kind {kind!r}")

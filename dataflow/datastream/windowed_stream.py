@@ -147,7 +147,7 @@ class WindowedStream:
             aggregates=aggregates,
             function=function,
         )
-        title = f"Columnar {type(self._assigner).__name__}({titled})"
+        title = f"{type(self._assigner).__name__}({titled})"
         return self._stream._operate("columnar_window", title, spec, stateful=True)
 
     def _window(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
 
+from dataflow.common.batch import MIN_TIMESTAMP
 from dataflow.common.keys import KeyGroupMemo
 from dataflow.errors import StorageError
 from jobmanager.checkpoint_coordinator import CheckpointCoordinator
@@ -24,9 +25,11 @@ from state.checkpoint_store import (
     PublishOutcome,
     StateHandle,
 )
+from state.columnar_state import ColumnarState, Runs
 from state.heap_backend import KeyedStateBackend
 from taskmanager.channel import ChannelLimits, OutputChannel
 from taskmanager.messages import CheckpointAcknowledged, DataMessage, Feedback, TaskId
+from taskmanager.operators.columnar.pre_aggregate import PreAggregateOperator
 from taskmanager.operators.sink import SinkOperator
 from taskmanager.processing_time import ProcessingTime
 from taskmanager.task import Task
@@ -348,7 +351,41 @@ def ignore_the_window() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def hold_records_across_the_barrier() -> Iterator[None]:
+    """16: what waits to be merged before the shuffle is in no checkpoint."""
+    with mock.patch.object(PreAggregateOperator, "prepare_barrier"):
+        yield
+
+
+@contextmanager
+def forget_gathered_rows() -> Iterator[None]:
+    """17: of the rows of a window, only those that came first are in the snapshot."""
+    original = ColumnarState.snapshot
+
+    def snapshot(self: ColumnarState, watermarks: Any) -> Any:
+        with mock.patch.object(Runs, "tables", lambda runs: runs._gathered[:1]):
+            return original(self, watermarks)
+
+    with mock.patch.object(ColumnarState, "snapshot", snapshot):
+        yield
+
+
+@contextmanager
+def forget_watermarks() -> Iterator[None]:
+    """18: windows that have fired fire again for records that were late before the restart."""
+    original = ColumnarState.snapshot
+
+    def snapshot(self: ColumnarState, watermarks: Any) -> Any:
+        return original(self, dict.fromkeys(watermarks, MIN_TIMESTAMP))
+
+    with mock.patch.object(ColumnarState, "snapshot", snapshot):
+        yield
+
+
 _LEDGER = Options(scenario="faults", kind="ledger", rates=_busy)
+_COLUMNS = Options(scenario="faults", kind="columns", rates=_busy)
+_WINDOWS = Options(scenario="faults", kind="windows", rates=_busy)
 
 CANARIES = (
     Canary("skip alignment blocking", skip_alignment_blocking, _LEDGER),
@@ -390,4 +427,7 @@ CANARIES = (
         ignore_the_window,
         Options(scenario="faults", rates=_only("F14")),
     ),
+    Canary("records held across the barrier", hold_records_across_the_barrier, _COLUMNS),
+    Canary("gathered rows forgotten", forget_gathered_rows, _COLUMNS),
+    Canary("watermarks of windows forgotten", forget_watermarks, _WINDOWS),
 )

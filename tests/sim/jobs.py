@@ -14,6 +14,8 @@ from typing import Any
 
 from dataflow.common import Configuration, Duration, Types, WatermarkStrategy
 from dataflow.common.batch import RowBatch
+from dataflow.datastream import DataStream
+from dataflow.datastream import aggregates as agg
 from dataflow.datastream.connectors.base import (
     InputStatus,
     ReaderOutput,
@@ -34,7 +36,7 @@ from dataflow.datastream.functions import (
 from dataflow.datastream.output_tag import OutputTag
 from dataflow.datastream.state import ValueStateDescriptor
 from dataflow.datastream.stream_execution_environment import StreamExecutionEnvironment
-from dataflow.datastream.window import TumblingEventTimeWindows
+from dataflow.datastream.window import SlidingEventTimeWindows, TumblingEventTimeWindows
 from dataflow.graph.job_graph import JobGraph
 from tests.sim.ledger import LedgerSink, current
 
@@ -48,7 +50,7 @@ LATE = OutputTag("late")
 class Shape:
     """What a seed chooses about its job."""
 
-    kind: str  # "ledger", "windows", "splits", "regions" or "files"
+    kind: str  # "ledger", "windows", "columns", "splits", "regions" or "files"
     parallelism: int
     sizes: tuple[int, ...]  # records per source (split)
     keys: int
@@ -60,6 +62,8 @@ class Shape:
     idle_at: int  # the record number before which one source pauses; -1: never
     idle_ms: int
     rebalance: bool  # not order-preserving after the keyed operator
+    columnar: bool  # "windows" on Arrow columns
+    slide_ms: int  # of the windows of "columns"
 
     @property
     def records(self) -> int:
@@ -68,7 +72,9 @@ class Shape:
 
 def draw_shape(rng: random.Random, kind: str | None = None) -> Shape:
     """A random job of a few hundred records."""
-    kind = kind or rng.choice(["ledger", "ledger", "windows", "splits", "regions", "files"])
+    kind = kind or rng.choice(
+        ["ledger", "ledger", "windows", "columns", "splits", "regions", "files"]
+    )
     parallelism = rng.choice([2, 2, 3])
     sources = rng.choice([5, 6, 8]) if kind == "splits" else parallelism
     total = rng.randint(300, 420)
@@ -90,6 +96,8 @@ def draw_shape(rng: random.Random, kind: str | None = None) -> Shape:
         idle_at=rng.choice([-1, 5, 30]),
         idle_ms=rng.choice([500, 3_000]),
         rebalance=rng.random() < 0.5,
+        columnar=rng.random() < 0.5,
+        slide_ms=rng.choice([WINDOW_MS, WINDOW_MS // 2, 300]),
     )
 
 
@@ -240,6 +248,30 @@ def _add(left: tuple[int, int, int], right: tuple[int, int, int]) -> tuple[int, 
     return left[0], left[1] + right[1], left[2] + right[2]
 
 
+def _named(record: Record) -> dict[str, int]:
+    return dict(zip(("source", "n", "key", "at"), record, strict=True))
+
+
+def _unnamed(row: dict[str, int]) -> Record:
+    return row["source"], row["n"], row["key"], row["at"]
+
+
+def _start(row: dict[str, Any]) -> int:
+    return round(row["window_start"].timestamp() * 1_000)
+
+
+def _gathered(row: dict[str, Any]) -> Any:
+    return row["key"], _start(row), tuple(zip(row["sources"], row["numbers"], strict=True))
+
+
+def _summary(row: dict[str, Any]) -> tuple[int, ...]:
+    return row["key"], _start(row), row["count"], row["total"], row["high"], row["sources"]
+
+
+def _sum_row(row: dict[str, Any]) -> tuple[int, int, int]:
+    return row["key"], row["count"], row["total"]
+
+
 class CountAndRemind(KeyedProcessFunction):
     """Numbers the records of a key, adds them up, and sets a timer at every half second."""
 
@@ -323,19 +355,58 @@ def _ledger(environment: StreamExecutionEnvironment, shape: Shape, output: str) 
 
 
 def _windows(environment: StreamExecutionEnvironment, shape: Shape, output: str) -> None:
+    mapped = _stream(environment, shape).map(_touch).uid("map")
+    fired, late = (_in_columns if shape.columnar else _in_rows)(mapped)
+    fired.sink_to(LedgerSink("windows")).uid("fired")
+    late.sink_to(LedgerSink("late")).uid("late")
+
+
+def _in_rows(mapped: DataStream) -> tuple[DataStream, DataStream]:
     windows = (
-        _stream(environment, shape)
-        .map(_touch)
-        .uid("map")
-        .key_by(_key)
+        mapped.key_by(_key)
         .window(TumblingEventTimeWindows.of(Duration.of_millis(WINDOW_MS)))
         .allowed_lateness(50)
         .side_output_late_data(LATE)
         .aggregate(Gather(), NameWindow())
         .uid("windows")
     )
+    return windows, windows.get_side_output(LATE)
+
+
+def _in_columns(mapped: DataStream) -> tuple[DataStream, DataStream]:
+    """The same, by ``agg``."""
+    windows = (
+        mapped.map(_named)
+        .uid("named")
+        .key_by("key")
+        .window(TumblingEventTimeWindows.of(Duration.of_millis(WINDOW_MS)))
+        .allowed_lateness(50)
+        .side_output_late_data(LATE)
+        .agg(sources=agg.collect("source"), numbers=agg.collect("n"))
+        .uid("windows")
+    )
+    late = windows.get_side_output(LATE).map(_unnamed).uid("unnamed-late")
+    return windows.map(_gathered).uid("gathered"), late
+
+
+def _columns(environment: StreamExecutionEnvironment, shape: Shape, output: str) -> None:
+    """Merged before the shuffle, kept in slices; and aggregates so far."""
+    keyed = _stream(environment, shape).map(_touch).uid("map").map(_named).uid("named")
+    assigner = SlidingEventTimeWindows(WINDOW_MS, shape.slide_ms, 0)
+    windows = (
+        keyed.key_by("key")
+        .window(assigner)
+        .agg(
+            count=agg.count(),
+            total=agg.sum("n"),
+            high=agg.max("n"),
+            sources=agg.count_distinct("source"),
+        )
+    )
+    windows = windows.uid("windows").map(_summary).uid("summary")
     windows.sink_to(LedgerSink("windows")).uid("fired")
-    windows.get_side_output(LATE).sink_to(LedgerSink("late")).uid("late")
+    sums = keyed.key_by("key").agg(count=agg.count(), total=agg.sum("n")).uid("sum")
+    sums.map(_sum_row).uid("row").sink_to(LedgerSink("sums")).uid("sums")
 
 
 def _files(environment: StreamExecutionEnvironment, shape: Shape, output: str) -> None:
@@ -354,6 +425,7 @@ def _regions(environment: StreamExecutionEnvironment, shape: Shape, output: str)
 
 
 _BUILDERS: dict[str, Callable[[StreamExecutionEnvironment, Shape, str], None]] = {
+    "columns": _columns,
     "files": _files,
     "ledger": _ledger,
     "splits": _ledger,

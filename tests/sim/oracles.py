@@ -28,6 +28,9 @@ def check_output(
     yield from ledger.problems
     if shape.kind == "windows":
         yield from _check_windows(shape, ledger, complete)
+    elif shape.kind == "columns":
+        yield from _same("windows", _summaries(shape), ledger.rows("windows"), complete)
+        yield from _check_sums(shape, ledger, complete)
     elif shape.kind in ("regions", "files"):
         for sink in SINKS[shape.kind]:
             yield from _same(sink, source_log(shape), ledger.rows(sink), complete)
@@ -45,6 +48,9 @@ def normalised(shape: Shape, ledger: Ledger) -> Any:
     """The part of the output that no schedule may change, for comparing runs."""
     if shape.kind == "windows":
         return sorted(_window_contents(ledger).items())
+    if shape.kind == "columns":
+        sums = ((key, count) for key, count, _ in ledger.rows("sums"))
+        return sorted(ledger.rows("windows")), sorted(sums)
     if shape.kind in SINKS:
         return [sorted(ledger.rows(sink)) for sink in SINKS[shape.kind]]
     rows = ledger.rows("records")
@@ -116,6 +122,19 @@ def _check_sums(shape: Shape, ledger: Ledger, complete: bool) -> Iterator[str]:
     for key, count, total in rows:
         if key in totals and count == totals[key][0] and total != totals[key][1]:
             yield f"sum of key {key} is {total} instead of {totals[key][1]}"
+
+
+def _summaries(shape: Shape) -> Iterator[tuple[int, ...]]:
+    """Key, start, count, sum and maximum of n, and number of sources, of every window."""
+    contents: dict[tuple[int, int], list[Record]] = {}
+    for record in source_log(shape):
+        last = record[3] // shape.slide_ms * shape.slide_ms
+        for start in range(last, record[3] - WINDOW_MS, -shape.slide_ms):
+            contents.setdefault((record[2], start), []).append(record)
+    for window, records in contents.items():
+        numbers = [n for _, n, _, _ in records]
+        sources = {source for source, _, _, _ in records}
+        yield *window, len(records), sum(numbers), max(numbers), len(sources)
 
 
 def _window_contents(ledger: Ledger) -> dict[tuple[int, int], tuple[tuple[int, int], ...]]:

@@ -54,8 +54,13 @@ def programs(page: Path) -> dict[str, tuple[str, str | None]]:
     return {name: (program, output or None) for program, name, output in found}
 
 
-CONNECTORS = programs(DOCS / "connectors.md")
-RUN = [name for name, (_, output) in CONNECTORS.items() if output is not None]
+WITH_PROGRAMS = {page: programs(DOCS / page) for page in ("columns.md", "connectors.md")}
+RUN = [
+    (page, name)
+    for page, of_page in WITH_PROGRAMS.items()
+    for name, (_, output) in of_page.items()
+    if output is not None
+]
 
 
 def configuration_table() -> ModuleType:
@@ -87,19 +92,22 @@ def test_the_program_in_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
     assert len(lines) == 16, "four pages in four windows"
 
 
-def test_every_program_on_the_connectors_page_is_run_or_imported_by_one_that_is() -> None:
-    assert len(CONNECTORS) == len(blocks(DOCS / "connectors.md", "python"))
-    imported = set(re.findall(r"^from (\w+) import", "".join(CONNECTORS[n][0] for n in RUN), re.M))
-    assert {f"{name}.py" for name in imported} >= CONNECTORS.keys() - set(RUN)
+@pytest.mark.parametrize("page", WITH_PROGRAMS)
+def test_every_program_of_a_page_is_run_or_imported_by_one_that_is(page: str) -> None:
+    of_page, run = WITH_PROGRAMS[page], {name for on, name in RUN if on == page}
+    assert len(of_page) == len(blocks(DOCS / page, "python"))
+    text = "".join(of_page[name][0] for name in run)
+    imported = set(re.findall(r"^from (\w+) import", text, re.M))
+    assert {f"{name}.py" for name in imported} >= of_page.keys() - run
 
 
-@pytest.mark.parametrize("name", RUN)
-def test_the_programs_on_the_connectors_page_print_what_it_shows(name: str, tmp_path: Path) -> None:
-    for file, (program, _) in CONNECTORS.items():
+@pytest.mark.parametrize(("page", "name"), RUN)
+def test_the_programs_of_a_page_print_what_it_shows(page: str, name: str, tmp_path: Path) -> None:
+    for file, (program, _) in WITH_PROGRAMS[page].items():
         (tmp_path / file).write_text(program)
     done = run_program(name, tmp_path)
     assert done.returncode == 0, done.stderr
-    output = CONNECTORS[name][1]
+    output = WITH_PROGRAMS[page][name][1]
     assert output is not None
     # Records of one watermark are in no particular order.
     assert sorted(done.stdout.splitlines()) == sorted(output.splitlines())

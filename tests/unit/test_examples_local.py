@@ -33,8 +33,14 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
     return importlib.import_module
 
 
-def test_there_are_four_examples() -> None:
-    assert SCRIPTS == ["exactly_once_s3", "flight_delays", "fraud_alerts", "word_count"]
+def test_there_are_five_examples() -> None:
+    assert SCRIPTS == [
+        "carrier_report",
+        "exactly_once_s3",
+        "flight_delays",
+        "fraud_alerts",
+        "word_count",
+    ]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -224,3 +230,27 @@ def test_exactly_once_s3_says_how_to_name_the_bucket(
 ) -> None:
     with pytest.raises(SystemExit, match="--bucket, DATAFLOW_S3_BUCKET or -D execution"):
         example("exactly_once_s3").main([])
+
+
+# ---------------------------------------------------------------------------------- carrier report
+
+
+def test_the_carrier_report_is_that_of_pyarrow(
+    example: Callable[[str], ModuleType], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert example("carrier_report").main(["--limit", "20000", "--copies", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "40,000 flights in" in printed
+    assert "weeks of airlines, as pyarrow computes them" in printed
+
+
+def test_the_carrier_report_notices_a_result_that_differs(
+    example: Callable[[str], ModuleType],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = example("carrier_report")
+    right = module.expected
+    monkeypatch.setattr(module, "expected", lambda flights: right(flights.slice(1)))
+    assert module.main(["--limit", "500"]) == 1
+    assert "THE RESULT DIFFERS" in capsys.readouterr().out

@@ -186,7 +186,7 @@ def _before_shuffle(node: Node, source: Node, read: Input) -> Node | None:
         transformation,
         f"{node.uid}-before-{len(node.inputs)}",
         source.parallelism,
-        node.max_parallelism,
+        source.max_parallelism,
         source.slot_sharing_group,
         source.inherited_group,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 import sys
 import types
 from collections import namedtuple
@@ -32,9 +33,12 @@ from dataflow.datastream import (
     ProcessWindowFunction,
     StreamExecutionEnvironment,
 )
+from dataflow.datastream import aggregates as agg
+from dataflow.datastream.arguments import as_selector
 from dataflow.datastream.connectors.collect_sink import Chunk
 from dataflow.datastream.fields import FieldAggregate, FieldSelector
 from dataflow.datastream.window import TumblingEventTimeWindows
+from dataflow.datastream.windowed_stream import WindowedStream
 from dataflow.errors import ConfigError, JobGraphError
 from dataflow.graph.job_graph import JobGraph
 from dataflow.graph.pickling import load_spec
@@ -470,3 +474,41 @@ class Report(ProcessWindowFunction):  # type: ignore[type-arg]
 
     def clear(self, context: Any) -> None:
         pass
+
+
+# ------------------------------------------------------------------------------- by declaration
+
+
+def windows_by(*key: Any) -> WindowedStream:
+    stream = StreamExecutionEnvironment().from_collection([{"a": 1, "b": 2}])
+    return stream.key_by(*key).window(TumblingEventTimeWindows.of(1_000))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: windows_by("a").agg(), r"agg\(\) needs aggregates, such as agg\(records=agg.c"),
+        (lambda: windows_by("a").agg(n=3), r"agg\(n=3\): an aggregate is needed"),
+        (lambda: windows_by("a").agg(n=agg.count), "an aggregate is needed"),
+        (lambda: windows_by("a").agg(a=agg.count()), "already has a column 'a'"),
+        (lambda: windows_by("a").agg(window_end=agg.count()), "already has a column 'window_end'"),
+        (lambda: windows_by(len).agg(n=agg.count()), r"needs keys that are fields by name: key_by"),
+        (lambda: windows_by(0).map_batches(len), "needs keys that are fields by name"),
+        (lambda: windows_by("a").map_batches(lambda: 1), "called with 2 or 1 argument"),
+        (lambda: windows_by([]), "at least one field"),
+        (lambda: windows_by(["a", 1.5]), "a list of keys holds names or positions"),
+        (lambda: agg.sum(""), r"sum\(''\): the name of a column is needed"),
+        (lambda: agg.mean(3), r"mean\(3\): the name of a column is needed"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_cannot_be_declared(make: Any, message: str) -> None:
+    with pytest.raises(JobGraphError, match=message):
+        make()
+
+
+def test_several_fields_make_a_key_that_is_a_tuple() -> None:
+    selector = as_selector("key_by", ["a", 1])
+    assert (selector.columns, selector({"a": 3, 1: 4})) == (None, (3, 4))  # type: ignore[attr-defined]
+    selector = pickle.loads(pickle.dumps(as_selector("key_by", ("a", "b"))))
+    assert (selector.columns, selector({"a": 3, "b": 4})) == (("a", "b"), (3, 4))
+    assert as_selector("key_by", ["a"])({"a": 3}) == 3

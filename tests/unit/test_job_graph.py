@@ -19,11 +19,20 @@ from dataflow.datastream import (
     OutputTag,
     StreamExecutionEnvironment,
 )
+from dataflow.datastream import aggregates as agg
 from dataflow.datastream.connectors.base import Source, SourceReader, SplitEnumerator
+from dataflow.datastream.window import TumblingEventTimeWindows
 from dataflow.errors import CorruptObject
 from dataflow.graph.job_graph import JobGraph, JobVertex, Partitioning
 from dataflow.graph.pickling import load_spec
-from dataflow.graph.specs import EnumeratorSpec, ProcessSpec, ReduceSpec, SourceSpec
+from dataflow.graph.specs import (
+    EnumeratorSpec,
+    PreAggregateSpec,
+    ProcessSpec,
+    ReduceSpec,
+    SourceSpec,
+    ToColumnsSpec,
+)
 
 
 class Dynamic(Source[Any, Any]):
@@ -178,6 +187,41 @@ def test_the_enumerator_never_chains_even_at_parallelism_one() -> None:
     env = new_env(1)
     env.from_source(Dynamic(), WatermarkStrategy.no_watermarks(), "files").print()
     assert len(env.get_job_graph("job").vertices) == 2
+
+
+def test_a_window_on_columns_is_prepared_at_the_end_of_every_chain_it_reads() -> None:
+    env = new_env(2)
+    side = OutputTag("side")
+    left = env.from_sequence(1, 10).name("left")
+    right = env.from_sequence(1, 10).map(str).name("right").set_parallelism(3)
+    keyed = left.union(right, right.get_side_output(side)).key_by("k")
+    windows = keyed.window(TumblingEventTimeWindows.of(1_000))
+    windows.agg(n=agg.count()).name("w").uid("w").force_non_parallel().print()
+    graph = env.get_job_graph("job")
+    window = next(v for v in graph.vertices if v.name == "w")
+    operators = [(o.uid, v.parallelism) for v in graph.vertices for o in v.operators]
+    before = [(uid, parallelism) for uid, parallelism in operators if uid.startswith("w-before")]
+    assert sorted(before) == [("w-before-0", 2), ("w-before-1", 3), ("w-before-2", 3)]
+    assert window.parallelism == 1
+    into = [edge for edge in graph.edges if edge.target == window.id]
+    assert {edge.partitioning for edge in into} == {Partitioning.HASH}
+    assert len(into) == 3
+
+
+@pytest.mark.parametrize(
+    ("apply", "before"),
+    [
+        (lambda w: w.agg(n=agg.count()), PreAggregateSpec),
+        (lambda w: w.side_output_late_data(OutputTag("late")).agg(n=agg.count()), ToColumnsSpec),
+        (lambda w: w.map_batches(lambda batch: batch), ToColumnsSpec),
+    ],
+)
+def test_what_is_done_before_the_shuffle(apply: Any, before: Any) -> None:
+    env = new_env()
+    keyed = env.from_sequence(1, 10).key_by(["k", "j"])
+    apply(keyed.window(TumblingEventTimeWindows.of(1_000))).print()
+    source, _window = env.get_job_graph("job").vertices
+    assert isinstance(load_spec(source.operators[-1].spec), before)
 
 
 def test_static_splits_are_asked_for_at_the_final_parallelism() -> None:

@@ -22,6 +22,7 @@ from dataflow.common.keys import (
     default_max_parallelism,
     key_group,
     key_groups_of_array,
+    key_groups_of_columns,
     stable_hash,
     subtask_for,
 )
@@ -321,3 +322,25 @@ def test_the_memo_is_bounded() -> None:
     for key in range(1000):
         memo.learn(key)
         assert len(memo.known) <= 10
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(-(2**63), 2**63 - 1),
+            st.text(max_size=3),
+            st.floats(allow_nan=False),
+            st.booleans(),
+            TIMES,
+        ),
+        min_size=1,
+    ),
+    st.integers(1, 5),
+)
+def test_several_columns_have_the_groups_of_their_tuples(
+    rows: list[tuple[Any, ...]], count: int
+) -> None:
+    columns = [pa.array(list(column)) for column in list(zip(*rows, strict=True))[:count]]
+    keys = [row[:count] if count > 1 else row[0] for row in rows]
+    found = key_groups_of_columns(columns, MAX).tolist()
+    assert found == [key_group(key, MAX) for key in keys]

@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 import lzma
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -470,7 +471,7 @@ def test_any_interleaving_of_reads_and_restores_delivers_each_record_once(
     source = make(path)
     split_bytes = data.draw(st.sampled_from([None, 3_000, 20_000]))
     source.format.block_bytes = 1_500  # type: ignore[attr-defined]
-    source.format.batch_rows = 70  # type: ignore[attr-defined]
+    source.format.batch_rows_max = 70  # type: ignore[attr-defined]
     source = FileSource(source.format, source.paths, split_bytes=split_bytes)
     running = RunningSource(source, data.draw(st.integers(1, 3)))
     durable: list[Any] = []
@@ -501,3 +502,18 @@ def test_any_interleaving_of_reads_and_restores_delivers_each_record_once(
 def test_splits_are_small_values() -> None:
     split = FileSplit("file:///f", 100, 0, 100)
     assert split.split_id == "file:///f:0-100"
+
+
+def test_a_parquet_batch_has_so_many_rows_and_wide_ones_come_by_few(root: str) -> None:
+    def sizes(rows: int, width: int) -> list[int]:
+        text = [random.Random(i).randbytes(width) for i in range(rows)]
+        sink = pa.BufferOutputStream()
+        table = pa.table({"i": range(rows), "text": text})
+        pq.write_table(table, sink, compression="none", use_dictionary=False)
+        FS.put(f"{root}/a.parquet", sink.getvalue().to_pybytes())
+        running = RunningSource(FileSource.parquet(f"{root}/a.parquet", as_arrow=True), 1)
+        running.run()
+        return [len(batch) for batch in running.outputs[0].batches]
+
+    assert sizes(70_000, 1) == [65_536, 4_464]
+    assert max(sizes(1_000, 20_000)) <= 105

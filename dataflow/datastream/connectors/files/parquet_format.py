@@ -29,13 +29,19 @@ class BulkFormat(FileFormat):
         return ParquetFormat(as_arrow, columns)
 
 
+#: A batch has at most so many rows, and about this many bytes as they lie in the file.
+ARROW_BATCH_ROWS = 65_536
+ROWS_BATCH_ROWS = 2_048
+BATCH_BYTES = 2 << 20
+
+
 class ParquetFormat(BulkFormat):
     """Splits are runs of row groups; ``offset`` counts the rows read of a split."""
 
     def __init__(self, as_arrow: bool = False, columns: Sequence[str] | None = None) -> None:
         self.as_arrow = as_arrow
+        self.batch_rows_max = ARROW_BATCH_ROWS if as_arrow else ROWS_BATCH_ROWS
         self.columns = None if columns is None else list(columns)
-        self.batch_rows = 16_384 if as_arrow else 2_048
 
     def plan(self, fs: FileSystem, file: FileStatus, split_bytes: int | None) -> list[FileSplit]:
         try:
@@ -80,10 +86,16 @@ class ParquetFormat(BulkFormat):
         if group == split.end:
             return
         groups = list(range(group, split.end))
-        for data in file.iter_batches(self.batch_rows, groups, self.columns):
+        for data in file.iter_batches(self._batch_rows(file.metadata), groups, self.columns):
             if skip < data.num_rows:
                 yield data.slice(skip)
             skip = max(0, skip - data.num_rows)
+
+
+    def _batch_rows(self, metadata: pq.FileMetaData) -> int:
+        groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+        row_bytes = sum(g.total_byte_size for g in groups) / max(1, metadata.num_rows)
+        return max(1, min(self.batch_rows_max, int(BATCH_BYTES / max(1, row_bytes))))
 
 
 def _first_line(error: Exception) -> str:

@@ -38,7 +38,7 @@ Merge = Callable[[Sequence[pa.Table]], pa.Table]
 
 
 class Runs:
-    """Rows that are merged now and then; of two runs the earlier is at least twice as long."""
+    """Rows that are merged now and then; of two runs the earlier has at least twice the bytes."""
 
     def __init__(self, merge: Merge) -> None:
         self._merge = merge
@@ -55,7 +55,7 @@ class Runs:
     def _seal(self) -> None:
         run = self._merge(self._gathered)
         self._gathered, self._gathered_rows = [], 0
-        while self._runs and self._runs[-1].num_rows < 2 * run.num_rows:
+        while self._runs and self._runs[-1].nbytes < 2 * run.nbytes:
             run = self._merge([self._runs.pop(), run])
         self._runs.append(run)
 

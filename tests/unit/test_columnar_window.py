@@ -520,7 +520,7 @@ def test_many_small_additions_keep_few_runs(monkeypatch: pytest.MonkeyPatch) -> 
     for number in range(1_000):
         task.batch(columns([1] * 10, k=[(number * 10 + i) % 3_000 for i in range(10)]))
     (runs,) = task.operator._state.slices.values()  # type: ignore[attr-defined]
-    sizes = [table.num_rows for table in runs._runs]
+    sizes = [table.nbytes for table in runs._runs]
     assert all(one >= 2 * other for one, other in pairwise(sizes))
     assert runs.rows < 2 * 3_000 + 64
     task.watermark(9)

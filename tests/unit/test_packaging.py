@@ -34,8 +34,11 @@ def _names(requirements: list[str]) -> set[str]:
     return {re.split(r"[\[<>=!~; ]", requirement)[0].lower() for requirement in requirements}
 
 
-def test_the_core_needs_four_libraries_and_the_rest_is_optional() -> None:
-    assert _names(PROJECT["dependencies"]) == {"ray", "pyarrow", "cloudpickle", "boto3"}
+CORE = {"ray", "pyarrow", "numpy", "cloudpickle", "boto3"}
+
+
+def test_the_core_needs_few_libraries_and_the_rest_is_optional() -> None:
+    assert _names(PROJECT["dependencies"]) == CORE
     extras = PROJECT["optional-dependencies"]
     assert {"examples", "test", "dev"} <= set(extras)
     assert {"pytest", "hypothesis", "jsonschema", "pyyaml"} <= _names(extras["test"])
@@ -45,9 +48,23 @@ def test_the_core_needs_four_libraries_and_the_rest_is_optional() -> None:
 def test_lower_bounds_shut_out_the_releases_that_security_md_names() -> None:
     dependencies = PROJECT["dependencies"]
     security = (REPOSITORY / "SECURITY.md").read_text(encoding="utf-8")
-    for name, bound in (("ray[default]", "2.56"), ("pyarrow", "14.0.1")):
+    for name, bound in (("ray[default]", "2.56"), ("pyarrow", "18.1")):
         assert f"{name}>={bound}" in dependencies
         assert f"`{name.partition('[')[0]} >= {bound}`" in security
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_imports_nothing_that_is_not_installed_with_it(package: str) -> None:
+    allowed = CORE | {"botocore", *PACKAGES} | sys.stdlib_module_names
+    for file in (REPOSITORY / package).rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module or ""]
+            missing = {name.partition(".")[0] for name in names} - allowed
+            assert not missing, f"{file.relative_to(REPOSITORY)}, line {node.lineno}: {missing}"
 
 
 @pytest.mark.parametrize("package", PACKAGES)

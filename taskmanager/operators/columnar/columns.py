@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +15,8 @@ from dataflow.errors import JobExecutionError, KeyTypeError
 from taskmanager.operators.columnar.accumulators import plain
 from taskmanager.operators.function_operator import FunctionOperator
 from taskmanager.operators.slices import WindowSlices
+
+Rows = TypeVar("Rows", bound=Any)  # pyarrow has no types to say it better
 
 
 class Columns:
@@ -74,18 +78,36 @@ def timestamps_of(batch: Batch, operator: FunctionOperator) -> np.ndarray:
     return np.asarray(np.maximum(found, -TIMESTAMP_MAX))
 
 
-def by_slice(stamps: np.ndarray, slices: WindowSlices) -> Iterator[tuple[int, pa.Array | None]]:
-    """The slices that hold these timestamps, and the positions in each: None for all of them."""
+#: Rows of a batch: all of them, neighbours, or those at certain positions.
+Selection = slice | pa.Array | None
+
+
+def by_slice(stamps: np.ndarray, slices: WindowSlices) -> Iterator[tuple[int, Selection]]:
+    """The slices of time that hold these timestamps, and the rows in each; in order within it."""
     lowest, highest = int(stamps.min()), int(stamps.max())
-    first = slices.slice_of(lowest)
-    if highest < first + slices.width:  # the usual case: a batch is short beside a window
+    first, width = slices.slice_of(lowest), slices.width
+    if highest < first + width:  # the usual case: a batch is short beside a window
         yield first, None
         return
-    starts = stamps - (stamps - slices.offset) % slices.width
-    order = np.argsort(starts, kind="stable")
-    found, begins = np.unique(starts[order], return_index=True)
-    for start, positions in zip(found.tolist(), np.split(order, begins[1:]), strict=True):
-        yield start, pa.array(positions)
+    numbers = (stamps - first) // width
+    order = None
+    if (numbers[1:] < numbers[:-1]).any():
+        few = highest - first < width << 15  # then they are sorted by radix
+        order = np.argsort(numbers.astype(np.int16) if few else numbers, kind="stable")
+        numbers = numbers[order]
+    borders = np.flatnonzero(numbers[1:] != numbers[:-1]) + 1
+    for begin, end in pairwise([0, *borders.tolist(), len(numbers)]):
+        start = first + int(numbers[begin]) * width
+        yield start, slice(begin, end) if order is None else pa.array(order[begin:end])
+
+
+def select(rows: Rows, selection: Selection) -> Rows:
+    """The selected rows of a Table, RecordBatch or Array."""
+    if selection is None:
+        return rows
+    if isinstance(selection, slice):
+        return rows.slice(selection.start, selection.stop - selection.start)
+    return rows.take(selection)
 
 
 def require_keys(rows: pa.Table, keys: Sequence[str], operator: FunctionOperator) -> None:

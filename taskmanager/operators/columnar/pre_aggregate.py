@@ -13,6 +13,7 @@ from taskmanager.operators.columnar.columns import (
     Columns,
     by_slice,
     require_keys,
+    select,
     timestamps_of,
 )
 from taskmanager.operators.function_operator import FunctionOperator
@@ -70,9 +71,8 @@ class PreAggregateOperator(FunctionOperator):
         rows = self._accumulators.lift(self._columns.of(batch), len(batch))
         require_keys(rows, self._accumulators.keys, self)
         late = False
-        for start, positions in by_slice(stamps, self._slices):
-            part = rows if positions is None else rows.take(positions)
-            self._held.setdefault(start, []).append(part)
+        for start, selection in by_slice(stamps, self._slices):
+            self._held.setdefault(start, []).append(select(rows, selection))
             late |= start + self._slices.width - 1 <= self._watermark
         self._held_records += len(batch)
         self._held_bytes += rows.nbytes

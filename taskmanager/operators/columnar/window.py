@@ -27,6 +27,7 @@ from taskmanager.operators.columnar.columns import (
     Columns,
     by_slice,
     require_keys,
+    select,
     timestamps_of,
 )
 from taskmanager.operators.function_operator import FunctionOperator
@@ -125,13 +126,15 @@ class ColumnarWindowOperator(FunctionOperator):
         stamps = timestamps_of(batch, self)
         rows = self._rows(batch)
         fired: dict[Window, list[pa.Table]] = {}  # with the rows that are late for them
-        for start, positions in by_slice(stamps, self._slices):
+        for start, selection in by_slice(stamps, self._slices):
             windows = self._slices.windows_of(start)
             live = [w for w in windows if cleanup_time(w, self._lateness) > watermark]
             if not live:
-                self._drop(batch, stamps, positions, watermark)
+                self._drop(
+                    select(batch.data, selection), select(pa.array(stamps), selection), watermark
+                )
                 continue
-            part = rows if positions is None else rows.take(positions)
+            part = select(rows, selection)
             if start not in self._state.slices:
                 self._schedule(start)
             self._state.add(start, part)
@@ -156,22 +159,18 @@ class ColumnarWindowOperator(FunctionOperator):
         require_keys(rows, self._spec.keys, self)
         return rows
 
-    def _drop(
-        self, batch: ArrowBatch, stamps: np.ndarray, positions: pa.Array | None, watermark: int
-    ) -> None:
+    def _drop(self, data: pa.RecordBatch, stamps: pa.Int64Array, watermark: int) -> None:
         """Records without a window to go to: late, unless there never was a window for them."""
-        if positions is None:
-            positions = pa.array(np.arange(len(batch)))
-        late = stamps[positions.to_numpy()] + self._lateness <= watermark
-        part = _take(batch, positions.filter(pa.array(late)))
-        if not len(part):
+        late = pc.less_equal(stamps, watermark - self._lateness)
+        data, stamps = data.filter(late), stamps.filter(late)
+        if not data.num_rows:
             return
         if self._spec.late_tag is not None:
-            self.output.emit_side(self._spec.late_tag, part)
+            self.output.emit_side(self._spec.late_tag, ArrowBatch(data, stamps))
         elif self._spec.gets_records:
-            self._late_dropped += len(part)
+            self._late_dropped += data.num_rows
         else:
-            self._late_dropped += pc.sum(part.data.column(str(RECORDS))).as_py()
+            self._late_dropped += pc.sum(data.column(str(RECORDS))).as_py()
 
     def _schedule(self, start: int) -> None:
         """See to it that the windows of a slice fire, and that it goes when the last is over."""

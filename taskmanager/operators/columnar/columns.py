@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -15,9 +15,6 @@ from dataflow.errors import JobExecutionError, KeyTypeError
 from taskmanager.operators.columnar.accumulators import plain
 from taskmanager.operators.function_operator import FunctionOperator
 from taskmanager.operators.slices import WindowSlices
-
-Rows = TypeVar("Rows", bound=Any)  # pyarrow has no types to say it better
-
 
 class Columns:
     """Takes fields of records as Arrow columns, and whole batches as well; errors name the place.
@@ -79,7 +76,7 @@ def timestamps_of(batch: Batch, operator: FunctionOperator) -> np.ndarray:
 
 
 #: Rows of a batch: all of them, neighbours, or those at certain positions.
-Selection = slice | pa.Array | None
+Selection: TypeAlias = slice | pa.Array | None
 
 
 def by_slice(stamps: np.ndarray, slices: WindowSlices) -> Iterator[tuple[int, Selection]]:
@@ -101,7 +98,7 @@ def by_slice(stamps: np.ndarray, slices: WindowSlices) -> Iterator[tuple[int, Se
         yield start, slice(begin, end) if order is None else pa.array(order[begin:end])
 
 
-def select(rows: Rows, selection: Selection) -> Rows:
+def select(rows: Any, selection: Selection) -> Any:
     """The selected rows of a Table, RecordBatch or Array."""
     if selection is None:
         return rows

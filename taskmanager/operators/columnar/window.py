@@ -130,9 +130,8 @@ class ColumnarWindowOperator(FunctionOperator):
             windows = self._slices.windows_of(start)
             live = [w for w in windows if cleanup_time(w, self._lateness) > watermark]
             if not live:
-                self._drop(
-                    select(batch.data, selection), select(pa.array(stamps), selection), watermark
-                )
+                without = select(batch.data, selection), select(pa.array(stamps), selection)
+                self._drop(*without, watermark)
                 continue
             part = select(rows, selection)
             if start not in self._state.slices:
@@ -161,7 +160,7 @@ class ColumnarWindowOperator(FunctionOperator):
 
     def _drop(self, data: pa.RecordBatch, stamps: pa.Int64Array, watermark: int) -> None:
         """Records without a window to go to: late, unless there never was a window for them."""
-        late = pc.less_equal(stamps, watermark - self._lateness)
+        late = pc.less_equal(stamps, max(watermark - self._lateness, MIN_TIMESTAMP))
         data, stamps = data.filter(late), stamps.filter(late)
         if not data.num_rows:
             return

@@ -16,6 +16,7 @@ from taskmanager.operators.columnar.accumulators import plain
 from taskmanager.operators.function_operator import FunctionOperator
 from taskmanager.operators.slices import WindowSlices
 
+
 class Columns:
     """Takes fields of records as Arrow columns, and whole batches as well; errors name the place.
 

@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dataflow.common.crc32 import crc32_of_array
 from dataflow.errors import KeyTypeError
 
 _MASK64 = (1 << 64) - 1
@@ -177,9 +178,17 @@ def _hashes(column: pa.Array | pa.ChunkedArray) -> np.ndarray[Any, Any]:
         encoded = pc.dictionary_encode(column)
     except pa.ArrowNotImplementedError:  # few and rare types, such as string_view
         return np.asarray([stable_hash(value) for value in column.to_pylist()], np.uint64)
-    hashes = [stable_hash(value) for value in encoded.dictionary.to_pylist()]
     positions = encoded.indices.to_numpy(zero_copy_only=False)
-    return np.asarray(np.asarray(hashes, np.uint64)[positions])
+    return np.asarray(_distinct_hashes(encoded.dictionary)[positions])
+
+
+def _distinct_hashes(values: pa.Array) -> np.ndarray[Any, Any]:
+    kind = values.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return _spread_all(crc32_of_array(values).astype(np.uint64))
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return _spread_all(crc32_of_array(values, 1).astype(np.uint64))
+    return np.asarray([stable_hash(value) for value in values.to_pylist()], np.uint64)
 
 
 def _as_numbers(column: pa.Array) -> np.ndarray[Any, Any] | None:

@@ -195,6 +195,9 @@ def _lists(ends: np.ndarray, values: pa.Array) -> pa.Array:
 def group_numbers(rows: pa.Table, keys: Sequence[str]) -> np.ndarray:
     """For every row the number of its key, in the order of ``group_by``."""
     keys = list(keys)
+    if len(keys) == 1:
+        encoded = rows.column(keys[0]).combine_chunks().dictionary_encode()
+        return np.asarray(encoded.indices.to_numpy(zero_copy_only=False), np.int64)
     numbered = rows.select(keys).append_column("$row", pa.array(np.arange(rows.num_rows)))
     lists = numbered.group_by(keys, use_threads=False).aggregate([("$row", "list")])
     members = lists.column("$row_list").combine_chunks()

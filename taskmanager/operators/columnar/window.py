@@ -208,12 +208,14 @@ class ColumnarWindowOperator(FunctionOperator):
     def _fire(self, window: Window, late_keys: pa.Table | None = None) -> None:
         """Emit the window: for all keys for which it has not been, or for some once more."""
         slices = self._state.slices
-        tables = [slices[s].merged() for s in self._slices.slices_of(window) if s in slices]
-        rows = tables[0] if len(tables) == 1 else self._merge(tables)
-        if late_keys is not None:
-            rows = _with_keys(rows, late_keys, self._spec.keys)
-        elif self._ahead:
-            rows = rows.filter(pa.array(self._watermarks_of(rows) < window[1] - 1))
+        runs = [slices[s] for s in self._slices.slices_of(window) if s in slices]
+        if late_keys is not None:  # of many keys these are few: find them first, then merge
+            tables = [table for run in runs for table in run.tables()]
+            rows = self._merge([_with_keys(t, late_keys, self._spec.keys) for t in tables])
+        else:
+            rows = self._merge([r.merged() for r in runs]) if len(runs) > 1 else runs[0].merged()
+            if self._ahead:
+                rows = rows.filter(pa.array(self._watermarks_of(rows) < window[1] - 1))
         if self._accumulators is not None:
             self._emit_aggregates(window, rows, self._accumulators)
         else:

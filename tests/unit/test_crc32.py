@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataflow.common.crc32 import LENGTH_MAX, crc32_of_array
+from dataflow.common.crc32 import LENGTH_MAX, PIECE, crc32_of_array
 
 LENGTHS = st.sampled_from([0, 1, 2, 7, LENGTH_MAX - 1, LENGTH_MAX, LENGTH_MAX + 1, 300])
 
@@ -26,6 +26,11 @@ LENGTHS = st.sampled_from([0, 1, 2, 7, LENGTH_MAX - 1, LENGTH_MAX, LENGTH_MAX + 
 def test_it_is_that_of_zlib(kind: pa.DataType, values: list[bytes], start: int, cut: int) -> None:
     found = crc32_of_array(pa.array(values, kind)[cut:], start).tolist()
     assert found == [zlib.crc32(value, start) for value in values[cut:]]
+
+
+def test_many_values_are_done_in_pieces() -> None:
+    values = [str(number).encode() for number in range(2 * PIECE + 5)]
+    assert crc32_of_array(pa.array(values)).tolist() == [zlib.crc32(value) for value in values]
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])

@@ -20,12 +20,12 @@ def exact(latencies_us: list[int], percent: int) -> int:
 
 
 @given(latencies, percents)
-def test_a_percentile_is_exact_or_up_to_three_percent_too_high(
+def test_a_percentile_is_exact_or_up_to_six_percent_too_high(
     latencies_us: list[int], percent: int
 ) -> None:
     right = exact(latencies_us, percent)
     answer = LatencyHistogram.of(latencies_us).percentile(percent)
-    assert right <= answer <= right * (1 + 1 / 32)
+    assert right <= answer <= right * (1 + 1 / 16)
 
 
 @given(latencies)
@@ -52,5 +52,5 @@ def test_only_the_latest_latencies_are_kept(latencies_us: list[int], size: int) 
 def test_a_histogram_of_any_latencies_is_small() -> None:
     a_day_us = 86_400 * 10**6
     histogram = LatencyHistogram.of(range(0, a_day_us, a_day_us // 10_000))
-    assert len(histogram.counts) < 1_100
+    assert len(histogram.counts) < 600
     assert len(LatencyHistogram.of([1_500] * 128).counts) == 1

@@ -70,7 +70,8 @@ def describe(info: JobInfo, rates: tuple[float, float]) -> str:
         f"out {_short(rates[1])}/s ({_short(info.records_written)})",
         f"watermark {format_watermark(info.watermark)}",
     ]
-    ends = [latency for latency in info.latencies if latency.is_end]
+    # In the chain of its source a sink gets markers as they are made: that says nothing.
+    ends = [latency for latency in info.latencies if latency.is_end and latency.max_ms > 0]
     if ends:
         slowest = max(ends, key=lambda latency: latency.p99_ms)
         parts.append(

@@ -153,6 +153,8 @@ LATENT = replace(
 
 def test_the_line_has_the_latency_at_the_slowest_sink() -> None:
     assert describe(LATENT, (0.0, 0.0)).endswith("· watermark - · latency 1.5 ms, p99 12 ms")
+    chained = replace(latency("a", 0.0), p50_ms=0.0, max_ms=0.0)
+    assert "latency" not in describe(replace(INFO, latencies=(chained,)), (0.0, 0.0))
 
 
 @pytest.mark.parametrize("as_json", [False, True])

@@ -371,6 +371,7 @@ def _status(options: argparse.Namespace) -> int:
     import dataclasses
 
     from jobmanager.cluster import attach
+    from jobmanager.operator_latency import COLUMNS, row
     from jobmanager.progress import format_watermark
 
     _connect(options)
@@ -408,6 +409,9 @@ def _status(options: argparse.Namespace) -> int:
         print(f"{label + ':':17} {value}")
     for taskmanager, tasks in sorted(info.taskmanagers.items()):
         print(f"{taskmanager + ':':17} {tasks}")
+    if info.latencies:
+        print("latency:")
+        _table(COLUMNS, [row(latency) for latency in info.latencies], "")
     if info.notice:
         print(f"notice:           it {info.notice}")
     if info.errors:

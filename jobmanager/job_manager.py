@@ -50,6 +50,7 @@ from jobmanager.job_events import (
     Tick,
 )
 from jobmanager.job_master import JobMaster
+from jobmanager.operator_latency import OperatorLatency, operator_latencies
 from jobmanager.settings import job_settings, restart_backoff
 from state.checkpoint_store import CheckpointStore, PublishOutcome
 from taskmanager.messages import ClientChunk, ControlMessage, Report
@@ -127,6 +128,7 @@ class JobInfo:
     errors: tuple[str, ...] = ()  # why it restarted, newest last
     notice: str | None = None  # what its owner should know although nothing has failed
     exit_code: int = JobExecutionError.exit_code  # of a failed job, by the kind of its error
+    latencies: tuple[OperatorLatency, ...] = ()  # from the sources to each operator
 
 
 def _notice(master: JobMaster, restarted: bool) -> str | None:
@@ -230,7 +232,8 @@ class JobManager:
                 restored_checkpoint=None,
                 **common,  # type: ignore[arg-type]
             )
-        metrics = list(master.metrics.values())
+        by_task = list(master.metrics.items())
+        metrics = [values for _, values in by_task]
         watermarks = [m.watermark for m in metrics if m.watermark is not None]
         statistics = master.coordinator.statistics if master.coordinator else None
         completed_at = statistics.last_completed_at if statistics else None
@@ -253,6 +256,7 @@ class JobManager:
             restored_checkpoint=master.restored_checkpoint,
             taskmanagers=master.describe_taskmanagers(),
             notice=_notice(master, self._restarted),
+            latencies=operator_latencies(self._job_graph, by_task),
             **common,  # type: ignore[arg-type]
         )
 

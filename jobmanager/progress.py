@@ -10,6 +10,7 @@ from typing import TextIO
 
 from dataflow.common.batch import MAX_TIMESTAMP
 from jobmanager.job_manager import JobInfo
+from jobmanager.operator_latency import format_latency
 
 _SHOW_EVERY_S = 0.25
 
@@ -58,13 +59,24 @@ class ProgressLine:
 
 
 def describe(info: JobInfo, rates: tuple[float, float]) -> str:
-    """The line's text: status, records per second in and out, watermark, checkpoint, restarts."""
+    """The line's text.
+
+    Status, records per second in and out, watermark, latency at the slowest sink, checkpoint,
+    restarts.
+    """
     parts = [
         info.status.name,
         f"in {_short(rates[0])}/s ({_short(info.records_read)})",
         f"out {_short(rates[1])}/s ({_short(info.records_written)})",
         f"watermark {format_watermark(info.watermark)}",
     ]
+    # In the chain of its source a sink gets markers as they are made: that says nothing.
+    ends = [latency for latency in info.latencies if latency.is_end and latency.max_ms > 0]
+    if ends:
+        slowest = max(ends, key=lambda latency: latency.p99_ms)
+        parts.append(
+            f"latency {format_latency(slowest.p50_ms)}, p99 {format_latency(slowest.p99_ms)}"
+        )
     if info.last_checkpoint is not None:
         age = (info.last_checkpoint_age_ms or 0) / 1000
         parts.append(

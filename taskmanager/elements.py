@@ -53,11 +53,20 @@ class Barrier:
 
 
 @dataclass(frozen=True, slots=True)
+class LatencyMarker:
+    """When a source subtask made it; see ``latency_markers``."""
+
+    marked_time: int  # ns, wall clock of the source's machine
+    operator_id: str  # the source's uid
+    subtask_index: int
+
+
+@dataclass(frozen=True, slots=True)
 class EndOfInput:
-    """No record and no watermark follows; barriers still do, so that checkpoints go on."""
+    """No record, watermark or marker follows; barriers still do, so that checkpoints go on."""
 
 
 END_OF_INPUT = EndOfInput()
 
-Control = Watermark | WatermarkStatus | Barrier | EndOfInput
-Element = RowBatch | ArrowBatch | Watermark | WatermarkStatus | Barrier | EndOfInput
+Control = Watermark | WatermarkStatus | Barrier | LatencyMarker | EndOfInput
+Element = RowBatch | ArrowBatch | Control

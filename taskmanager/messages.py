@@ -8,6 +8,7 @@ from typing import NamedTuple
 from dataflow.graph.job_graph import JobEdge, JobVertex
 from state.checkpoint_store import CommitPermit, StateHandle
 from taskmanager.elements import Attempt, ChannelId
+from taskmanager.latency import LatencyHistogram, LatencyPath
 
 
 class TaskId(NamedTuple):
@@ -255,6 +256,7 @@ class TaskMetrics:
     records_written: int
     watermark: int | None
     extra: dict[str, float] = field(default_factory=dict)
+    latencies: dict[LatencyPath, LatencyHistogram] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

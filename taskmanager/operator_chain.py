@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from dataflow.common.batch import ArrowBatch, Batch, RowBatch
 from dataflow.common.codec import loads_code
@@ -16,6 +17,14 @@ from taskmanager.operators.factory import create_operator
 from taskmanager.result_partition import ResultPartition, TaskOutputs
 
 Emit = Callable[[Batch], None]
+
+
+class Timed(Protocol):
+    """What has something to do at times of its own; as in ``Operator``."""
+
+    def next_timer_at(self) -> int | None: ...
+
+    def on_processing_time(self, now: int) -> None: ...
 
 
 class RecordCounter:
@@ -132,7 +141,7 @@ class OperatorChain:
         self.head = self.operators[0]
         self.process_batch: Emit = _into_operator(self.head, self.counters[0])
         # Only operators that say something of their own are asked after every batch.
-        self._with_timers = [
+        self._with_timers: list[Timed] = [
             o for o in self.operators if type(o).next_timer_at is not Operator.next_timer_at
         ]
         self._with_bounds = [o for o in self.operators if type(o).blocked is not Operator.blocked]
@@ -151,15 +160,23 @@ class OperatorChain:
     def blocked(self) -> bool:
         return any(operator.blocked() for operator in self._with_bounds)
 
+    def add_timer(self, timed: Timed) -> None:
+        """Have it called at its times, after the operators."""
+        self._with_timers.append(timed)
+
     def next_timer_at(self) -> int | None:
-        times = [t for t in (o.next_timer_at() for o in self._with_timers) if t is not None]
-        return min(times) if times else None
+        earliest = None
+        for timed in self._with_timers:
+            time = timed.next_timer_at()
+            if time is not None and (earliest is None or time < earliest):
+                earliest = time
+        return earliest
 
     def on_processing_time(self, now: int) -> None:
-        for operator in self._with_timers:
-            due = operator.next_timer_at()
+        for timed in self._with_timers:
+            due = timed.next_timer_at()
             if due is not None and due <= now:
-                operator.on_processing_time(now)
+                timed.on_processing_time(now)
 
     def prepare_barrier(self, checkpoint_id: int) -> None:
         for operator in self.operators:

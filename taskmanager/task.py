@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from enum import Enum
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from dataflow.common.batch import MAX_TIMESTAMP, MIN_TIMESTAMP, ArrowBatch, RowBatch
 from dataflow.common.keys import KeyGroupRange
@@ -43,11 +43,13 @@ from taskmanager.elements import (
     ChannelId,
     Element,
     EndOfInput,
+    LatencyMarker,
     Watermark,
     WatermarkStatus,
 )
 from taskmanager.error_report import describe_error, shorten
 from taskmanager.input_gate import InputGate
+from taskmanager.latency_markers import LatencyMarkers
 from taskmanager.messages import (
     CheckpointAcknowledged,
     CheckpointDeclined,
@@ -55,7 +57,6 @@ from taskmanager.messages import (
     CommitSucceeded,
     DataMessage,
     Feedback,
-    Report,
     TaskCanceled,
     TaskDeploymentDescriptor,
     TaskDrained,
@@ -68,7 +69,8 @@ from taskmanager.operator_chain import OperatorChain
 from taskmanager.operators.enumerator import EnumeratorOperator
 from taskmanager.operators.sink import SinkOperator
 from taskmanager.operators.source import SourceOperator
-from taskmanager.result_partition import TaskOutputs, Transport
+from taskmanager.result_partition import TaskOutputs
+from taskmanager.task_services import TaskServices
 from taskmanager.watermark_valve import WatermarkValve
 
 logger = logging.getLogger(__name__)
@@ -90,33 +92,6 @@ class TaskState(Enum):
     @property
     def ended(self) -> bool:
         return self in (TaskState.FINISHED, TaskState.CANCELED, TaskState.FAILED)
-
-
-class TaskServices(Protocol):
-    """What surrounds a task; one implementation per way to run (threads, simulator)."""
-
-    @property
-    def transport(self) -> Transport: ...
-
-    def processing_time(self) -> int:
-        """In milliseconds; see ``ProcessingTime``."""
-
-    def run_async(
-        self,
-        work: Callable[[], Any],
-        done: Callable[[Any, BaseException | None], None],
-        delay_ms: int = 0,
-    ) -> None:
-        """Run blocking work elsewhere; ``done`` is called on any thread."""
-
-    def report(self, report: Report) -> None:
-        """To the JobManager, in order."""
-
-    def checkpoint_store(self, descriptor: TaskDeploymentDescriptor) -> CheckpointStore | None:
-        """Where this job's checkpoints live; None when checkpointing is off."""
-
-    def wake_up(self, task: Task) -> None:
-        """Step the task soon; callable from any thread."""
 
 
 class Task:
@@ -199,6 +174,7 @@ class Task:
             ),
             watermark=None if watermark == MIN_TIMESTAMP else watermark,
             extra=self._extra_metrics(),
+            latencies=self._markers.histograms(),
         )
 
     def _extra_metrics(self) -> dict[str, float]:
@@ -297,6 +273,9 @@ class Task:
                 self._on_status(position, idle)
             case Barrier(checkpoint_id):
                 self._on_barrier(position, checkpoint_id)
+            case LatencyMarker():
+                if self.state is TaskState.RUNNING:
+                    self._markers.process(element)
             case EndOfInput():
                 self._open_channels -= 1
                 if self._open_channels > 0 or self._is_drained:
@@ -370,6 +349,11 @@ class Task:
         head = self._chain.head
         self._source = head if isinstance(head, SourceOperator) else None
         self._enumerator = head if isinstance(head, EnumeratorOperator) else None
+        self._markers = LatencyMarkers(
+            descriptor, self._outputs.partitions, self._services.latency_clock
+        )
+        if self._source is not None and self._markers.interval_ms:
+            self._chain.add_timer(self._markers)
         if self._enumerator is not None:
             self._enumerator.reader_parallelism = len(self._outputs.channels)
         if not descriptor.restore:

@@ -30,7 +30,8 @@ from taskmanager.messages import (
     TaskId,
     TriggerCheckpoint,
 )
-from taskmanager.task import Mail, Task, TaskServices
+from taskmanager.task import Mail, Task
+from taskmanager.task_services import TaskServices
 
 
 class TaskExecutor:

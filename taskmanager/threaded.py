@@ -50,6 +50,7 @@ class ThreadedTaskManager:
         self.transport = transport
         self.report = report
         self.processing_time = ProcessingTime(time.time_ns, _monotonic_ns)
+        self.latency_clock = time.time_ns
         self.executor = TaskExecutor(taskmanager_id, self, self._launch)
         self._io = ThreadPoolExecutor(IO_THREADS, thread_name_prefix=f"{taskmanager_id}-io")
         self._delays = _DelayThread(f"{taskmanager_id}-delays")

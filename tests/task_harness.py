@@ -62,6 +62,9 @@ class Services:
     def processing_time(self) -> int:
         return self.now
 
+    def latency_clock(self) -> int:
+        return self.now * 1_000_000
+
     def run_async(
         self,
         work: Callable[[], Any],
@@ -128,7 +131,7 @@ class TaskHarness:
             )
             if outputs
             else (),
-            configuration=configuration or {},
+            configuration={"metrics.latency.interval": "0 ms", **(configuration or {})},
         )
         if restore:
             ids = {acknowledged.checkpoint_id for acknowledged in restore}

@@ -354,9 +354,21 @@ class ConfigOptions:
     )
     LATENCY_INTERVAL = _option(
         "metrics.latency.interval",
-        not_yet("0 ms", duration()),
-        0,
-        "Between two latency markers of a source; 0 for none",
+        duration(),
+        2 * _SECOND,
+        "Between two latency markers of a source subtask; 0 for none (Flink: 0)",
+    )
+    LATENCY_GRANULARITY = _option(
+        "metrics.latency.granularity",
+        one_of("single", "operator", "subtask"),
+        "operator",
+        "What latencies are told apart by: nothing, the source, or the source's subtask",
+    )
+    LATENCY_HISTORY_SIZE = _option(
+        "metrics.latency.history-size",
+        integer(1, 10_000),
+        128,
+        "How many of the latest markers of a source an operator subtask's percentiles are of",
     )
 
     @staticmethod

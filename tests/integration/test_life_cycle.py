@@ -17,6 +17,7 @@ from dataflow.datastream.connectors.discard import DiscardSink
 from dataflow.datastream.connectors.file_system import FileSink
 from dataflow.errors import ClusterError, JobExecutionError
 from jobmanager.cluster import attach, running_job_ids
+from jobmanager.job_manager import JobInfo
 from taskmanager.threaded import open_store
 from tests.integration.failpoints import Failpoint, kill
 from tests.integration.ledger_job import Ledger, build, read_output, violations
@@ -331,3 +332,28 @@ def test_a_slow_sink_stops_the_source_and_memory_stays_flat(
     assert max(read - written for read, written, _ in seen) <= ahead_max, seen
     memory = [kib for _, _, kib in seen]
     assert max(memory) - memory[0] < 16 * 1024, seen
+
+
+def test_latencies_of_every_operator_are_known_and_begin_anew_with_a_restart(
+    submit: Submit, storage: str, output: str
+) -> None:
+    settings = {"metrics.latency.interval": "50 ms", "heartbeat.interval": "100 ms"}
+    env = environment(storage, settings=settings)
+    build(env, LEDGER, output)
+    job = submit(env)
+
+    def known(info: JobInfo, at_least: int) -> bool:
+        found = [latency.operator_id for latency in info.latencies if latency.markers >= at_least]
+        return found == ["sign", "account", "ledger"]
+
+    before = job.wait_for(lambda info: known(info, 40), "latencies")
+    assert [latency.is_end for latency in before.latencies] == [False, False, True]
+    job.checkpointed()
+    kill(job.taskmanagers()[0])
+    after = job.wait_for(
+        lambda info: info.restarts and known(info, 4) and not known(info, 40), "new latencies"
+    )
+    for latency in (*before.latencies, *after.latencies):
+        assert latency.source_id == "entries"
+        assert latency.p50_ms <= latency.p99_ms <= latency.max_ms
+        assert latency.p50_ms < 5_000

@@ -107,6 +107,7 @@ def draw_settings(rng: random.Random, root: str) -> dict[str, str]:
         "taskmanager.network.channel.batches-max": str(rng.choice([1, 2, 4])),
         "taskmanager.network.channel.batch-rows-max": str(rng.choice([1, 2, 4])),
         "pipeline.auto-watermark-interval": f"{rng.choice([50, 200])} ms",
+        "metrics.latency.interval": "150 ms",
         "pipeline.operator-chaining.enabled": rng.choice(["true", "true", "false"]),
         "jobmanager.execution.failover-strategy": rng.choice(["region", "region", "full"]),
     }

@@ -141,6 +141,9 @@ class SimTaskManager(SimProcess):
 
         self.after(delay_ms * MS, begin)
 
+    def latency_clock(self) -> int:
+        return (EPOCH_MS + self.skew_ms) * 1_000_000 + self.world.now_us * 1_000
+
     def report(self, report: Report) -> None:
         self.cluster.send_report(self, report)
 

@@ -98,7 +98,8 @@ def test_values_are_read_by_type(key: str, text: str, value: Any) -> None:
         ("execution.checkpointing.unaligned.enabled", "true", "not supported yet; only false"),
         ("execution.checkpointing.dir", " ", "must not be empty"),
         ("execution.runtime-mode", "BATCH", "not supported yet"),
-        ("metrics.latency.interval", "5 s", "not supported yet; only 0 ms"),
+        ("metrics.latency.granularity", "task", "single or operator or subtask is allowed"),
+        ("metrics.latency.history-size", "0", "1 to 10000 is allowed"),
         ("state.backend.type", "rocksdb", "not supported yet; hashmap is allowed"),
         ("taskmanager.network.channel.bytes-max", "4 loads", "a size such as '4 mb'"),
         ("taskmanager.network.channel.bytes-max", "1 kb", "65536 bytes to"),
@@ -189,7 +190,6 @@ UNREAD = {
     "CHECKPOINTING_ALIGNED_TIMEOUT": "only 0 is allowed",
     "CHECKPOINTING_UNALIGNED": "only false is allowed",
     "STATE_BACKEND": "only hashmap is allowed",
-    "LATENCY_INTERVAL": "only 0 is allowed",
     "RUNTIME_MODE": "only STREAMING is allowed",
 }
 

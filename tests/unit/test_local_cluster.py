@@ -24,6 +24,7 @@ from dataflow.datastream.connectors.base import (
     SourceReader,
     SourceReaderContext,
 )
+from dataflow.datastream.functions import MapFunction
 from dataflow.datastream.stream_execution_environment import StreamExecutionEnvironment
 from dataflow.errors import JobExecutionError
 from dataflow.filesystem import local
@@ -253,3 +254,47 @@ def test_large_records_pass_a_small_window(env: StreamExecutionEnvironment) -> N
     stream = env.from_collection(list(range(20))).map(lambda n: bytes([n]) * 700_000)
     sizes = stream.rebalance().map(len).execute_and_collect("large")
     assert list(sizes) == [700_000] * 20
+
+
+class _Picky(MapFunction):
+    """Fails on whatever is no number."""
+
+    def map(self, value: Any) -> Any:
+        if type(value) is not int:
+            raise TypeError(f"{value!r} is not for functions")
+        return value
+
+
+def test_the_latency_of_every_operator_is_known_and_changes_no_result(
+    env: StreamExecutionEnvironment,
+) -> None:
+    env.get_config().set_latency_tracking_interval(1)
+    stream = env.from_source(_GatedSource(), WatermarkStrategy.no_watermarks(), "numbers")
+    numbers = stream.uid("numbers").map(_Picky())
+    summed = numbers.key_by(lambda n: n % 2).reduce(lambda a, b: a + b).uid("sum")
+    records = summed.map(_Picky()).uid("last").execute_and_collect("sums")
+    client = records._client
+    graph = client._job_manager._job_graph
+    operators = {node.uid for vertex in graph.vertices for node in vertex.operators}
+    assert HALFWAY.wait(PATIENCE_S)
+    wait_for(  # the source is idle
+        client,
+        lambda info: {latency.operator_id for latency in info.latencies} == operators - {"numbers"},
+    )
+    GO.set()
+    assert sorted(records) == expected_sums()
+    latencies = client.info().latencies
+    assert {latency.operator_id for latency in latencies} == operators - {"numbers"}
+    assert {latency.source_id for latency in latencies} == {"numbers"}
+    for latency in latencies:
+        assert latency.markers > 0
+        assert 0 <= latency.p50_ms <= latency.p95_ms <= latency.p99_ms <= latency.max_ms < 20_000
+    ends = [latency for latency in latencies if latency.is_end]
+    assert ends == [latencies[-1]], "the sink that collects"
+
+
+def test_without_an_interval_there_are_no_latencies(env: StreamExecutionEnvironment) -> None:
+    env.get_config().set_latency_tracking_interval(0)
+    records = env.from_collection([1, 2, 3]).map(lambda n: n + 1).execute_and_collect("none")
+    assert sorted(records) == [2, 3, 4]
+    assert records._client.info().latencies == ()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import io
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +12,9 @@ import pytest
 
 from dataflow.common.batch import MAX_TIMESTAMP
 from dataflow.common.job_status import JobStatus
-from jobmanager import progress
+from jobmanager import cli, cluster, progress
 from jobmanager.job_manager import JobInfo
+from jobmanager.operator_latency import OperatorLatency
 from jobmanager.progress import ProgressLine, describe, format_watermark
 
 INFO = JobInfo(
@@ -35,6 +38,23 @@ INFO = JobInfo(
     started_ms=0,
     ended_ms=None,
 )
+
+
+def latency(operator: str, p99_ms: float, is_end: bool = True) -> OperatorLatency:
+    return OperatorLatency(
+        source_id="s",
+        source_name="numbers",
+        source_subtask=None,
+        operator_id=operator,
+        operator_name=operator,
+        is_end=is_end,
+        markers=200,
+        p50_ms=1.52,
+        p95_ms=6.0,
+        p99_ms=p99_ms,
+        max_ms=1_234.0,
+        slowest_subtask=3,
+    )
 
 
 class Terminal(io.StringIO):
@@ -122,3 +142,43 @@ def test_nobody_looks(stream: Any, switch: str, monkeypatch: pytest.MonkeyPatch)
     assert ProgressLine.for_terminal(stream) is None
     monkeypatch.setenv("DATAFLOW_PROGRESS", "1")
     assert ProgressLine.for_terminal(Terminal()) is not None
+
+
+# ------------------------------------------------------------------------------- latencies
+
+LATENT = replace(
+    INFO, latencies=(latency("sum", 99.0, is_end=False), latency("a", 3.0), latency("b", 12.3))
+)
+
+
+def test_the_line_has_the_latency_at_the_slowest_sink() -> None:
+    assert describe(LATENT, (0.0, 0.0)).endswith("· watermark - · latency 1.5 ms, p99 12 ms")
+    chained = replace(latency("a", 0.0), p50_ms=0.0, max_ms=0.0)
+    assert "latency" not in describe(replace(INFO, latencies=(chained,)), (0.0, 0.0))
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_the_status_of_a_job_has_the_latency_of_every_operator(
+    as_json: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Client:
+        def info(self) -> JobInfo:
+            return LATENT
+
+    monkeypatch.setattr(cli, "_connect", lambda options: None)
+    monkeypatch.setattr(cluster, "attach", lambda job_id: Client())
+    assert cli._status(argparse.Namespace(job_id="j", json=as_json)) == 0
+    printed = capsys.readouterr().out
+    if as_json:
+        latencies = json.loads(printed)["latencies"]
+        assert [(one["operator_id"], one["p99_ms"]) for one in latencies] == [
+            ("sum", 99.0),
+            ("a", 3.0),
+            ("b", 12.3),
+        ]
+        return
+    lines = printed.splitlines()
+    table = lines[lines.index("latency:") + 1 :]
+    assert table[0].split("  ")[0] == "FROM SOURCE"
+    assert " ".join(table[1].split()) == "numbers sum 1.5 ms 6.0 ms 99 ms 1234 ms 200 4"
+    assert len(table) == 4

@@ -15,6 +15,7 @@ from taskmanager.elements import (
     END_OF_INPUT,
     Barrier,
     Element,
+    LatencyMarker,
     Watermark,
     WatermarkStatus,
 )
@@ -33,6 +34,7 @@ values = st.one_of(st.integers(), st.text(), st.none(), st.lists(st.floats(allow
         Watermark(2**63 - 1),
         WatermarkStatus(True),
         Barrier(7),
+        LatencyMarker(1_700_000_000_123_456_789, "numbers", 3),
         END_OF_INPUT,
     ],
     ids=repr,

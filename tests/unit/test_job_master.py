@@ -151,7 +151,7 @@ class Script:
         return self.on(Tick(), at=at)
 
     def attempt_of(self, task: TaskId) -> Attempt:
-        attempt = self.master._region_of[task].attempt
+        attempt = self.master._regions.of_task[task].attempt
         assert attempt is not None
         return attempt
 

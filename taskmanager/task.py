@@ -494,7 +494,10 @@ class Task:
         for aborted in result.aborted:
             self._decline(aborted, f"superseded by checkpoint {checkpoint_id}")
         if self._aligned_exactly:
-            self._gate.set_blocked(self._aligner.blocked)
+            if position in self._aligner.blocked and not result.aborted:
+                self._gate.block(position)  # one more: no need to look at all channels
+            else:
+                self._gate.set_blocked(self._aligner.blocked)
         if result.completed is not None:
             self._checkpoint(result.completed)
 

@@ -22,6 +22,7 @@ WORKLOADS = {
     "recovery": "kill of a TaskManager to the first new output",
     "backpressure": "memory of the TaskManagers while the sink is slow",
     "checkpoint_cost": "keyed_reduce with a checkpoint every second against none",
+    "scaling": "what the JobManager does for 10, 100 and 1,000 subtasks, simulated",
 }
 RESULTS = "bench-results"
 

@@ -19,6 +19,7 @@ from dataflow.errors import DataflowError
 WORKLOADS = {
     "keyed_reduce": "records/s of a running sum per key through a shuffle (--peers: Bytewax too)",
     "latency": "source to sink at a fixed rate, through a shuffle and keyed state",
+    "scaling": "what the JobManager does for 10, 100 and 1,000 subtasks, simulated",
     "recovery": "kill of a TaskManager to the first new output",
     "backpressure": "memory of the TaskManagers while the sink is slow",
     "checkpoint_cost": "keyed_reduce with a checkpoint every second against none",

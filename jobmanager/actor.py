@@ -27,6 +27,8 @@ NAMESPACE = "dataflow"
 NAME_PREFIX = "jobmanager-"
 #: How long an ended job answers its clients before its actor goes away.
 LINGER_S = 60.0
+HANDLES_INLINE_MAX = 16  # fewer are not worth an object of their own
+HANDLES_SHARED_MAX = 16  # sets of them that are kept; a deployment has about one per vertex
 
 
 class RayCluster:
@@ -38,6 +40,7 @@ class RayCluster:
         self._sys_path = sys_path
         self._actors: dict[str, Any] = {}
         self._gone: dict[str, Callable[[Any], None]] = {}  # what to do with a call that failed
+        self._shared: dict[frozenset[str], Any] = {}  # references to handles, oldest first
         self._lock = threading.Lock()
         self.pids: dict[str, int] = {}
 
@@ -94,19 +97,31 @@ class RayCluster:
             if future.exception() is not None:
                 gone(future)
 
-        peers = {}
-        if isinstance(message, Deploy):
-            mentioned = {
-                peer
-                for descriptor in message.descriptors
-                for channels in (
-                    *(input_.channels for input_ in descriptor.inputs),
-                    *(output.channels for output in descriptor.outputs),
-                )
-                for _, peer in channels
-            }
-            peers = {peer: self._actors[peer] for peer in mentioned if peer in self._actors}
+        peers = self._peers_of(message) if isinstance(message, Deploy) else {}
         actor.control.remote(dumps_data(message), peers).future().add_done_callback(sent)
+
+    def _peers_of(self, message: Deploy) -> Any:
+        """Handles of the TaskManagers it mentions, or a reference to them.
+
+        After a shuffle all TaskManagers have the same neighbours. Ray takes about 10 µs to pickle
+        a handle: seconds, if a thousand handles were pickled for each of a thousand.
+        """
+        mentioned = frozenset(
+            peer
+            for descriptor in message.descriptors
+            for edges in (descriptor.inputs, descriptor.outputs)
+            for edge in edges
+            for peer in edge.peers
+        )
+        shared = self._shared.get(mentioned)
+        if shared is None:
+            shared = {peer: self._actors[peer] for peer in mentioned if peer in self._actors}
+            if len(shared) > HANDLES_INLINE_MAX:
+                shared = ray.put(shared)
+                self._shared[mentioned] = shared
+                if len(self._shared) > HANDLES_SHARED_MAX:
+                    del self._shared[next(iter(self._shared))]
+        return shared
 
     def shutdown(self) -> None:
         for taskmanager_id in list(self._actors):

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dataflow.graph.job_graph import JobEdge, JobGraph, JobVertex, Partitioning
-from taskmanager.elements import ChannelId
-from taskmanager.messages import InputDescriptor, OutputDescriptor, TaskId
+from taskmanager.messages import TaskId
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +32,9 @@ class ExecutionGraph:
             task for task in self.tasks if not job_graph.inputs(task.vertex_id)
         )
         self.slots, self.slot_of = _share_slots(job_graph, self.tasks)
+        self.tasks_in: dict[int, list[TaskId]] = {slot.index: [] for slot in self.slots}
+        for task in self.tasks:
+            self.tasks_in[self.slot_of[task]].append(task)
         self.regions = _pipelined_regions(self)
 
     def vertex(self, task: TaskId) -> JobVertex:
@@ -47,33 +49,13 @@ class ExecutionGraph:
             self.vertices[edge.target].parallelism,
         )
 
-    def inputs(self, task: TaskId, location: dict[TaskId, str]) -> tuple[InputDescriptor, ...]:
-        """The channels into a task; ``location`` tells each task's TaskManager."""
-        return tuple(
-            InputDescriptor(
-                edge.id,
-                edge.input_index,
-                tuple(
-                    (ChannelId(edge.id, up, task.subtask), location[TaskId(edge.source, up)])
-                    for up in range(self.vertices[edge.source].parallelism)
-                    if task.subtask in self.downstream(edge, up)
-                ),
-            )
-            for edge in self.job_graph.inputs(task.vertex_id)
-        )
-
-    def outputs(self, task: TaskId, location: dict[TaskId, str]) -> tuple[OutputDescriptor, ...]:
-        """The channels out of a task, by downstream subtask."""
-        return tuple(
-            OutputDescriptor(
-                edge,
-                self.vertices[edge.target].max_parallelism,
-                tuple(
-                    (ChannelId(edge.id, task.subtask, down), location[TaskId(edge.target, down)])
-                    for down in self.downstream(edge, task.subtask)
-                ),
-            )
-            for edge in self.job_graph.outputs(task.vertex_id)
+    def upstream(self, edge: JobEdge, subtask: int) -> range:
+        """The subtasks of the edge's source that send to one downstream subtask."""
+        return connected_to(
+            edge.partitioning,
+            subtask,
+            self.vertices[edge.source].parallelism,
+            self.vertices[edge.target].parallelism,
         )
 
 
@@ -89,6 +71,16 @@ def connected(partitioning: Partitioning, subtask: int, upstream: int, downstrea
         target = ((subtask + 1) * downstream - 1) // upstream
         return range(target, target + 1)
     return range(downstream)
+
+
+def connected_to(partitioning: Partitioning, subtask: int, upstream: int, downstream: int) -> range:
+    """The inverse of ``connected``: upstream subtasks of ``subtask``."""
+    if partitioning is Partitioning.FORWARD:
+        return range(subtask, subtask + 1)
+    if partitioning is Partitioning.RESCALE:
+        first = subtask * upstream // downstream
+        return range(first, max(first + 1, (subtask + 1) * upstream // downstream))
+    return range(upstream)
 
 
 def _share_slots(
@@ -122,9 +114,13 @@ def _pipelined_regions(graph: ExecutionGraph) -> tuple[tuple[TaskId, ...], ...]:
         return task
 
     for edge in graph.job_graph.edges:
-        for up in range(graph.vertices[edge.source].parallelism):
-            for down in graph.downstream(edge, up):
-                parent[find(TaskId(edge.source, up))] = find(TaskId(edge.target, down))
+        ups = range(graph.vertices[edge.source].parallelism)
+        channels = ((up, down) for up in ups for down in graph.downstream(edge, up))
+        if not edge.partitioning.pointwise:  # all with all: enough of the channels to join them
+            downs = range(graph.vertices[edge.target].parallelism)
+            channels = (pair for pair in (*((0, d) for d in downs), *((u, 0) for u in ups)))
+        for up, down in channels:
+            parent[find(TaskId(edge.source, up))] = find(TaskId(edge.target, down))
     regions: dict[TaskId, list[TaskId]] = {}
     for task in graph.tasks:
         regions.setdefault(find(task), []).append(task)

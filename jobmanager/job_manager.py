@@ -157,7 +157,8 @@ class JobManager:
         self._restarted = restarted
         self._job_graph = job_graph
         self._cluster = cluster
-        self._events: queue.Queue[Event | None] = queue.Queue(EVENTS_MAX)
+        self._events: queue.Queue[tuple[int, Event]] = queue.Queue(EVENTS_MAX)
+        self._now = 0  # of the JobMaster: when the event it is at has come in
         self._store_thread = ThreadPoolExecutor(1, thread_name_prefix=f"{job_id}-store")
         self._store: CheckpointStore | None = None
         self._retained = 1
@@ -182,10 +183,13 @@ class JobManager:
 
     def report(self, report: Report) -> None:
         """From a TaskManager; blocks when the JobMaster cannot keep up."""
-        self._events.put(report)
+        self._put(report)
 
     def cancel(self) -> None:
-        self._events.put(CancelJob())
+        self._put(CancelJob())
+
+    def _put(self, event: Event) -> None:
+        self._events.put((_monotonic(), event))
 
     def fetch(self, outbox_id: int, taken: int) -> Outgoing:
         """Output for the client, which has taken everything up to ``taken`` of that outbox."""
@@ -280,9 +284,11 @@ class JobManager:
             if self._restarted:
                 self._patiently(lambda: self._keep_decision(master))
             if not master.status.is_terminal_state():
-                self._execute(master.start(_monotonic()))
+                self._now = _monotonic()
+                self._execute(master.start(self._now))
             while not master.status.is_terminal_state():
-                self._execute(master.handle(self._next_event(master), _monotonic()))
+                event = self._next_event(master)
+                self._execute(master.handle(event, self._now))
         except DataflowError as error:
             master.error, master.status = str(error), JobStatus.FAILED
         except Exception as error:
@@ -342,22 +348,28 @@ class JobManager:
         if status.is_globally_terminal_state():
             master.status, master.error = status, record.get("error")
         elif status is JobStatus.CANCELLING:
-            self._events.put(CancelJob())
+            self._put(CancelJob())
 
     def _next_event(self, master: JobMaster) -> Event:
+        """The event, handled as of when it came in.
+
+        While this thread sends out a large deployment, heartbeats wait in line: judged by the
+        clock, every TaskManager whose turn comes late would be silent.
+        """
         while True:
             tick_at = master.next_tick_at()
             timeout = None if tick_at is None else max(0.0, (tick_at - _monotonic()) / 1000)
             try:
-                event = self._events.get(timeout=timeout)
+                came, event = self._events.get(timeout=timeout)
             except queue.Empty:
+                self._now = max(self._now, _monotonic())
                 return Tick()
+            self._now = max(self._now, came)
             if isinstance(event, ClientChunk):
                 if master.is_current(event.task, event.attempt):
                     with self._lock:
                         self._outbox.add(event)
                 continue
-            assert event is not None
             return event
 
     def _execute(self, actions: list[Action]) -> None:
@@ -383,8 +395,8 @@ class JobManager:
             self._cluster.start_taskmanager(
                 taskmanager_id,
                 resources,
-                lambda version: self._events.put(TaskManagerReady(taskmanager_id, version)),
-                lambda reason: self._events.put(TaskManagerLost(taskmanager_id, reason)),
+                lambda version: self._put(TaskManagerReady(taskmanager_id, version)),
+                lambda reason: self._put(TaskManagerLost(taskmanager_id, reason)),
             )
 
         if delay_ms:
@@ -456,7 +468,7 @@ class JobManager:
         def run() -> None:
             event = execute_in_store(action, store, master.generation, retained)
             if event is not None:
-                self._events.put(event)
+                self._put(event)
 
         def submit() -> None:
             try:

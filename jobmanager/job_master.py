@@ -31,6 +31,7 @@ from dataflow.errors import (
 from dataflow.graph.job_graph import JobGraph
 from jobmanager import checkpoint_coordinator as checkpointing
 from jobmanager.checkpoint_coordinator import CheckpointCoordinator
+from jobmanager.deployment import Deployment, Restore
 from jobmanager.execution_graph import ExecutionGraph
 from jobmanager.job_events import (
     Action,
@@ -50,7 +51,7 @@ from jobmanager.job_events import (
     TaskManagerReady,
     Tick,
 )
-from jobmanager.region import Region, RegionState
+from jobmanager.region import Region, Regions, RegionState
 from jobmanager.restart_backoff import RestartBackoff
 from jobmanager.restore import plan_restore
 from jobmanager.slot_pool import SlotPool
@@ -67,15 +68,12 @@ from taskmanager.messages import (
     CommitCheckpoint,
     CommitSucceeded,
     ControlMessage,
-    Deploy,
     Finish,
     Heartbeat,
     PeerUnreachable,
     Report,
-    RestoreDescriptor,
     Start,
     TaskCanceled,
-    TaskDeploymentDescriptor,
     TaskDrained,
     TaskFailed,
     TaskFinished,
@@ -108,8 +106,7 @@ class JobMaster:
         self.generation = generation
         self._settings = settings
         self._backoff = restart_backoff
-        self._regions = [Region(tasks) for tasks in self._cut_regions()]
-        self._region_of = {task: region for region in self._regions for task in region.tasks}
+        self._regions = Regions(self._cut_regions(), self.graph.slot_of)
         self._pool = SlotPool(
             self.graph.slots,
             settings.slots_per_taskmanager,
@@ -121,6 +118,7 @@ class JobMaster:
         self._recovering = False  # a Recover is under way
         self._recover_failures = 0
         self._recovery: Recovery | None = None  # valid until the next deployment or failure
+        self._restore: Restore = {}  # of that recovery
         self._permit: CommitPermit | None = None
         self._excluded: frozenset[int] = frozenset()  # checkpoints found corrupt while restoring
         self._finishing = False
@@ -190,11 +188,9 @@ class JobMaster:
         times = [self._pool.next_silent_at()]
         if not self._ending:
             times.append(self._pool.next_overdue_at())
-        for region in self._regions:
-            if region.state is RegionState.CANCELING:
-                times.append(region.canceling_since + self._settings.cancellation_timeout)
-            elif self._deployable(region):
-                times.append(region.deploy_at)
+        for region in self._regions.within(RegionState.CANCELING):
+            times.append(region.canceling_since + self._settings.cancellation_timeout)
+        times += [region.deploy_at for region in self._deployable()]
         if self.coordinator is not None:
             times.append(self.coordinator.next_tick_at())
         return min((time for time in times if time is not None), default=None)
@@ -263,7 +259,7 @@ class JobMaster:
 
     def _current(self, task: TaskId, attempt: Attempt) -> Region | None:
         """The task's region if the report is of its present attempt."""
-        region = self._region_of.get(task)
+        region = self._regions.of_task.get(task)
         return region if region is not None and region.attempt == attempt else None
 
     # --------------------------------------------------------------------------- advancing
@@ -273,8 +269,8 @@ class JobMaster:
         if self.status.is_terminal_state():
             return
         self._check_timeouts(now, actions)
-        for region in self._regions:
-            if region.state is RegionState.CANCELING and not region.stopping:
+        for region in self._regions.within(RegionState.CANCELING):
+            if not region.stopping:
                 region.stopped()
         if not self._ending:
             self._deploy_waiting(now, actions)
@@ -282,7 +278,7 @@ class JobMaster:
             if self.coordinator is not None:
                 self._coordinate(self.coordinator.tick(now), now, actions)
             self._finish_if_done(now, actions)
-        if self._ending and all(r.state is RegionState.WAITING for r in self._regions):
+        if self._ending and self._regions.all_are(RegionState.WAITING):
             canceled = self.status is JobStatus.CANCELLING
             self._terminate(JobStatus.CANCELED if canceled else JobStatus.FAILED, actions)
 
@@ -302,11 +298,8 @@ class JobMaster:
                 now,
                 actions,
             )
-        for region in self._regions:
-            if (
-                region.state is RegionState.CANCELING
-                and now - region.canceling_since >= self._settings.cancellation_timeout
-            ):
+        for region in self._regions.within(RegionState.CANCELING):
+            if now - region.canceling_since >= self._settings.cancellation_timeout:
                 # User code that does not return can only be stopped with its process.
                 for hung in sorted({self.location(task) or "" for task in region.stopping}):
                     self._on_taskmanager_lost(hung, "a task did not stop in time", now, actions)
@@ -329,13 +322,15 @@ class JobMaster:
     def _on_taskmanager_lost(
         self, taskmanager_id: str, reason: str, now: int, actions: list[Action]
     ) -> None:
-        gone = {task for task in self.graph.tasks if self.location(task) == taskmanager_id}
         info = self._pool.remove(taskmanager_id)
         if info is None:
             return
+        there = [task for slot in info.slots for task in self.graph.tasks_in[slot]]
+        gone = set(there) if info.ready else set()
+        hit = list(dict.fromkeys(self._regions.of_task[task] for task in there))
         # It may live on, out of reach: then it must not keep what its successor needs.
         actions.append(StopTaskManager(taskmanager_id))
-        for region in self._regions:
+        for region in hit:
             region.stopping -= gone
         if self._ending:
             pass
@@ -344,7 +339,6 @@ class JobMaster:
         else:  # it never came up: the wait, and its limit, go on
             retry = self._settings.start_retry
             actions.extend(self._pool.request_missing(info.requested_at, retry))
-        hit = [region for region in self._regions if not gone.isdisjoint(region.tasks)]
         self._fail_regions(
             hit, f"TaskManager {taskmanager_id} was lost: {reason}", now, actions, gone
         )
@@ -486,6 +480,12 @@ class JobMaster:
         if refusal is not None:
             self._end(JobStatus.FAILING, refusal, now, actions, kind=RestoreError)
             return
+        self._restore, faults = plan_restore(
+            self.graph.job_graph, recovery.manifest, self._settings.ignore_unclaimed_state
+        )
+        if faults:
+            self._end(JobStatus.FAILING, "\n".join(faults), now, actions, kind=RestoreError)
+            return
         self._recovery, self._permit = recovery, event.permit
 
     def _refuse_fall_back(self, recovery: Recovery) -> str | None:
@@ -512,74 +512,39 @@ class JobMaster:
 
     # --------------------------------------------------------------------------- deployment
 
-    def _deployable(self, region: Region) -> bool:
-        """It waits for nothing but its back-off."""
-        return (
-            region.state is RegionState.WAITING
-            and not self._ending
-            and self._recovery is not None
-            and not self._recovering
-            and all(self.location(task) is not None for task in region.tasks)
-        )
+    def _deployable(self) -> list[Region]:
+        """Those that wait for nothing but their back-off."""
+        if self._ending or self._recovery is None or self._recovering:
+            return []
+        located = self._pool.located
+        return [r for r in self._regions.within(RegionState.WAITING) if r.slots <= located]
 
     def _deploy_waiting(self, now: int, actions: list[Action]) -> None:
-        recovery = self._recovery
-        if recovery is None:
-            return
-        for region in self._regions:
-            if not self._deployable(region) or now < region.deploy_at:
-                continue
-            restore, faults = plan_restore(
-                self.graph.job_graph, recovery.manifest, self._settings.ignore_unclaimed_state
-            )
-            if faults:
-                self._end(
-                    JobStatus.FAILING, "\n".join(faults), now, actions, kind=RestoreError
-                )
-                return
-            self._deploy(region, restore, actions)
+        for region in self._deployable():
+            if now >= region.deploy_at:
+                self._deploy(region, actions)
 
-    def _deploy(
-        self,
-        region: Region,
-        restore: dict[str, tuple[RestoreDescriptor, ...]],
-        actions: list[Action],
-    ) -> None:
+    def _deploy(self, region: Region, actions: list[Action]) -> None:
         self._attempts += 1
         attempt = Attempt(self.generation, self._attempts)
         region.deploy(attempt)
-        job_graph = self.graph.job_graph
         located = ((task, self.location(task)) for task in region.tasks)
-        location = {task: there for task, there in located if there is not None}
-        by_taskmanager: dict[str, list[TaskDeploymentDescriptor]] = {}
-        for task in region.tasks:
-            by_taskmanager.setdefault(location[task], []).append(
-                TaskDeploymentDescriptor(
-                    job_id=self.job_id,
-                    job_name=job_graph.name,
-                    task=task,
-                    attempt=attempt,
-                    attempt_number=self.restarts,
-                    vertex=self.graph.vertex(task),
-                    inputs=self.graph.inputs(task, location),
-                    outputs=self.graph.outputs(task, location),
-                    configuration=job_graph.configuration,
-                    restore=restore.get(task.vertex_id, ()),
-                    main_classes=job_graph.main_classes,
-                    history_id=self._settings.history_id,
-                )
-            )
-        for taskmanager_id, descriptors in by_taskmanager.items():
-            actions.append(Send(taskmanager_id, Deploy(tuple(descriptors))))
+        deployment = Deployment(
+            self.graph, {task: there for task, there in located if there is not None}
+        )
+        messages = deployment.messages(
+            self.job_id, attempt, self.restarts, self._restore, self._settings.history_id
+        )
+        actions.extend(Send(there, deploy) for there, deploy in messages.items())
 
     def _start_ready(self, now: int, actions: list[Action]) -> None:
         started = False
-        for region in self._regions:
-            if region.state is RegionState.DEPLOYING and len(region.ready) == len(region.tasks):
-                region.state = RegionState.RUNNING
+        for region in self._regions.within(RegionState.DEPLOYING):
+            if len(region.ready) == len(region.tasks):
+                region.run()
                 started = True
                 self._send(Start, region, region.tasks, actions)
-        if started and all(r.state is RegionState.RUNNING for r in self._regions):
+        if started and self._regions.all_are(RegionState.RUNNING):
             self._all_running(now, actions)
 
     def _all_running(self, now: int, actions: list[Action]) -> None:

@@ -5,8 +5,10 @@ Pure book-keeping: what to do about a TaskManager that is silent or overdue is t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterator, KeysView
 from dataclasses import dataclass
+from heapq import heappop, heappush
 
 from jobmanager.execution_graph import Slot
 from jobmanager.job_events import StartTaskManager
@@ -20,11 +22,14 @@ class TaskManagerInfo:
     resources: tuple[tuple[str, float], ...]
     requested_at: int
     ready: bool = False
-    last_heartbeat: int = 0
 
 
 class SlotPool:
-    """Every slot is offered by at most one TaskManager, which is starting or ready."""
+    """Every slot is offered by at most one TaskManager, which is starting or ready.
+
+    ``now`` never goes back from one call to the next. Every event asks who is silent or overdue,
+    so that is known without looking at each TaskManager.
+    """
 
     def __init__(
         self,
@@ -43,6 +48,11 @@ class SlotPool:
         self._taskmanagers: dict[str, TaskManagerInfo] = {}
         self._started = 0
         self._location: dict[int, str] = {}  # slots of ready TaskManagers only
+        self._unoffered = {slot.index for slot in slots}
+        #: When each ready one was last heard of; the one silent for longest comes first.
+        self._heard: OrderedDict[str, int] = OrderedDict()
+        #: Heap of (requested at, id) of all that are starting; of others what is left over.
+        self._asked: list[tuple[int, str]] = []
 
     def __iter__(self) -> Iterator[str]:
         """The ids of all TaskManagers, starting ones too; a snapshot."""
@@ -52,13 +62,17 @@ class SlotPool:
         """The TaskManager that offers the slot and is ready."""
         return self._location.get(slot)
 
+    @property
+    def located(self) -> KeysView[int]:
+        """The slots of ready TaskManagers."""
+        return self._location.keys()
+
     def request_missing(self, since: int, delay_ms: int = 0) -> list[StartTaskManager]:
         """TaskManagers for every slot that nobody offers; they are wanted ``since``."""
-        offered = {slot for info in self._taskmanagers.values() for slot in info.slots}
         missing: dict[tuple[tuple[str, float], ...], list[int]] = {}
-        for slot in self._slots:
-            if slot.index not in offered:
-                missing.setdefault(slot.resources, []).append(slot.index)
+        for index in sorted(self._unoffered):
+            missing.setdefault(self._slots[index].resources, []).append(index)
+        self._unoffered.clear()
         requests = []
         for resources, slots in missing.items():
             for first in range(0, len(slots), self._slots_per_taskmanager):
@@ -67,6 +81,7 @@ class SlotPool:
                 chunk = tuple(slots[first : first + self._slots_per_taskmanager])
                 total = tuple((name, amount * len(chunk)) for name, amount in resources)
                 self._taskmanagers[taskmanager_id] = TaskManagerInfo(chunk, total, since)
+                heappush(self._asked, (since, taskmanager_id))
                 requests.append(StartTaskManager(taskmanager_id, total, delay_ms))
         return requests
 
@@ -75,19 +90,22 @@ class SlotPool:
         info = self._taskmanagers.get(taskmanager_id)
         if info is None or info.ready:
             return
-        info.ready, info.last_heartbeat = True, now
+        info.ready = True
+        self._heard[taskmanager_id] = now
         for slot in info.slots:
             self._location[slot] = taskmanager_id
 
     def on_heartbeat(self, taskmanager_id: str, now: int) -> None:
-        info = self._taskmanagers.get(taskmanager_id)
-        if info is not None:
-            info.last_heartbeat = now
+        if taskmanager_id in self._heard:
+            self._heard[taskmanager_id] = now
+            self._heard.move_to_end(taskmanager_id)
 
     def remove(self, taskmanager_id: str) -> TaskManagerInfo | None:
         """Its slots are missing from now on; None when it was not there any more."""
         info = self._taskmanagers.pop(taskmanager_id, None)
         if info is not None:
+            self._heard.pop(taskmanager_id, None)
+            self._unoffered.update(info.slots)
             for slot in info.slots:
                 self._location.pop(slot, None)
         return info
@@ -95,25 +113,35 @@ class SlotPool:
     def clear(self) -> list[str]:
         """Give all up; their ids."""
         ids = list(self._taskmanagers)
-        self._taskmanagers.clear()
-        self._location.clear()
+        for taskmanager_id in ids:
+            self.remove(taskmanager_id)
         return ids
 
     # -------------------------------------------------------------------------------- time
 
     def silent(self, now: int) -> list[tuple[str, int]]:
         """Ready TaskManagers whose heartbeats are missing, with how long (ms)."""
-        return [
-            (taskmanager_id, now - info.last_heartbeat)
-            for taskmanager_id, info in self._taskmanagers.items()
-            if info.ready and now - info.last_heartbeat >= self._heartbeat_timeout
-        ]
+        silent = []
+        for taskmanager_id, heard in self._heard.items():
+            if now - heard < self._heartbeat_timeout:
+                break
+            silent.append((taskmanager_id, now - heard))
+        return silent
 
     def overdue(self, now: int) -> TaskManagerInfo | None:
         """One that should have been ready by now."""
-        for info in self._taskmanagers.values():
-            if not info.ready and now - info.requested_at >= self._slot_request_timeout:
+        first = self._first_asked()
+        if first is None or now - first.requested_at < self._slot_request_timeout:
+            return None
+        return first
+
+    def _first_asked(self) -> TaskManagerInfo | None:
+        """Of those that are starting, the one that was asked for first."""
+        while self._asked:
+            info = self._taskmanagers.get(self._asked[0][1])
+            if info is not None and not info.ready:
                 return info
+            heappop(self._asked)
         return None
 
     def missing(self, since: int) -> int:
@@ -123,10 +151,10 @@ class SlotPool:
 
     def next_silent_at(self) -> int | None:
         """When the next TaskManager will be ``silent`` if it says nothing."""
-        ready = [info.last_heartbeat for info in self._taskmanagers.values() if info.ready]
-        return min(ready) + self._heartbeat_timeout if ready else None
+        heard = next(iter(self._heard.values()), None)
+        return None if heard is None else heard + self._heartbeat_timeout
 
     def next_overdue_at(self) -> int | None:
         """When the next TaskManager will be ``overdue`` if it does not come up."""
-        asked = [info.requested_at for info in self._taskmanagers.values() if not info.ready]
-        return min(asked) + self._slot_request_timeout if asked else None
+        first = self._first_asked()
+        return None if first is None else first.requested_at + self._slot_request_timeout

@@ -82,6 +82,12 @@ class JobPaths:
             )
         return f"{JobPaths.folder(attempt)}/{name}.{sha256[:16]}"
 
+    @staticmethod
+    def is_state(path: str) -> bool:
+        """Of a subtask's state; what decides about checkpoints is something else."""
+        match = _FILE.fullmatch(path)
+        return match is not None and match[3] not in (MANIFEST, COMMITTED)
+
 
 def _positive(number: int) -> int:
     if type(number) is not int or not 0 < number < 10**18:

@@ -21,6 +21,7 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import InitVar, dataclass, field
 from enum import Enum
+from itertools import groupby
 from typing import Any
 
 from dataflow.errors import ConfigError, CorruptObject, ObjectNotFound, RestoreError, StorageError
@@ -238,8 +239,8 @@ class CheckpointStore:
                 if record is not None and record.generation == generation:
                     return False
             self._fs.delete(self._path(JobPaths.manifest(attempt)))
-        for status in self._fs.list(self._path(JobPaths.folder(attempt))):
-            self._fs.delete(status.path)
+        files = self._fs.list(self._path(JobPaths.folder(attempt)))
+        self._fs.delete_all([status.path for status in files])
         return True
 
     def _put_epoch(self, attempt: Attempt, manifest_sha256: str | None) -> bool:
@@ -408,10 +409,16 @@ class CheckpointStore:
         doomed = protocol.plan_garbage(listing, records, manifests, generation, retain, in_use)
         if not doomed or not self.is_current(generation):
             return []
-        paths = [self._path(path) for path in doomed]
-        for path in paths:
-            self._fs.delete(path)
-        return paths
+        # The records of a checkpoint one by one, in their order; its state, which may be thousands
+        # of files, together.
+        for is_state, group in groupby(doomed, JobPaths.is_state):
+            paths = [self._path(path) for path in group]
+            if is_state:
+                self._fs.delete_all(paths)
+            else:
+                for path in paths:
+                    self._fs.delete(path)
+        return [self._path(path) for path in doomed]
 
     def delete_checkpoints(self, generation: int) -> None:
         """Delete every checkpoint of a job that is canceled for good; the claims stay.
@@ -423,9 +430,10 @@ class CheckpointStore:
         paths = [status.path for status in self._fs.list(self._root)]
         claims = {self._path(JobPaths.claim(g)) for g in self._listing().claims}
         epochs = f"{self._root}/epochs/"
-        for path in sorted(paths, key=lambda path: not path.startswith(epochs)):
-            if path not in claims:
+        for path in paths:
+            if path.startswith(epochs):
                 self._fs.delete(path)
+        self._fs.delete_all([p for p in paths if p not in claims and not p.startswith(epochs)])
 
     def _manifests(
         self, listing: JobListing, records: dict[int, EpochRecord]

@@ -72,11 +72,12 @@ class TaskSnapshot:
 
 def encode(snapshot: TaskSnapshot) -> bytes:
     """The snapshot as one file; equal snapshots give equal bytes."""
-    out = bytearray(_MAGIC)
+    parts, position = [_MAGIC], len(_MAGIC)
 
     def add(block: bytes) -> list[int]:
-        offset = len(out)
-        out.extend(block)
+        nonlocal position
+        offset, position = position, position + len(block)
+        parts.append(block)
         return [offset, len(block), zlib.crc32(block)]
 
     operators = [
@@ -92,9 +93,8 @@ def encode(snapshot: TaskSnapshot) -> bytes:
     index = json.dumps(
         {"drained": snapshot.drained, "operators": operators}, separators=(",", ":")
     ).encode()
-    out += index
-    out += _FOOTER.pack(len(index), _index_crc(index), _MAGIC)
-    return bytes(out)
+    # Joined once: state that is copied while it grows takes its size once more.
+    return b"".join([*parts, index, _FOOTER.pack(len(index), _index_crc(index), _MAGIC)])
 
 
 def _join(items: list[bytes]) -> bytes:

@@ -56,6 +56,13 @@ class InputGate:
                 self._ready.append(position)
         return position, deserialize(item) if isinstance(item, bytes) else item
 
+    def block(self, position: int) -> None:
+        """Read no more from this channel either."""
+        with self._lock:
+            self._blocked.add(position)
+            if len(self.channels[position]):
+                self._ready.remove(position)
+
     def set_blocked(self, blocked: set[int]) -> None:
         """Read no more from these channels (alignment); all others are free."""
         with self._lock:

@@ -23,25 +23,52 @@ class TaskId(NamedTuple):
 
 @dataclass(frozen=True)
 class InputDescriptor:
-    """The channels of one incoming edge, with the TaskManager at the other end of each."""
+    """The channels of one incoming edge: from consecutive upstream subtasks to ``subtask``.
+
+    Only what differs is written down, and every task of an all-to-all edge has the same
+    ``peers``: an edge of 500 by 500 subtasks has 250,000 channels, each described at both ends.
+    """
 
     edge_id: str
     input_index: int
-    channels: tuple[tuple[ChannelId, str], ...]
+    subtask: int
+    first: int  # upstream subtask
+    peers: tuple[str, ...]  # the TaskManager of each, from the first on
+
+    @property
+    def channels(self) -> list[tuple[ChannelId, str]]:
+        """With the TaskManager at the other end of each."""
+        return [
+            (ChannelId(self.edge_id, up, self.subtask), peer)
+            for up, peer in enumerate(self.peers, self.first)
+        ]
 
 
 @dataclass(frozen=True)
 class OutputDescriptor:
-    """The channels of one outgoing edge, in the order of the downstream subtasks."""
+    """The channels of one outgoing edge, from ``subtask`` to consecutive downstream subtasks."""
 
     edge: JobEdge
     max_parallelism: int  # of the target
-    channels: tuple[tuple[ChannelId, str], ...]
+    subtask: int
+    first: int  # downstream subtask
+    peers: tuple[str, ...]  # the TaskManager of each, from the first on
+
+    @property
+    def channels(self) -> list[tuple[ChannelId, str]]:
+        """With the TaskManager at the other end of each, in the order of the subtasks."""
+        return [
+            (ChannelId(self.edge.id, self.subtask, down), peer)
+            for down, peer in enumerate(self.peers, self.first)
+        ]
 
 
 @dataclass(frozen=True)
 class RestoreDescriptor:
-    """The snapshots of one vertex of the checkpoint that holds state of this task's operators."""
+    """What one task needs of one vertex of the checkpoint that holds state of its operators.
+
+    Only its own snapshot if the parallelism is what it was, else those of all subtasks.
+    """
 
     checkpoint_id: int
     parallelism: int  # of that vertex, at the time of the checkpoint

@@ -34,7 +34,7 @@ from dataflow.errors import (
 from dataflow.graph.job_graph import OperatorNode
 from dataflow.graph.pickling import install_main_classes
 from state.checkpoint_store import CheckpointStore, CommitPermit, StateHandle
-from state.snapshot import TaskSnapshot, decode, encode, redistribute
+from state.snapshot import TaskSnapshot, encode
 from taskmanager.alignment import BarrierAligner
 from taskmanager.channel import ChannelLimits
 from taskmanager.elements import (
@@ -69,6 +69,7 @@ from taskmanager.operator_chain import OperatorChain
 from taskmanager.operators.enumerator import EnumeratorOperator
 from taskmanager.operators.sink import SinkOperator
 from taskmanager.operators.source import SourceOperator
+from taskmanager.restore import load_snapshot
 from taskmanager.result_partition import TaskOutputs
 from taskmanager.task_services import TaskServices
 from taskmanager.watermark_valve import WatermarkValve
@@ -362,30 +363,10 @@ class Task:
             self._call_async(self._load_snapshot, self._on_snapshot_loaded)
 
     def _load_snapshot(self) -> TaskSnapshot:
-        """On an I/O thread: everything of the checkpoint that belongs to this subtask."""
-        vertex, store = self.descriptor.vertex, self._store
-        if store is None:
+        """On an I/O thread."""
+        if self._store is None:
             raise RestoreError("the job is restored from a checkpoint but has no storage")
-        merged = TaskSnapshot()
-        for restore in self.descriptor.restore:
-            unchanged = restore.parallelism == vertex.parallelism
-            old = [
-                decode(store.read_state(handle))
-                if handle is not None and (not unchanged or subtask == self.id.subtask)
-                else TaskSnapshot()
-                for subtask, handle in restore.handles
-            ]
-            part = redistribute(
-                old,
-                restore.parallelism,
-                vertex.parallelism,
-                self.id.subtask,
-                vertex.max_parallelism,
-            )
-            merged.operators.update(part.operators)
-            # Chains may have been cut differently: only the very same chain is known to be done.
-            merged.drained = part.drained and len(self.descriptor.restore) == 1
-        return merged
+        return load_snapshot(self.descriptor, self._store)
 
     def _on_snapshot_loaded(
         self, snapshot: TaskSnapshot | None, error: BaseException | None
@@ -497,7 +478,10 @@ class Task:
         for aborted in result.aborted:
             self._decline(aborted, f"superseded by checkpoint {checkpoint_id}")
         if self._aligned_exactly:
-            self._gate.set_blocked(self._aligner.blocked)
+            if position in self._aligner.blocked and not result.aborted:
+                self._gate.block(position)  # one more: no need to look at all channels
+            else:
+                self._gate.set_blocked(self._aligner.blocked)
         if result.completed is not None:
             self._checkpoint(result.completed)
 

@@ -118,16 +118,12 @@ class TaskHarness:
             attempt_number=attempt_number,
             vertex=vertex_of(specs, outputs > 0),
             inputs=(
-                InputDescriptor(
-                    "in", 0, tuple((ChannelId("in", up, 0), "peer") for up in range(inputs))
-                ),
+                InputDescriptor("in", 0, 0, 0, ("peer",) * inputs),
             )
             if inputs
             else (),
             outputs=(
-                OutputDescriptor(
-                    edge, 128, tuple((ChannelId("out", 0, n), "peer") for n in range(outputs))
-                ),
+                OutputDescriptor(edge, 128, 0, 0, ("peer",) * outputs),
             )
             if outputs
             else (),

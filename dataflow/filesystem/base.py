@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -120,6 +120,11 @@ class FileSystem(ABC):
     @abstractmethod
     def delete(self, path: str) -> None:
         """Remove an object; it is no error when there is none."""
+
+    def delete_all(self, paths: Sequence[str]) -> None:
+        """``delete`` each, in any order; after an error some of them may be left."""
+        for path in paths:
+            self.delete(path)
 
     @abstractmethod
     def create_multipart(self, path: str) -> MultipartUpload:

@@ -13,7 +13,8 @@ from dataflow.graph.job_graph import (
     OperatorNode,
     Partitioning,
 )
-from jobmanager.execution_graph import ExecutionGraph, Slot, connected
+from jobmanager.deployment import Deployment
+from jobmanager.execution_graph import ExecutionGraph, Slot, connected, connected_to
 from taskmanager.elements import ChannelId
 from taskmanager.messages import TaskId
 
@@ -71,8 +72,22 @@ def test_rescale_groups_are_flinks(up: int, down: int) -> None:
     assert ours == flinks_pointwise(up, down)
 
 
+@given(
+    st.sampled_from([p for p in Partitioning if p is not Partitioning.FORWARD]),
+    st.integers(1, 40),
+    st.integers(1, 40),
+)
+def test_those_who_send_to_a_subtask_are_those_who_reach_it(
+    partitioning: Partitioning, up: int, down: int
+) -> None:
+    for subtask in range(down):
+        senders = [u for u in range(up) if subtask in connected(partitioning, u, up, down)]
+        assert list(connected_to(partitioning, subtask, up, down)) == senders
+
+
 def test_forward_goes_straight_and_shuffles_reach_all() -> None:
     assert list(connected(Partitioning.FORWARD, 2, 4, 4)) == [2]
+    assert list(connected_to(Partitioning.FORWARD, 2, 4, 4)) == [2]
     for partitioning in Partitioning:
         if not partitioning.pointwise:
             assert list(connected(partitioning, 1, 4, 3)) == [0, 1, 2]
@@ -84,16 +99,17 @@ def test_both_ends_of_a_connection_describe_the_same_channels() -> None:
         [edge("a", "b", Partitioning.RESCALE), edge("b", "c", Partitioning.HASH)],
     )
     location = {task: f"tm-{task.vertex_id}{task.subtask}" for task in expanded.tasks}
+    deployment = Deployment(expanded, location)
     outgoing, incoming = set(), set()
     for task in expanded.tasks:
-        for out in expanded.outputs(task, location):
+        for out in deployment.outputs(task):
             downs = [channel.downstream for channel, _ in out.channels]
             assert downs == sorted(downs), "partitioners count on the order"
             for channel, peer in out.channels:
                 assert channel.upstream == task.subtask
                 assert peer == location[TaskId(out.edge.target, channel.downstream)]
                 outgoing.add(channel)
-        for into in expanded.inputs(task, location):
+        for into in deployment.inputs(task):
             for channel, peer in into.channels:
                 assert channel.downstream == task.subtask
                 source = channel.edge.split("-")[0]
@@ -172,6 +188,15 @@ def test_subtasks_of_one_index_share_a_slot() -> None:
     assert len(expanded.slots) == 3 == expanded.job_graph.slots_required
     assert expanded.slot_of[TaskId("a", 1)] == expanded.slot_of[TaskId("b", 1)]
     assert len({expanded.slot_of[TaskId("b", n)] for n in range(3)}) == 3
+
+
+def test_each_slot_knows_its_tasks() -> None:
+    expanded = graph([vertex("a", 2), vertex("b", 3)], [])
+    assert expanded.tasks_in == {
+        0: [TaskId("a", 0), TaskId("b", 0)],
+        1: [TaskId("a", 1), TaskId("b", 1)],
+        2: [TaskId("b", 2)],
+    }
 
 
 def test_a_slot_sharing_group_of_its_own_gets_slots_of_its_own_with_its_resources() -> None:

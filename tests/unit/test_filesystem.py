@@ -109,6 +109,19 @@ def test_what_is_not_there_is_reported_as_such(fs: FileSystem, root: str) -> Non
         fs.read(f"{root}/no", 0, 0)
 
 
+def test_many_are_deleted_together_also_those_that_are_not_there(
+    fs: FileSystem, root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_module, "DELETE_MAX", 3)
+    names = [f"{root}/a/x&<{n}>" for n in range(8)]
+    for name in names:
+        fs.put(name, b"1")
+    fs.put(f"{root}/b", b"2")
+    fs.delete_all([*names[:7], f"{root}/a/no", f"{root}/no/no"])
+    assert paths(fs, root) == [names[7], f"{root}/b"]
+    fs.delete_all([])
+
+
 def test_delete_removes_and_does_not_mind_repetition(fs: FileSystem, root: str) -> None:
     fs.put(f"{root}/a/x", b"1")
     fs.put(f"{root}/a/y", b"2")
@@ -479,6 +492,32 @@ def test_put_if_absent_survives_lost_requests_and_lost_answers(
     assert s3.put_if_absent(f"{moto_bucket}/x", b"mine")
     assert s3.read(f"{moto_bucket}/x") == b"mine"
     assert len(calls) > 1
+
+
+@pytest.mark.parametrize("status", [None, 404, 503])
+def test_where_many_cannot_be_deleted_together_they_are_one_by_one(
+    s3: S3FileSystem, moto_bucket: str, status: int | None
+) -> None:
+    names = [f"{moto_bucket}/{n}" for n in range(3)]
+    for name in names:
+        s3.put(name, b"1")
+    together = fault(s3, "DeleteObjects", 10**6, effect=False, status=status)
+    single = fault(s3, "DeleteObject", 0, effect=True)
+    s3.delete_all(names)
+    assert paths(s3, moto_bucket) == []
+    assert (len(together) > 0, len(single)) == (True, 3)
+
+
+def test_what_the_server_could_not_delete_with_the_others_is_deleted_alone(
+    s3: S3FileSystem, moto_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{moto_bucket}/{n}" for n in range(3)]
+    for name in names:
+        s3.put(name, b"1")
+    refused = {"Errors": [{"Key": "1", "Code": "InternalError"}]}
+    monkeypatch.setattr(s3.client, "delete_objects", lambda **_: refused)
+    s3.delete_all(names)
+    assert paths(s3, moto_bucket) == []
 
 
 @pytest.mark.parametrize("times", [1, 7])

@@ -117,6 +117,7 @@ def histories(draw: st.DrawFn) -> list[tuple[str, Any]]:
         st.tuples(st.just("put"), st.integers(0, 2)),
         st.tuples(st.just("poll"), st.none()),
         st.tuples(st.just("block"), st.sets(st.integers(0, 2))),
+        st.tuples(st.just("block one more"), st.integers(0, 2)),
     )
     return draw(st.lists(steps, max_size=60))
 
@@ -136,6 +137,10 @@ def test_every_element_is_read_once_in_order_and_never_from_a_blocked_channel(
         elif what == "block":
             blocked = argument
             gate.set_blocked(blocked)
+        elif what == "block one more":
+            if argument not in blocked:
+                blocked = blocked | {argument}
+                gate.block(argument)
         else:
             free = [n for n in range(3) if n not in blocked and read[n] < sent[n]]
             polled = gate.poll()

@@ -11,9 +11,11 @@ from dataflow.common.job_status import JobStatus
 from dataflow.datastream import StreamExecutionEnvironment
 from dataflow.errors import StorageError
 from jobmanager import job_manager
+from jobmanager.job_events import Tick
 from jobmanager.job_manager import JobManager
 from jobmanager.local import LocalCluster
 from state.checkpoint_store import CheckpointStore
+from taskmanager.messages import Heartbeat
 
 
 def manager(storage: Path, restarted: bool) -> JobManager:
@@ -62,3 +64,34 @@ def test_a_new_job_is_told_at_once_that_its_storage_is_away(
     info = ended(manager(tmp_path, restarted=False))
     assert len(failures) == 2
     assert (info.status, info.error) == (JobStatus.FAILED, "the storage is away")
+
+
+class Patient:
+    """A JobMaster that waits for nothing until ``tick_at``."""
+
+    def __init__(self, tick_at: int) -> None:
+        self.tick_at = tick_at
+
+    def next_tick_at(self) -> int:
+        return self.tick_at
+
+
+def test_what_waits_in_line_is_handled_as_of_when_it_came(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or heartbeats that came while a large deployment was sent out would come too late."""
+    clock = [1_000]
+    monkeypatch.setattr(job_manager, "_monotonic", lambda: clock[0])
+    made = manager(tmp_path, restarted=False)
+    for number, came in enumerate([1_000, 2_000, 1_990], 1):
+        clock[0] = came
+        made.report(Heartbeat(f"tm{number}", {}))
+    clock[0] = 60_000
+    master: Any = Patient(tick_at=11_000)
+    handled = [(made._next_event(master), made._now) for _ in range(4)]
+    assert handled == [
+        (Heartbeat("tm1", {}), 1_000),
+        (Heartbeat("tm2", {}), 2_000),
+        (Heartbeat("tm3", {}), 2_000),  # never back
+        (Tick(), 60_000),
+    ]

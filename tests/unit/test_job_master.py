@@ -151,7 +151,7 @@ class Script:
         return self.on(Tick(), at=at)
 
     def attempt_of(self, task: TaskId) -> Attempt:
-        attempt = self.master._region_of[task].attempt
+        attempt = self.master._regions.of_task[task].attempt
         assert attempt is not None
         return attempt
 
@@ -310,6 +310,26 @@ def test_reports_of_an_attempt_that_is_over_do_nothing() -> None:
     ):
         assert script.on(late) == []
     assert script.status is JobStatus.RUNNING
+
+
+def test_a_checkpoint_that_does_not_fit_fails_the_job_before_any_taskmanager_is_up() -> None:
+    script = Script(checkpoints=True)
+    other = manifest(5, JobGraph("job", (vertex("gone"),), ()))
+    script.on(Recovered(Recovery(other, False, [])))
+    assert script.statuses() == [JobStatus.FAILING, JobStatus.FAILED]
+    assert "operator uid 'uid-gone', which the job no longer has" in (script.master.error or "")
+
+
+def test_regions_whose_taskmanagers_are_up_do_not_wait_for_others() -> None:
+    script = Script(pipelines())
+    script.on(TaskManagerReady(TM2))
+    assert script.deployed() == [A1]
+    script.on(TaskManagerLost(TM1, "it never came up"))
+    assert script.tasks_of(Cancel) == [], "nobody ran there"
+    script.each(TaskReady, [A1])
+    assert script.tasks_of(Start) == [A1]
+    script.on(TaskManagerReady(TM3))
+    assert script.deployed() == [A0]
 
 
 def test_the_strategy_decides_when_it_is_enough() -> None:

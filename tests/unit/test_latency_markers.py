@@ -25,7 +25,6 @@ from taskmanager.elements import (
     END_OF_INPUT,
     Attempt,
     Barrier,
-    ChannelId,
     LatencyMarker,
     Watermark,
 )
@@ -253,7 +252,9 @@ def markers_of(
         OutputDescriptor(
             JobEdge(edge, "v", "w", partitioning),
             128,
-            tuple((ChannelId(edge, 0, n), "peer") for n in range(parallelism)),
+            0,
+            0,
+            ("peer",) * parallelism,
         )
         for edge, partitioning in edges.items()
     )

@@ -72,11 +72,7 @@ def chain_of(*nodes: tuple[OperatorSpec, list[Target]]) -> tuple[OperatorChain, 
     )
     vertex = JobVertex("v", "v", 1, 128, operators)
     outputs = tuple(
-        OutputDescriptor(
-            JobEdge(edge, "v", "w", Partitioning.FORWARD),
-            128,
-            ((ChannelId(edge, 0, 0), "peer"),),
-        )
+        OutputDescriptor(JobEdge(edge, "v", "w", Partitioning.FORWARD), 128, 0, 0, ("peer",))
         for edge in EDGES
     )
     services, limits, attempt = Services(), ChannelLimits(), Attempt(1, 1)

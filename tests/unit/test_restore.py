@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dataflow.graph.job_graph import JobGraph, JobVertex, OperatorNode
+from jobmanager.deployment import restore_of_subtask
 from jobmanager.restore import plan_restore
 from state.checkpoint_store import CheckpointManifest, StateHandle, SubtaskState, VertexState
 from taskmanager.messages import RestoreDescriptor
@@ -84,3 +85,10 @@ def test_a_subtask_without_state_stays_without() -> None:
     old = replace(old, subtasks=(SubtaskState(0, None, False),))
     plan, _ = plan_restore(graph(vertex("v", "a")), checkpoint(old), False)
     assert plan["v"][0].handles == ((0, None),)
+
+
+def test_a_subtask_is_told_of_others_state_only_when_the_parallelism_has_changed() -> None:
+    handles = tuple((n, handle(f"v{n}")) for n in range(3))
+    all_of_it = RestoreDescriptor(7, 3, handles)
+    assert restore_of_subtask(all_of_it, 3, 1) == RestoreDescriptor(7, 3, handles[1:2])
+    assert restore_of_subtask(all_of_it, 2, 1) == all_of_it

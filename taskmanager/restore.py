@@ -1,0 +1,41 @@
+"""What a task goes on from: its part of a checkpoint."""
+
+from __future__ import annotations
+
+from dataflow.common.keys import KeyGroupRange
+from state.checkpoint_store import CheckpointStore, StateHandle
+from state.snapshot import TaskSnapshot, decode, redistribute
+from taskmanager.messages import RestoreDescriptor, TaskDeploymentDescriptor
+
+
+def load_snapshot(descriptor: TaskDeploymentDescriptor, store: CheckpointStore) -> TaskSnapshot:
+    """Everything of the checkpoint that belongs to this subtask. Blocks.
+
+    Raises StorageError, ObjectNotFound, CorruptObject.
+    """
+    merged = TaskSnapshot()
+    for restore in descriptor.restore:
+        part = _load_part(restore, descriptor, store)
+        merged.operators.update(part.operators)
+        # Chains may have been cut differently: only the very same chain is known to be done.
+        merged.drained = part.drained and len(descriptor.restore) == 1
+    return merged
+
+
+def _load_part(
+    restore: RestoreDescriptor, descriptor: TaskDeploymentDescriptor, store: CheckpointStore
+) -> TaskSnapshot:
+    """Of one vertex of the checkpoint."""
+    vertex, subtask = descriptor.vertex, descriptor.task.subtask
+
+    def load(handle: StateHandle | None, groups: KeyGroupRange | None) -> TaskSnapshot:
+        return TaskSnapshot() if handle is None else decode(store.read_state(handle), groups)
+
+    if restore.parallelism == vertex.parallelism:
+        return load(dict(restore.handles)[subtask], None)
+    # Of the state of others only what comes here is kept: all of it may not fit into memory.
+    own = KeyGroupRange.of(vertex.max_parallelism, vertex.parallelism, subtask)
+    old = [load(handle, own) for _, handle in restore.handles]
+    return redistribute(
+        old, restore.parallelism, vertex.parallelism, subtask, vertex.max_parallelism
+    )

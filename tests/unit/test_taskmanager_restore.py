@@ -1,0 +1,75 @@
+"""What a task reads of a checkpoint when it starts again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from task_harness import memory_store
+
+from dataflow.graph.job_graph import JobVertex
+from state.checkpoint_store import CheckpointStore
+from state.snapshot import OperatorSnapshot, TaskSnapshot, encode, redistribute
+from taskmanager import restore
+from taskmanager.elements import Attempt
+from taskmanager.messages import RestoreDescriptor, TaskDeploymentDescriptor, TaskId
+
+GROUPS = 8
+
+
+def snapshot_of(subtask: int, parallelism: int) -> TaskSnapshot:
+    """Of an operator that keeps something for each key group, and one item of its own."""
+    first, end = subtask * GROUPS // parallelism, (subtask + 1) * GROUPS // parallelism
+    keyed = {group: f"group {group}".encode() for group in range(first, end)}
+    return TaskSnapshot({"uid": OperatorSnapshot(keyed, {"own": [f"item {subtask}".encode()]})})
+
+
+def descriptor_of(
+    store: CheckpointStore, old: list[TaskSnapshot], parallelism: int, subtask: int
+) -> TaskDeploymentDescriptor:
+    handles = tuple(
+        (n, store.write_state(1, 1, f"v-{n}", encode(snapshot))) for n, snapshot in enumerate(old)
+    )
+    return TaskDeploymentDescriptor(
+        job_id="job",
+        job_name="job",
+        task=TaskId("v", subtask),
+        attempt=Attempt(1, 2),
+        attempt_number=1,
+        vertex=JobVertex("v", "v", parallelism, GROUPS, ()),
+        inputs=(),
+        outputs=(),
+        configuration={},
+        restore=(RestoreDescriptor(1, len(old), handles),),
+    )
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 4), (4, 2), (1, 8), (2, 2)])
+def test_a_task_gets_its_part_and_holds_no_more_of_others_than_that(
+    before: int, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = memory_store()
+    old = [snapshot_of(n, before) for n in range(before)]
+    held: list[int] = []
+
+    def deal_out(parts: list[TaskSnapshot], *places: int) -> TaskSnapshot:
+        held.extend(group for part in parts for group in part.operators["uid"].keyed)
+        return redistribute(parts, *places)
+
+    monkeypatch.setattr(restore, "redistribute", deal_out)
+    for subtask in range(after):
+        held.clear()
+        loaded = restore.load_snapshot(descriptor_of(store, old, after, subtask), store)
+        assert loaded.operators == redistribute(old, before, after, subtask, GROUPS).operators
+        if before != after:
+            assert held == list(loaded.operators["uid"].keyed), "the rest does not stay in memory"
+
+
+def test_with_the_same_parallelism_its_own_part_is_all_it_is_told_of() -> None:
+    store = memory_store()
+    old = [snapshot_of(n, 4) for n in range(4)]
+    descriptor = descriptor_of(store, old, 4, 2)
+    (all_parts,) = descriptor.restore
+    own = replace(all_parts, handles=all_parts.handles[2:3])
+    loaded = restore.load_snapshot(replace(descriptor, restore=(own,)), store)
+    assert loaded.operators == old[2].operators

@@ -347,6 +347,26 @@ def test_what_is_merged_before_the_shuffle_waits_for_a_watermark_and_not_longer(
     assert sent() == [{"k": 1, "count()": 2}]
 
 
+@pytest.mark.parametrize("keys", [("k",), ("k", "j")])
+def test_lists_find_their_keys_however_many_there_are(keys: tuple[str, ...]) -> None:
+    """Arrow's order of groups is not that of the first rows, once there are some dozens."""
+    rows = 20_000
+    k = [f"key {i * i % 4_999}" for i in range(rows)]
+    x = [i % 7 for i in range(rows)]
+    window = spec({"all": agg.collect("x"), "different": agg.count_distinct("x")}, keys=keys)
+    pipeline = Pipeline(window)
+    for part in (slice(0, 7_000), slice(7_000, rows)):
+        count = len(k[part])
+        pipeline.send(columns([1] * count, k=k[part], j=[1] * count, x=x[part]))
+    pipeline.watermark(9)
+    wanted: dict[str, list[int]] = defaultdict(list)
+    for key, value in zip(k, x, strict=True):
+        wanted[key].append(value)
+    assert {row["k"]: row["all"] for row in pipeline.emitted} == wanted
+    for row in pipeline.emitted:
+        assert row["different"] == len(set(row["all"]))
+
+
 # ------------------------------------------------------------------------------------ properties
 
 

@@ -35,6 +35,8 @@ _MERGE = {
     "last": "last",
 }
 _LISTS = ("count_distinct", "collect")
+#: A column of row numbers; no user's column has such a name.
+_ROW = "\0row"
 
 
 def accumulators_of(aggregates: Sequence[Aggregate]) -> dict[str, Aggregate]:
@@ -81,16 +83,21 @@ class Accumulators:
     # ------------------------------------------------------------------------------------- merge
 
     def merge(self, rows: pa.Table) -> pa.Table:
-        """A row per key, in the order of their first ones. Raises JobExecutionError."""
+        """A row per key, in no particular order. Raises JobExecutionError."""
         rows = self._without_overflow(rows)
         # Of a column that has held nothing but nulls so far there is nothing to merge.
         merges = [m for m in self._merges if not pa.types.is_null(rows.field(m[0]).type)]
-        grouped = rows.group_by(self.keys, use_threads=False).aggregate(merges)
+        grouping = rows
+        if self._lists:  # Arrow has no function that joins lists: take down whose row is whose
+            grouping = rows.append_column(_ROW, pa.array(np.arange(rows.num_rows)))
+            merges.append((_ROW, "list"))
+        grouped = grouping.group_by(self.keys, use_threads=False).aggregate(merges)
         merged = {name: grouped.column(name) for name in self.keys}
         merged.update({name: pa.nulls(grouped.num_rows) for name, _ in self._merges})
         merged.update({name: grouped.column(f"{name}_{function}") for name, function in merges})
+        merged.pop(_ROW, None)
         if self._lists:
-            groups = group_numbers(rows, self.keys)
+            groups = _owners(grouped.column(f"{_ROW}_list"))
             for name, collects in self._lists:
                 lists = rows.column(name).combine_chunks()
                 merged[name] = _merge_lists(lists, groups, grouped.num_rows, collects)
@@ -193,17 +200,23 @@ def _lists(ends: np.ndarray, values: pa.Array) -> pa.Array:
 
 
 def group_numbers(rows: pa.Table, keys: Sequence[str]) -> np.ndarray:
-    """For every row the number of its key, in the order of ``group_by``."""
+    """For every row the number of its key; the numbers from 0 on, in no particular order."""
     keys = list(keys)
     if len(keys) == 1:
         encoded = rows.column(keys[0]).combine_chunks().dictionary_encode()
         return np.asarray(encoded.indices.to_numpy(zero_copy_only=False), np.int64)
-    numbered = rows.select(keys).append_column("$row", pa.array(np.arange(rows.num_rows)))
-    lists = numbered.group_by(keys, use_threads=False).aggregate([("$row", "list")])
-    members = lists.column("$row_list").combine_chunks()
-    groups = np.empty(rows.num_rows, np.int64)
-    groups[members.flatten().to_numpy()] = pc.list_parent_indices(members).to_numpy()
-    return groups
+    numbered = rows.select(keys).append_column(_ROW, pa.array(np.arange(rows.num_rows)))
+    lists = numbered.group_by(keys, use_threads=False).aggregate([(_ROW, "list")])
+    return _owners(lists.column(f"{_ROW}_list"))
+
+
+def _owners(lists: pa.ChunkedArray) -> np.ndarray:
+    """For every row the list that holds its number. The order of groups is Arrow's secret."""
+    members = lists.combine_chunks()
+    rows = members.flatten().to_numpy()
+    owners = np.empty(len(rows), np.int64)
+    owners[rows] = pc.list_parent_indices(members).to_numpy()
+    return owners
 
 
 def _merge_lists(lists: pa.Array, groups: np.ndarray, count: int, collects: bool) -> pa.Array:

@@ -99,7 +99,7 @@ class RunningAggregateOperator(KeyedOperator):
 
 
 class Segments:
-    """A batch sorted by key; ``numbers`` has the number of each row's key, by first appearance."""
+    """A batch sorted by key; ``numbers`` has the number of each row's key, from 0 on."""
 
     def __init__(self, numbers: np.ndarray) -> None:
         self.order = np.argsort(numbers, kind="stable")

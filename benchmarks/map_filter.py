@@ -18,7 +18,7 @@ from benchmarks.peers.scripts import run_script
 from dataflow.common.batch import Batch, RowBatch
 from dataflow.datastream.connectors.base import Sink, SinkWriter, WriterInitContext
 
-RECORDS = 10_000_000
+RECORDS = 50_000_000
 VALUES = 10_007
 EVERY = 1_000
 
@@ -89,5 +89,5 @@ def run_once(records: int) -> Timing:
 
 
 def run(options: Options) -> Report:
-    peers = {"pyflink": Peer(partial(run_script, "map_filter_pyflink.py"), check, part=10)}
+    peers = {"pyflink": Peer(partial(run_script, "map_filter_pyflink.py"), check, part=50)}
     return compare(System(run_once), peers, options, RECORDS)

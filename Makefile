@@ -1,16 +1,17 @@
 # `make demo` and `make test` need Python 3.10+ and make, nothing else.
 PYTHON ?= python3
 VENV   ?= .venv
+PEERS  ?= .peers
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 SEEDS  ?= 1000
 MINUTES ?= 10
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types sim chaos bench clean
+.PHONY: help demo test check lint types sim chaos bench bench-peers clean
 
 help:  ## Show what can be made
-	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/'
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/'
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -44,5 +45,8 @@ chaos: $(STAMP)  ## Keep killing actors of a real job for MINUTES=N (default 10)
 bench: $(STAMP)  ## Measure throughput, latency and recovery on this machine
 	$(BIN)/python -m benchmarks
 
-clean:  ## Remove the virtual environment and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+bench-peers: $(STAMP)  ## The same work on Bytewax, PyFlink, Flink SQL and Spark, in turns with ours
+	$(BIN)/python -m benchmarks keyed_reduce window_count map_filter --peers --cache $(PEERS)
+
+clean:  ## Remove the virtual environments and caches
+	rm -rf $(VENV) $(PEERS) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

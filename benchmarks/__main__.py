@@ -13,16 +13,21 @@ from typing import Any
 
 from benchmarks.harness import Options, busy_warning, machine
 from benchmarks.measure import TooNoisy, WrongAnswer
+from benchmarks.peers.environments import REQUIREMENTS
 from dataflow.errors import DataflowError
 
 #: Name, and what it measures; each is the module of its name, with a ``run(options)``.
 WORKLOADS = {
-    "keyed_reduce": "records/s of a running sum per key through a shuffle (--peers: Bytewax too)",
-    "latency": "source to sink at a fixed rate, through a shuffle and keyed state",
-    "scaling": "what the JobManager does for 10, 100 and 1,000 subtasks, simulated",
+    "keyed_reduce": "a running sum per key through a shuffle (peers: bytewax, pyflink)",
+    "window_count": "windows on columns, from Parquet (peers: flink-sql, spark)",
+    "map_filter": "stateless Python lambdas (peer: pyflink)",
+    "files": "files to files: Parquet, and JSON lines",
+    "checkpoint_cost": "keyed_reduce with a checkpoint every second against none",
+    "latency": "source to sink at fixed rates and at full load",
     "recovery": "kill of a TaskManager to the first new output",
     "backpressure": "memory of the TaskManagers while the sink is slow",
-    "checkpoint_cost": "keyed_reduce with a checkpoint every second against none",
+    "fan_out": "one source to four TaskManagers on four Ray nodes",
+    "scaling": "what the JobManager does for 10, 100 and 1,000 subtasks, simulated",
 }
 RESULTS = "bench-results"
 
@@ -42,30 +47,29 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--records",
         type=_positive,
-        default=5_000_000,
         metavar="N",
-        help="keyed_reduce, checkpoint_cost: records of the larger of two sizes; the smaller is a "
-        "fifth (default: %(default)s)",
+        help="throughput workloads: records of the larger of two sizes, the smaller is a fifth; "
+        "latency: how many at full load (default: as each is defined in docs/benchmarks.md)",
     )
     add(
         "--repetitions",
         type=_positive,
         default=3,
         metavar="N",
-        help="keyed_reduce, checkpoint_cost: how often (default: %(default)s)",
+        help="throughput workloads: how often (default: %(default)s)",
     )
     add(
         "--rate",
-        type=_positive,
-        default=50_000,
-        metavar="N",
-        help="latency: events per second (default: %(default)s)",
+        type=_rates,
+        default="1000,50000,200000,max",
+        metavar="N[,N...]",
+        help="latency: events per second, or max for full load (default: %(default)s)",
     )
     add(
         "--seconds",
         type=_positive_seconds,
         metavar="S",
-        help="latency, backpressure: how long (defaults: 20 and 60)",
+        help="latency (each rate), backpressure: how long (defaults: 15 and 30)",
     )
     add(
         "--kills",
@@ -76,9 +80,13 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--peers",
-        action="store_true",
-        help="keyed_reduce: run Bytewax in turns with ours (installs it in an environment of "
-        "its own)",
+        type=_peers,
+        nargs="?",
+        const=frozenset(REQUIREMENTS),
+        default=frozenset(),
+        metavar="NAME[,NAME...]",
+        help="run these other systems in turns with ours, where a workload has them, each "
+        f"installed in an environment of its own: {', '.join(REQUIREMENTS)} (no name: all)",
     )
     add(
         "--cache",
@@ -102,6 +110,20 @@ def _positive(text: str) -> int:
     return value
 
 
+def _rates(text: str) -> tuple[int | None, ...]:
+    return tuple(None if part == "max" else _positive(part) for part in text.split(","))
+
+
+def _peers(text: str) -> frozenset[str]:
+    names = frozenset(text.split(","))
+    unknown = sorted(names - REQUIREMENTS.keys())
+    if unknown:
+        raise argparse.ArgumentTypeError(
+            f"no peer {unknown[0]!r}; there are {', '.join(REQUIREMENTS)}"
+        )
+    return names
+
+
 def _positive_seconds(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
@@ -119,7 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = Options(
         records=args.records,
         repetitions=args.repetitions,
-        rate=args.rate,
+        rates=args.rate,
         seconds=args.seconds,
         kills=args.kills,
         peers=args.peers,

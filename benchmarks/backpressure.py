@@ -7,18 +7,17 @@ resident memory of a TaskManager must stay flat after a warm-up, however long th
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import Options, Report, progress, wait_for
-from benchmarks.jobs import RunningJob, environment, report, running
+from benchmarks.jobs import RunningJob, environment, memory_mb, report, running
 from benchmarks.measure import WrongAnswer, expect_equal
 from benchmarks.paced import Counted, PacedSource, counted, wrong_counts
 from dataflow.common.batch import Batch, RowBatch
 from dataflow.common.job_status import JobStatus
 from dataflow.datastream.connectors.base import Sink, SinkWriter, WriterInitContext
 
-SECONDS = 60.0
+SECONDS = 30.0
 WARM_UP_PART = 0.25
 SAMPLE_EVERY_S = 1.0
 SINK_RATE = 10_000  # records per second of each subtask of the sink
@@ -54,13 +53,6 @@ def flatness(values: list[float], warm_up_part: float = WARM_UP_PART) -> float:
     """By which part of their lowest value the values spread after the warm-up."""
     settled = values[int(len(values) * warm_up_part) :]
     return (max(settled) - min(settled)) / min(settled)
-
-
-def resident_mb(pid: int) -> float:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    raise ProcessLookupError(f"process {pid} has no memory any more")
 
 
 def run(options: Options) -> Report:
@@ -108,7 +100,7 @@ def _observe(job: RunningJob, seconds: float) -> tuple[dict[str, list[float]], l
     while time.monotonic() < end:
         job.check()
         for name in samples:
-            samples[name].append(resident_mb(pids[name]))
+            samples[name].append(memory_mb(pids[name]))
         info = job.client.info()
         in_flight.append(info.records_read - info.records_written)
         time.sleep(SAMPLE_EVERY_S)

@@ -23,12 +23,12 @@ VERSIONS_OF = ("ray-dataflow", "ray", "pyarrow", "cloudpickle", "numpy")
 class Options:
     """The command line; each workload uses what concerns it."""
 
-    records: int
+    records: int | None  # None: what the workload is defined with
     repetitions: int
-    rate: int
+    rates: tuple[int | None, ...]  # events per second; None: as many as can be
     seconds: float | None
     kills: int
-    peers: bool
+    peers: frozenset[str]  # which to run, where the workload has them
     cache: Path | None
 
 
@@ -47,22 +47,55 @@ class Report:
 
 @dataclass(frozen=True)
 class Timing:
-    """One run of a throughput workload: seconds on the clock and of CPU, start-up included."""
+    """One run of a throughput workload: seconds on the clock and of CPU, start-up included.
+
+    ``peaks_mb`` is the most memory that each TaskManager had resident, for those that have any.
+    """
 
     seconds: float
     cpu_seconds: float
+    peaks_mb: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one record, without start-up."""
+    """Of one record, without start-up; the memory is that of the larger run."""
 
     seconds: float
     cpu_seconds: float
+    peaks_mb: tuple[float, ...] = ()
 
 
-#: Runs a system once with that many records. Raises WrongAnswer.
-System = Callable[[int], Timing]
+@dataclass(frozen=True)
+class System:
+    """``run`` does the work once with that many records. Raises WrongAnswer.
+
+    Costs are per record, so a system so slow that it would take minutes may run with fewer records:
+    one in ``part`` of what the others get.
+    """
+
+    run: Callable[[int], Timing]
+    part: int = 1
+
+    def sizes(self, records: int) -> tuple[int, int]:
+        """The two sizes that are run when the others get ``records``."""
+        large = max(2, records // self.part)
+        return max(1, large // 5), large
+
+
+def measure(
+    systems: Mapping[str, System], records: int, repetitions: int, notes: Sequence[str] = ()
+) -> Report:
+    """Costs of every system side by side, as ``measure_costs`` finds them."""
+    found = list(notes)
+    report = throughput_report(measure_costs(systems, records, repetitions, found), found)
+    report.notes += [
+        f"{name} ran with 1/{system.part} of the records; costs are per record"
+        for name, system in systems.items()
+        if system.part > 1
+    ]
+    report.data["records"] = {name: system.sizes(records) for name, system in systems.items()}
+    return report
 
 
 def measure_costs(
@@ -75,10 +108,9 @@ def measure_costs(
     system could not be measured is left out for all and described in ``void``. Raises TooNoisy if
     none is left.
     """
-    small = max(1, records // 5)
     for name, system in systems.items():
         progress(f"{name}, warm-up")
-        system(small)
+        system.run(system.sizes(records)[0])
     costs: dict[str, list[Cost]] = {name: [] for name in systems}
     for repetition in range(repetitions):
         order = list(systems) if repetition % 2 == 0 else list(systems)[::-1]
@@ -86,10 +118,12 @@ def measure_costs(
         try:
             for name in order:
                 progress(f"{name}, repetition {repetition + 1} of {repetitions}")
-                a, b = systems[name](small), systems[name](records)
+                small, large = systems[name].sizes(records)
+                a, b = systems[name].run(small), systems[name].run(large)
                 found[name] = Cost(
-                    difference_quotient((small, a.seconds), (records, b.seconds)),
-                    difference_quotient((small, a.cpu_seconds), (records, b.cpu_seconds)),
+                    difference_quotient((small, a.seconds), (large, b.seconds)),
+                    difference_quotient((small, a.cpu_seconds), (large, b.cpu_seconds)),
+                    b.peaks_mb,
                 )
         except TooNoisy as error:
             void.append(f"repetition {repetition + 1} is void ({name}): {error}")
@@ -101,15 +135,19 @@ def measure_costs(
     return costs
 
 
-def throughput_report(costs: dict[str, list[Cost]], void: list[str]) -> Report:
+def throughput_report(costs: dict[str, list[Cost]], notes: Sequence[str]) -> Report:
     """Records per second and CPU per record of every system; the first is what others relate to."""
-    report = Report(["", "median", "min", "max"], notes=[f"note: {line}" for line in void])
+    report = Report(["", "median", "min", "max"], notes=[f"note: {line}" for line in notes])
     for name, of_system in costs.items():
         rates = [1 / cost.seconds / 1e6 for cost in of_system]
         report.rows.append([f"{name}: M records/s", *Summary.of(rates).cells(3)])
         cpu = [cost.cpu_seconds * 1e6 for cost in of_system]
         report.rows.append([f"{name}: CPU µs/record", *Summary.of(cpu).cells(3)])
         report.data[name] = {"records_per_second": [1e6 * r for r in rates], "cpu_us": cpu}
+        peaks = [peak for cost in of_system for peak in cost.peaks_mb]
+        if peaks:
+            report.rows.append([f"{name}: peak MB per TaskManager", *Summary.of(peaks).cells(0)])
+            report.data[name]["peak_mb"] = [cost.peaks_mb for cost in of_system]
     first, *others = costs
     for other in others:
         pairs = list(zip(costs[first], costs[other], strict=True))

@@ -8,17 +8,21 @@ by the final sum of every key.
 
 from __future__ import annotations
 
-import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
-from benchmarks.harness import Options, Report, System, Timing, measure_costs, throughput_report
-from benchmarks.jobs import environment, report, running
+from benchmarks.comparison import Peer, compare
+from benchmarks.harness import Options, Report, System, Timing
+from benchmarks.jobs import Meter, environment, report, running, timing
 from benchmarks.measure import expect_equal
+from benchmarks.peers.on_bytewax import run_bytewax
+from benchmarks.peers.scripts import run_script
 from dataflow.common.batch import Batch, RowBatch
 from dataflow.datastream.connectors.base import Sink, SinkWriter, WriterInitContext
 
+RECORDS = 5_000_000
 KEYS, VALUES = 503, 10_007
 #: Of the last records a sink sees, enough to hold every key it has seen: see ``Tail``.
 TAIL_RECORDS_MIN = 4 * KEYS
@@ -90,7 +94,7 @@ class Tail:
 
 
 class TailSink(Sink[Pair]):
-    """Discards, and reports what ``check`` needs and the CPU time of its process."""
+    """Discards, and reports what ``check`` needs."""
 
     def create_writer(self, context: WriterInitContext) -> SinkWriter[Pair]:
         return TailWriter(context)
@@ -99,6 +103,7 @@ class TailSink(Sink[Pair]):
 class TailWriter(SinkWriter[Pair]):
     def __init__(self, context: WriterInitContext) -> None:
         self._context = context
+        self._meter = Meter()
         self._tail = Tail()
 
     def write(self, element: Pair, timestamp: int | None) -> None:
@@ -116,7 +121,7 @@ class TailWriter(SinkWriter[Pair]):
                 final=True,
                 count=tail.count,
                 sums=list(tail.sums().items()),
-                cpu_seconds=time.process_time(),
+                **self._meter.read(),
             )
 
 
@@ -132,9 +137,9 @@ def run_once(records: int, checkpoints: bool = True) -> Timing:
             .sink_to(TailSink())
         )
         with running(env, "keyed_reduce") as job:
-            reports, seconds = job.finish()
+            reports = job.finish()
     check(reports, records)
-    return Timing(seconds, sum(r["cpu_seconds"] for r in reports))
+    return timing(reports)
 
 
 def first(record: Pair) -> int:
@@ -142,14 +147,8 @@ def first(record: Pair) -> int:
 
 
 def run(options: Options) -> Report:
-    systems: dict[str, System] = {"dataflow": run_once}
-    void: list[str] = []
-    if options.peers:
-        from benchmarks.peers.on_bytewax import bytewax
-
-        with bytewax(options.cache) as system:
-            systems["bytewax"] = system
-            costs = measure_costs(systems, options.records, options.repetitions, void)
-    else:
-        costs = measure_costs(systems, options.records, options.repetitions, void)
-    return throughput_report(costs, void)
+    peers = {
+        "bytewax": Peer(run_bytewax, check),
+        "pyflink": Peer(partial(run_script, "keyed_reduce_pyflink.py"), check, part=20),
+    }
+    return compare(System(run_once), peers, options, RECORDS)

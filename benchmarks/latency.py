@@ -1,14 +1,16 @@
-"""latency: source to sink at a fixed rate, through map, key_by and keyed state.
+"""latency: source to sink at fixed rates and at full load, through map, key_by and reduce.
 
 Two TaskManagers, a checkpoint every second. The times are carried in the records and compared on
 the machine's one monotonic clock. *Source to sink* begins when the source has made the record;
 *due to sink* begins when the record was due at that rate, so it also has what a stalled source
-hides. The first seconds are left out.
+hides. At full load the source is never at a loss, and no record is due at any time. The first
+quarter of each run is left out.
 """
 
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from benchmarks.harness import Options, Report, progress
 from benchmarks.jobs import environment, report, running
@@ -17,7 +19,8 @@ from benchmarks.paced import KEYS, Counted, PacedSource, counted, wrong_counts
 from dataflow.common.batch import Batch, RowBatch
 from dataflow.datastream.connectors.base import Sink, SinkWriter, WriterInitContext
 
-SECONDS = 20.0
+SECONDS = 15.0
+FULL_LOAD_RECORDS = 5_000_000
 WARM_UP_PART = 0.25
 QUANTILES = (0.5, 0.9, 0.99, 0.999, 1.0)
 FROM_SOURCE, FROM_DUE = "source to sink", "due to sink"
@@ -26,18 +29,19 @@ FROM_SOURCE, FROM_DUE = "source to sink", "due to sink"
 class LatencySink(Sink[Counted]):
     """Keeps histograms of the records from index ``first`` on, and reports them at the end."""
 
-    def __init__(self, first: int) -> None:
+    def __init__(self, first: int, histograms: tuple[str, ...]) -> None:
         self.first = first
+        self.histograms = histograms
 
     def create_writer(self, context: WriterInitContext) -> SinkWriter[Counted]:
-        return LatencyWriter(self.first, context)
+        return LatencyWriter(self, context)
 
 
 class LatencyWriter(SinkWriter[Counted]):
-    def __init__(self, first: int, context: WriterInitContext) -> None:
-        self._first = first
+    def __init__(self, sink: LatencySink, context: WriterInitContext) -> None:
+        self._first = sink.first
         self._context = context
-        self._histograms = {FROM_SOURCE: Histogram(), FROM_DUE: Histogram()}
+        self._histograms = {name: Histogram() for name in sink.histograms}
         self._seen = 0
         self._wrong = 0
 
@@ -50,11 +54,10 @@ class LatencyWriter(SinkWriter[Counted]):
         rows: list[Counted] = batch.rows
         self._seen += len(rows)
         self._wrong += wrong_counts(rows)
-        from_source, from_due = self._histograms[FROM_SOURCE].add, self._histograms[FROM_DUE].add
-        for _, _, index, due, created in rows:
-            if index >= self._first:
-                from_source(now - created)
-                from_due(now - due)
+        rows = [row for row in rows if row[2] >= self._first]
+        self._histograms[FROM_SOURCE].add_all([now - created for _, _, _, _, created in rows])
+        if FROM_DUE in self._histograms:
+            self._histograms[FROM_DUE].add_all([now - due for _, _, _, due, _ in rows])
 
     def flush(self, end_of_input: bool) -> None:
         if end_of_input:
@@ -68,25 +71,39 @@ class LatencyWriter(SinkWriter[Counted]):
 
 
 def run(options: Options) -> Report:
-    rate = options.rate
-    seconds = SECONDS if options.seconds is None else options.seconds
-    records = int(rate * seconds)
+    headings = ["ms", *(f"p{100 * q:g}" if q < 1 else "max" for q in QUANTILES), "records"]
+    result = Report(headings, data={"keys": KEYS, "runs": []})
+    for rate in options.rates:
+        if rate is None:
+            records, title = options.records or FULL_LOAD_RECORDS, "full load"
+            progress(f"{records:,} events as fast as they go")
+        else:
+            seconds = SECONDS if options.seconds is None else options.seconds
+            records, title = int(rate * seconds), f"{rate:,}/s"
+            progress(f"{rate:,} events/s for {seconds:.0f} s")
+        of_run: dict[str, Any] = {"rate": rate or "max", "records": records}
+        for name, histogram in measure_latency(rate, records).items():
+            values = [histogram.quantile_ms(q) for q in QUANTILES]
+            cells = [*(f"{value:.2f}" for value in values), f"{len(histogram):,}"]
+            result.rows.append([f"{title}, {name}", *cells])
+            of_run[name] = dict(zip(map(str, QUANTILES), values, strict=True))
+        result.data["runs"].append(of_run)
+    return result
+
+
+def measure_latency(rate: int | None, records: int) -> dict[str, Histogram]:
+    """By where the time begins. Raises WrongAnswer."""
     first = int(records * WARM_UP_PART)
-    progress(f"{rate:,} events/s for {seconds:.0f} s")
+    names = (FROM_SOURCE,) if rate is None else (FROM_SOURCE, FROM_DUE)
     with environment() as env:
-        counted(env, PacedSource(rate, records)).sink_to(LatencySink(first))
+        counted(env, PacedSource(rate, records)).sink_to(LatencySink(first, names))
         with running(env, "latency") as job:
-            reports, _ = job.finish()
+            reports = job.finish()
     expect_equal("records at the sinks", sum(r["seen"] for r in reports), records)
     expect_equal("records with a wrong count", sum(r["wrong"] for r in reports), 0)
-    headings = ["ms", *(f"p{100 * q:g}" if q < 1 else "max" for q in QUANTILES), "records"]
-    result = Report(headings, data={"rate": rate, "seconds": seconds, "keys": KEYS})
-    for name in (FROM_SOURCE, FROM_DUE):
-        merged = Histogram()
+    merged = {name: Histogram() for name in names}
+    for name, histogram in merged.items():
         for part in reports:
-            merged.merge(Histogram(dict(part["histograms"][name])))
-        expect_equal("records in the histogram", len(merged), records - first)
-        values = [merged.quantile_ms(q) for q in QUANTILES]
-        result.rows.append([name, *(f"{value:.2f}" for value in values), f"{len(merged):,}"])
-        result.data[name] = dict(zip(map(str, QUANTILES), values, strict=True))
-    return result
+            histogram.merge(Histogram(dict(part["histograms"][name])))
+        expect_equal("records in the histogram", len(histogram), records - first)
+    return merged

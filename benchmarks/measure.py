@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 
 class WrongAnswer(Exception):
     """A run's result is not what it must be; how fast it was does not matter then."""
@@ -63,10 +65,11 @@ class Histogram:
     def __init__(self, counts: dict[int, int] | None = None) -> None:
         self.counts: dict[int, int] = dict(counts or {})
 
-    def add(self, duration_ns: int) -> None:
-        ratio = max(1.0, duration_ns / self.SMALLEST_NS)
-        bucket = int(math.log(ratio) / self.GROWTH)
-        self.counts[bucket] = self.counts.get(bucket, 0) + 1
+    def add_all(self, durations_ns: Sequence[int]) -> None:
+        ratios = np.maximum(1.0, np.asarray(durations_ns, np.float64) / self.SMALLEST_NS)
+        buckets = (np.log(ratios) / self.GROWTH).astype(np.int64)
+        for bucket, count in zip(*np.unique(buckets, return_counts=True), strict=True):
+            self.counts[int(bucket)] = self.counts.get(int(bucket), 0) + int(count)
 
     def merge(self, other: Histogram) -> None:
         for bucket, count in other.counts.items():

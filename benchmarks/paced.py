@@ -23,8 +23,6 @@ from dataflow.datastream.connectors.base import (
     SourceReader,
     SourceReaderContext,
 )
-from dataflow.datastream.functions import KeyedProcessFunction, RuntimeContext
-from dataflow.datastream.state import ValueStateDescriptor
 
 KEYS = 1_000
 BATCH_RECORDS = 1_000
@@ -35,7 +33,6 @@ assert KEYS % PARALLELISM == 0
 #: Index, when it should have been emitted, when it was: times by ``time.monotonic_ns()``, which is
 #: one clock for all processes of a machine. Plain tuples, because those cost the least.
 Event = tuple[int, int, int]
-Keyed = tuple[int, int, int, int]  # key before it
 Counted = tuple[int, int, int, int, int]  # key and count before it
 
 
@@ -131,37 +128,28 @@ class PacedReader(SourceReader[Event, PacedSplit]):
         return [] if self._split is None else [self._split]
 
 
-class Count(KeyedProcessFunction):
-    """How many events of its key there have been."""
-
-    def open(self, runtime_context: RuntimeContext) -> None:
-        self._count = runtime_context.get_state(ValueStateDescriptor("count"))
-
-    def process_element(
-        self, value: Keyed, ctx: KeyedProcessFunction.Context
-    ) -> Iterable[Counted]:
-        key, index, due, created = value
-        count = (self._count.value() or 0) + 1
-        self._count.update(count)
-        yield key, count, index, due, created
+def count_one(event: Event) -> Counted:
+    return event[0] % KEYS, 1, *event
 
 
-def with_key(event: Event) -> Keyed:
-    return event[0] % KEYS, *event
+def count_up(total: Counted, record: Counted) -> Counted:
+    """The times are those of the newer record."""
+    key, count, index, due, created = record
+    return key, total[1] + count, index, due, created
 
 
-def key_of(record: Keyed) -> int:
+def key_of(record: Counted) -> int:
     return record[0]
 
 
 def counted(env: StreamExecutionEnvironment, source: PacedSource) -> DataStream:
-    """source → map → key_by → keyed state."""
+    """source → map → key_by → reduce: keyed_reduce, with records that can be judged and timed."""
     return (
         env.from_source(source, WatermarkStrategy.no_watermarks(), "paced")
         .uid("paced")
-        .map(with_key)
+        .map(count_one)
         .key_by(key_of)
-        .process(Count())
+        .reduce(count_up)
         .uid("count")
     )
 

@@ -1,4 +1,4 @@
-"""Bytewax over two processes, from an environment made on demand."""
+"""Bytewax over two processes: its way to use two cores."""
 
 from __future__ import annotations
 
@@ -6,42 +6,20 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
-from benchmarks.harness import System, Timing, progress
-from benchmarks.keyed_reduce import check
+from benchmarks.harness import Timing
 
-REQUIREMENT = "bytewax==0.21.1"
 PROCESSES = 2
 SCRIPT = Path(__file__).with_name("keyed_reduce_bytewax.py")
 
 
-@contextmanager
-def bytewax(cache: Path | None) -> Iterator[System]:
-    """A System that runs keyed_reduce; its environment stays in ``cache``, if there is one."""
-    with tempfile.TemporaryDirectory(prefix="dataflow-peers-") as folder:
-        python = _environment((cache or Path(folder)).resolve() / REQUIREMENT.replace("==", "-"))
-        yield lambda records: _run(python, records)
-
-
-def _environment(folder: Path) -> Path:
-    """The Python of a virtual environment with Bytewax in it."""
-    python, done = folder / "bin" / "python", folder / ".installed"
-    if not done.exists():
-        progress(f"installing {REQUIREMENT}")
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, REQUIREMENT], check=True)
-        done.touch()
-    return python
-
-
-def _run(python: Path, records: int) -> Timing:
+def run_bytewax(python: Path, records: int) -> tuple[Timing, list[dict[str, Any]]]:
+    """keyed_reduce: what it took, and what the sinks saw. Raises RuntimeError if it fails."""
     with tempfile.TemporaryDirectory(prefix="dataflow-benchmark-") as results:
         addresses = ";".join(f"127.0.0.1:{port}" for port in _free_ports(PROCESSES))
         environment = {**os.environ, "RECORDS": str(records), "RESULTS": results}
@@ -68,8 +46,8 @@ def _run(python: Path, records: int) -> Timing:
                         f"Bytewax ended with exit code {process.returncode}:\n{log_text[-2_000:]}"
                     )
         seconds = time.monotonic() - began
-        check([json.loads(file.read_text()) for file in Path(results).glob("*.json")], records)
-    return Timing(seconds, cpu_seconds)
+        answer = [json.loads(file.read_text()) for file in Path(results).glob("*.json")]
+    return Timing(seconds, cpu_seconds), answer
 
 
 def _free_ports(count: int) -> list[int]:

@@ -12,7 +12,6 @@ from taskmanager.operators.columnar.accumulators import Accumulators, concat
 from taskmanager.operators.columnar.columns import (
     Columns,
     by_slice,
-    require_keys,
     select,
     timestamps_of,
 )
@@ -59,7 +58,7 @@ class PreAggregateOperator(FunctionOperator):
         super().__init__(None)
         self._slices = WindowSlices(spec.assigner)
         self._accumulators = Accumulators(spec.keys, spec.aggregates)
-        self._columns = Columns(self, fields_of(spec.keys, spec.aggregates))
+        self._columns = Columns(self, fields_of(spec.keys, spec.aggregates), spec.keys)
         self._watermark = MIN_TIMESTAMP
         self._held: dict[int, list[pa.Table]] = {}  # by slice
         self._held_records = 0
@@ -69,7 +68,6 @@ class PreAggregateOperator(FunctionOperator):
     def process_batch(self, batch: RowBatch | ArrowBatch) -> None:
         stamps = timestamps_of(batch, self)
         rows = self._accumulators.lift(self._columns.of(batch), len(batch))
-        require_keys(rows, self._accumulators.keys, self)
         late = False
         for start, selection in by_slice(stamps, self._slices):
             self._held.setdefault(start, []).append(select(rows, selection))

@@ -27,7 +27,7 @@ from taskmanager.operators.columnar.accumulators import (
     group_numbers,
     summable,
 )
-from taskmanager.operators.columnar.columns import Columns, require_keys
+from taskmanager.operators.columnar.columns import Columns
 from taskmanager.operators.keyed_operator import KeyedOperator
 
 _NOTHING = np.iinfo(np.int64).max  # as the key of an element: there is none
@@ -43,7 +43,7 @@ class RunningAggregateOperator(KeyedOperator):
         self._keys = list(spec.keys)
         self._aggregates = spec.aggregates
         self._accumulators = accumulators_of(list(spec.aggregates.values()))
-        self._columns = Columns(self, fields_of(spec.keys, spec.aggregates))
+        self._columns = Columns(self, fields_of(spec.keys, spec.aggregates), spec.keys)
 
     def open(self) -> None:
         names = ", ".join(self._accumulators)
@@ -53,7 +53,6 @@ class RunningAggregateOperator(KeyedOperator):
     def process_batch(self, batch: RowBatch | ArrowBatch) -> None:
         columns = self._columns.of(batch)
         rows = pa.table([columns[key] for key in self._keys], self._keys)
-        require_keys(rows, self._keys, self)
         segments = Segments(group_numbers(rows, self._keys))
         keys = self._python_keys(rows.take(pa.array(segments.first_rows)))
         before = self._before(keys)

@@ -26,7 +26,6 @@ from taskmanager.operators.columnar.accumulators import (
 from taskmanager.operators.columnar.columns import (
     Columns,
     by_slice,
-    require_keys,
     select,
     timestamps_of,
 )
@@ -63,7 +62,7 @@ class ColumnarWindowOperator(FunctionOperator):
         self._accumulators = (
             None if spec.aggregates is None else Accumulators(spec.keys, spec.aggregates)
         )
-        self._columns = Columns(self, fields_of(spec.keys, spec.aggregates or {}))
+        self._columns = Columns(self, fields_of(spec.keys, spec.aggregates or {}), spec.keys)
         self._watermark = MIN_TIMESTAMP
         #: The restored watermarks of all and only the key groups that are ahead of this one.
         self._ahead: dict[int, int] = {}
@@ -155,7 +154,6 @@ class ColumnarWindowOperator(FunctionOperator):
             for key in self._spec.keys:
                 position = rows.schema.get_field_index(key)
                 rows = rows.set_column(position, key, columns[key])
-        require_keys(rows, self._spec.keys, self)
         return rows
 
     def _drop(self, data: pa.RecordBatch, stamps: pa.Int64Array, watermark: int) -> None:

@@ -119,7 +119,8 @@ def by_slice(stamps: np.ndarray, slices: WindowSlices) -> Iterator[tuple[int, Se
     if highest < first + width:  # the usual case: a batch is short beside a window
         yield first, None
         return
-    numbers = (stamps - first) // width
+    # Modulo 2**64, because the first and the last may be that far apart.
+    numbers = (stamps.astype(np.uint64) - np.uint64(first % 2**64)) // np.uint64(width)
     order = None
     if (numbers[1:] < numbers[:-1]).any():
         few = highest - first < width << 15  # then they are sorted by radix

@@ -9,6 +9,7 @@ per key as a tuple of Python values in the heap backend, like the state of any o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from decimal import Decimal, localcontext
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,14 @@ from dataflow.datastream.aggregates import Aggregate, fields_of
 from dataflow.errors import JobExecutionError
 from dataflow.graph.specs import RunningAggregateSpec
 from taskmanager.operators.columnar.accumulators import (
+    EXACT,
     INT64_MAX,
     accumulators_of,
     concat,
     finish,
     group_numbers,
     summable,
+    widened,
 )
 from taskmanager.operators.columnar.columns import Columns
 from taskmanager.operators.keyed_operator import KeyedOperator
@@ -65,7 +68,7 @@ class RunningAggregateOperator(KeyedOperator):
                 column = None if accumulator.column is None else columns[accumulator.column]
                 running[name], last = _scan(accumulator, column, initial, segments)
                 after.append(last)
-        except (pa.ArrowException, TypeError) as error:
+        except (pa.ArrowException, OverflowError, TypeError) as error:
             self.fail(error, "aggregating")
         self._state.update(zip(keys, zip(*after, strict=True), strict=True))
         merged = pa.table(running)
@@ -176,9 +179,16 @@ def _sum(
     seen = segments.total(valid.astype(np.int64))
     seen += np.asarray([value is not None for value in initial], np.int64)[segments.of]
     before = [0 if value is None else value for value in initial]
-    if pa.types.is_integer(kind) and any(isinstance(value, float) for value in before):
-        kind = pa.float64()  # the rows of another batch had fractions
-        summands = summands.cast(kind, safe=False)
+    if pa.types.is_null(kind) or pa.types.is_integer(kind):
+        if any(isinstance(value, float) for value in before):
+            kind = pa.float64()  # the rows of another batch had fractions
+        elif any(isinstance(value, Decimal) for value in before):
+            kind = pa.decimal128(38, _scale_of(before))
+        elif pa.types.is_null(kind):
+            kind = pa.int64() if max(before) <= INT64_MAX else pa.uint64()
+        elif min(before) < 0:
+            kind = pa.int64()
+        summands = summands.cast(kind, safe=not pa.types.is_floating(kind))
     if not pa.types.is_decimal(kind):
         summands = summands.fill_null(0)
     if pa.types.is_floating(kind):
@@ -195,8 +205,13 @@ def _sum(
                     "decimal before it is summed"
                 )
         else:
-            kind = pa.decimal128(38, kind.scale)
+            kind = pa.decimal128(38, max(kind.scale, _scale_of(before)))
     return pa.array(sums, kind, mask=seen == 0)
+
+
+def _scale_of(values: list[Any]) -> int:
+    """How many digits after the point the decimals among the values have."""
+    return max((-int(v.as_tuple().exponent) for v in values if isinstance(v, Decimal)), default=0)
 
 
 def _exact_sums(summands: pa.Array, before: list[Any], segments: Segments) -> np.ndarray:
@@ -208,8 +223,9 @@ def _exact_sums(summands: pa.Array, before: list[Any], segments: Segments) -> np
             values = summands.cast(pa.int64()).to_numpy()
             return np.asarray(segments.total(values) + np.asarray(before, np.int64)[segments.of])
     values = np.asarray([0 if v is None else v for v in summands.to_pylist()], object)
-    values[segments.starts] += np.asarray(before, object)
-    return segments.scan(values, np.add)
+    with localcontext(EXACT):
+        values[segments.starts] += np.asarray(before, object)
+        return segments.scan(values, np.add)
 
 
 def _pick(function: str, column: pa.Array, initial: Sequence[Any], segments: Segments) -> pa.Array:
@@ -228,8 +244,10 @@ def _pick(function: str, column: pa.Array, initial: Sequence[Any], segments: Seg
             raise TypeError(
                 f"{function}() needs values with an order, and the column is of type {column.type}"
             )
+        half = pa.types.is_float16(elements.type)
+        ranked = elements.cast(pa.float32()) if half else widened(elements)
         order = "ascending" if function == "min" else "descending"
-        number = pc.rank(elements, sort_keys=order, tiebreaker="first").to_numpy().astype(np.int64)
+        number = pc.rank(ranked, sort_keys=order, tiebreaker="first").to_numpy().astype(np.int64)
         number -= 1
     else:
         number = np.roll(np.arange(len(elements)), -segments.count)  # those before come first
@@ -247,12 +265,23 @@ def _pick(function: str, column: pa.Array, initial: Sequence[Any], segments: Seg
 
 def _with_initial(column: pa.Array, initial: Sequence[Any]) -> pa.Array:
     """The column, and behind it what was before."""
-    try:
-        parts = [column, pa.array(initial, column.type)]
-    except (pa.ArrowInvalid, pa.ArrowTypeError):  # the rows of another batch had another type
-        parts = [column, pa.array(initial)]
+    parts = [column, _exactly(initial, column.type)]
     table = concat([pa.table([part], ["element"]) for part in parts])
     return table.column("element").combine_chunks()
+
+
+def _exactly(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """The values as of this type, or of their own where that would change or cannot hold them."""
+    try:
+        array = pa.array(values, kind)
+        # Arrow cuts off fractions of numbers, seconds and days without a word.
+        if all(
+            one == other or one != one for one, other in zip(values, array.to_pylist(), strict=True)
+        ):
+            return array
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        pass  # the rows of another batch had another type
+    return pa.array(values)
 
 
 def _distinct(
@@ -263,8 +292,8 @@ def _distinct(
     sizes = []
     for segment, value in zip(segments.of.tolist(), column.to_pylist(), strict=True):
         values = sets[segment]
-        if value is not None:
-            values.add(value)
+        if value is not None:  # which therefore can stand for NaN, not equal to itself
+            values.add(value if value == value else None)
         sizes.append(len(values))
     return segments.unsorted(pa.array(sizes, pa.int64())), sets
 
@@ -278,9 +307,10 @@ def _collect(
     for segment, value in zip(segments.of.tolist(), column.to_pylist(), strict=True):
         lists[segment] = [*lists[segment], value]
         running.append(lists[segment])
-    try:
+    before = _exactly([one for value in initial for one in value or ()], column.type)
+    if before.type == column.type:
         arrays = pa.array(running, pa.large_list(column.type))
-    except (pa.ArrowInvalid, pa.ArrowTypeError):  # as in _with_initial
+    else:  # the rows of another batch had another type
         arrays = pa.array(running)
         arrays = arrays.cast(pa.large_list(arrays.type.value_type))
     return segments.unsorted(arrays), lists

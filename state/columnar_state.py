@@ -126,7 +126,7 @@ class ColumnarState:
         return encode
 
     def _by_group(self, rows: pa.Table) -> Iterable[tuple[int, bytes]]:
-        groups = self.groups_of(rows)
+        groups = self.groups_of(rows.remove_column(0))
         order = np.argsort(groups, kind="stable")
         rows = rows.take(pa.array(order)).combine_chunks()
         found, starts = np.unique(groups[order], return_index=True)
@@ -146,8 +146,8 @@ class ColumnarState:
         for _, rows in decoded.values():
             if rows is None:
                 continue
-            starts = rows.column(SLICE).to_numpy()
-            wanted = rows.select(list(columns) or rows.column_names[1:])
+            starts, rows = rows.column(0).to_numpy(), rows.remove_column(0)
+            wanted = rows.select(list(columns)) if columns else rows
             for start in np.unique(starts).tolist():
                 positions = pa.array(np.flatnonzero(starts == start))
                 self.add(start, wanted.take(positions))
@@ -179,7 +179,7 @@ class ColumnarState:
             raise RestoreError(f"{where} cannot be decoded: {error}") from error
 
     def _check(self, group: int, rows: pa.Table, columns: Sequence[str]) -> None:
-        missing = [name for name in columns if name not in rows.column_names]
+        missing = [name for name in columns if name not in rows.column_names[1:]]
         if missing:
             raise RestoreError(
                 f"{self._where(group)} holds {', '.join(rows.column_names[1:])}, and the program "
@@ -196,6 +196,9 @@ def _with_slice(rows: pa.Table, start: int) -> pa.Table:
 
 
 def _concat(tables: Sequence[pa.Table]) -> pa.Table:
+    first = tables[0].schema
+    if all(table.schema == first for table in tables):  # then names may even be there twice
+        return pa.concat_tables(tables)
     return pa.concat_tables(tables, promote_options="permissive")
 
 

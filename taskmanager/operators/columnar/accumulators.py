@@ -42,7 +42,7 @@ _MERGE = {
 _OF_POSITIONS = {"first": "min", "last": "max"}
 _LISTS = ("count_distinct", "collect")
 #: A column of row numbers; no user's column has such a name.
-_ROW = "\0row"
+ROW = "\0row"
 
 
 def accumulators_of(aggregates: Sequence[Aggregate]) -> dict[str, Aggregate]:
@@ -107,8 +107,8 @@ class Accumulators:
             for name, f in merges
         ]
         if self._lists:  # Arrow has no function that joins lists: take down whose row is whose
-            grouping = grouping.append_column(_ROW, pa.array(np.arange(rows.num_rows)))
-            merges.append((_ROW, "list"))
+            grouping = grouping.append_column(ROW, pa.array(np.arange(rows.num_rows)))
+            merges.append((ROW, "list"))
         grouped = grouping.group_by(self.keys, use_threads=False).aggregate(merges)
         merged = {name: grouped.column(name) for name in self.keys}
         merged.update({name: pa.nulls(grouped.num_rows) for name, _ in self._merges})
@@ -118,9 +118,9 @@ class Accumulators:
                 merged[name] = rows.column(name).take(merged[name])
             else:
                 merged[name] = merged[name].cast(kind)
-        merged.pop(_ROW, None)
+        merged.pop(ROW, None)
         if self._lists:
-            groups = _owners(grouped.column(f"{_ROW}_list"))
+            groups = _owners(grouped.column(f"{ROW}_list"))
             for name, collects in self._lists:
                 lists = rows.column(name).combine_chunks()
                 merged[name] = _merge_lists(lists, groups, grouped.num_rows, collects)
@@ -276,9 +276,9 @@ def group_numbers(rows: pa.Table, keys: Sequence[str]) -> np.ndarray:
     if len(keys) == 1:
         encoded = rows.column(keys[0]).combine_chunks().dictionary_encode()
         return np.asarray(encoded.indices.to_numpy(zero_copy_only=False), np.int64)
-    numbered = rows.select(keys).append_column(_ROW, pa.array(np.arange(rows.num_rows)))
-    lists = numbered.group_by(keys, use_threads=False).aggregate([(_ROW, "list")])
-    return _owners(lists.column(f"{_ROW}_list"))
+    numbered = rows.select(keys).append_column(ROW, pa.array(np.arange(rows.num_rows)))
+    lists = numbered.group_by(keys, use_threads=False).aggregate([(ROW, "list")])
+    return _owners(lists.column(f"{ROW}_list"))
 
 
 def _owners(lists: pa.ChunkedArray) -> np.ndarray:

@@ -281,7 +281,10 @@ def _exactly(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
             return array
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
         pass  # the rows of another batch had another type
-    return pa.array(values)
+    try:
+        return pa.array(values)
+    except OverflowError:  # int64 is what Arrow takes integers for
+        return pa.array(values, pa.uint64())
 
 
 def _distinct(

@@ -19,6 +19,7 @@ from state.snapshot import OperatorSnapshot
 from taskmanager.operators.base import OperatorContext, Output
 from taskmanager.operators.columnar.accumulators import (
     RECORDS,
+    ROW,
     Accumulators,
     concat,
     group_numbers,
@@ -259,6 +260,6 @@ def _with_keys(rows: pa.Table, wanted: pa.Table, keys: Sequence[str]) -> pa.Tabl
     names = list(keys)
     numbered = rows.select(names)
     wanted = wanted.cast(numbered.schema)
-    numbered = numbered.append_column("$row", pa.array(np.arange(rows.num_rows)))
+    numbered = numbered.append_column(ROW, pa.array(np.arange(rows.num_rows)))
     found = numbered.join(wanted, names, join_type="left semi", use_threads=False)
-    return rows.take(pa.array(np.sort(found.column("$row").to_numpy())))
+    return rows.take(pa.array(np.sort(found.column(ROW).to_numpy())))

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import ast
 import datetime as dt
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
 import pytest
 from harness import OperatorHarness, subtasks
-from test_columnar_window import LATE, TEN, Pipeline, columns, results, spec
+from hypothesis import given
+from hypothesis import strategies as st
+from test_columnar_window import LATE, TEN, Pipeline, Reference, columns, results, spec
 from test_running_aggregates import spec as running_spec
 
-from dataflow.common.batch import ArrowBatch
+from dataflow.common.batch import MAX_TIMESTAMP, TIMESTAMP_MAX, ArrowBatch, RowBatch
 from dataflow.common.keys import key_group, key_groups_of_array, key_groups_of_columns
 from dataflow.datastream import StreamExecutionEnvironment
 from dataflow.datastream import aggregates as agg
+from dataflow.datastream.fields import FieldTimestamps
+from dataflow.datastream.window import SlidingEventTimeWindows, TumblingEventTimeWindows
 from dataflow.errors import DataflowError, JobGraphError, KeyTypeError, UserFunctionError
 
 INF, NAN = float("inf"), float("nan")
@@ -216,7 +221,6 @@ VALUES: dict[str, Parts] = {
     "string": two(pa.string(), ["b", None, "a"], ["b", ""]),
     "string, large": [pa.array(["b", None]), pa.array(["b", ""], pa.large_string())],
     "large, string": [pa.array(["b", None], pa.large_string()), pa.array(["b", ""])],
-    "string_view": two(pa.string_view(), ["b", None, "a"], ["b", ""]),
     "binary": [pa.array([b"b", None]), pa.array([b"b", b""], pa.large_binary())],
     "fixed": two(pa.binary(2), [b"bb", None, b"aa"], [b"bb"]),
     "dictionaries": [
@@ -319,8 +323,6 @@ def test_aggregates_are_those_of_a_loop(
         return [row["r"] for row in job.emitted]
 
     runs: list[Any] = [(lambda: of_windows(None), 1), (lambda: of_windows(LATE), 1), (running, 0)]
-    if name == "string_view":
-        runs.pop(1)  # Arrow cannot take rows of them, as the shuffle has to
     for run, last in runs:
         if wanted is None:
             with pytest.raises(DataflowError):
@@ -460,3 +462,229 @@ def test_aggregates_of_the_key_itself() -> None:
         2: (2, 1, [2]),
     }
     assert [row["t"] for row in job.emitted] == [1, 2, 2]
+
+
+# ------------------------------------------------------------------------------------------ time
+
+RECORDS = st.lists(st.tuples(st.integers(0, 9), st.integers(-40, 90)), max_size=8)
+
+
+def counted(stamped: Iterable[tuple[Any, int | None]]) -> Counter[Any]:
+    return Counter((row["k"], at, tuple(sorted(row["all"]))) for row, at in stamped)
+
+
+def wanted_of(references: Iterable[Reference]) -> Counter[Any]:
+    wanted: Counter[Any] = Counter()
+    for reference in references:
+        size = reference.assigner.size
+        for (key, start, result), times in reference.emitted.items():
+            wanted[key, start + size - 1, tuple(sorted(result[-1]))] += times
+    return wanted
+
+
+@given(
+    before=st.lists(st.tuples(RECORDS, st.integers(0, 30), st.integers(0, 30)), max_size=6),
+    after=st.lists(st.tuples(RECORDS, st.integers(0, 30)), max_size=6),
+    geometry=st.sampled_from([(10, 10, 0), (20, 10, -3), (7, 20, 5), (10, 30, -20), (30, 4, 1)]),
+    lateness=st.sampled_from([0, 5, 40]),
+    late=st.sampled_from([None, LATE]),
+    going_on=RECORDS,
+    again=st.booleans(),
+)
+def test_key_groups_ahead_of_others_fire_each_window_once_and_take_late_records(
+    before: list[tuple[list[tuple[int, int]], int, int]],
+    after: list[tuple[list[tuple[int, int]], int]],
+    geometry: tuple[int, int, int],
+    lateness: int,
+    late: Any,
+    going_on: list[tuple[int, int]],
+    again: bool,
+) -> None:
+    """Two subtasks with watermarks of their own become one; each is as its own reference.
+
+    They go on after the barrier, before what they have been at the barrier is encoded.
+    """
+    assigner = SlidingEventTimeWindows(*geometry)
+    window = spec({"all": agg.collect("x")}, assigner, lateness=lateness, late=late)
+    pipeline = Pipeline(window, downstream=2)
+    owned = [task.context.key_group_range for task in pipeline.tasks]
+    references = [Reference(assigner, lateness) for _ in owned]
+    numbers = iter(range(10_000))
+
+    def send(records: list[tuple[int, int]], known: bool = True) -> None:
+        if not records:
+            return
+        values = [next(numbers) for _ in records]
+        stamps = [stamp for _, stamp in records]
+        pipeline.send(columns(stamps, k=[key for key, _ in records], x=values))
+        for harness in pipeline.before:
+            harness.operator.prepare_barrier(1)
+        pipeline.shuffle()
+        if known:
+            for groups, reference in zip(owned, references, strict=True):
+                reference.batch(
+                    (key, value, stamp)
+                    for (key, stamp), value in zip(records, values, strict=True)
+                    if key_group(key, 128) in groups
+                )
+
+    marks = [-45, -45]
+    for records, *steps in before:
+        send(records)
+        for i, task in enumerate(pipeline.tasks):
+            marks[i] += steps[i]
+            task.watermark(marks[i])
+            references[i].advance(marks[i])
+    emitted = pipeline.stamped
+    dropped, sent_late = pipeline.dropped, pipeline.side(LATE)
+    barrier = [task.operator.snapshot(1) for task in pipeline.tasks]
+    send(going_on, known=False)
+    for task in pipeline.tasks:
+        task.watermark(60)
+    send(going_on, known=False)
+    pipeline.tasks = subtasks(window, 1, barrier)
+    mark = min(marks)
+    for records, step in after:
+        send(records)
+        mark += step
+        pipeline.watermark(mark)
+        for reference in references:
+            reference.advance(mark)
+        if again:
+            pipeline.restart(2 if len(pipeline.tasks) == 1 else 1)
+    pipeline.watermark(MAX_TIMESTAMP)
+    for reference in references:
+        reference.advance(MAX_TIMESTAMP)
+    assert counted([*emitted, *pipeline.stamped]) == wanted_of(references)
+    too_late = sum((reference.late for reference in references), Counter())
+    if late is None:
+        assert dropped + pipeline.dropped == too_late.total()
+    else:
+        found = [(row["k"], row["x"], at) for row, at in [*sent_late, *pipeline.side(LATE)]]
+        assert Counter(found) == too_late
+    for task in pipeline.tasks:
+        assert not task.operator._state.slices  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("late", [None, LATE])
+def test_the_order_of_arrival_is_that_within_a_slice_and_slices_are_in_order(late: Any) -> None:
+    aggregates = {"first": agg.first("x"), "last": agg.last("x"), "all": agg.collect("x")}
+    pipeline = Pipeline(spec(aggregates, SlidingEventTimeWindows(20, 10, 0), late=late))
+    pipeline.send(columns([15, 14, 3, 2], k=[0] * 4, x=[1, 2, 3, 4])).restart(1)
+    pipeline.send(columns([16, 1], k=[0] * 2, x=[5, 6])).watermark(19)
+    _, row = results(pipeline)
+    assert row == {"k": 0, "first": 3, "last": 5, "all": [3, 4, 6, 1, 2, 5]}
+
+
+@pytest.mark.parametrize(
+    "assigner",
+    [
+        TumblingEventTimeWindows(10, -3),
+        SlidingEventTimeWindows(30, 10, 3),
+        SlidingEventTimeWindows(10, 30, -3),
+        TumblingEventTimeWindows(86_400_000, 0),
+    ],
+)
+@pytest.mark.parametrize("late", [None, LATE])
+def test_timestamps_as_far_apart_as_can_be(assigner: Any, late: Any) -> None:
+    far = TIMESTAMP_MAX
+    stamps = [far, -far, 0, far - 1, 1 - far, far // 2, -far // 2, 40]
+    pipeline = Pipeline(spec(N, assigner, late=late))
+    pipeline.before[0].batch(columns(stamps, k=[1] * len(stamps)))
+    pipeline.before[0].operator.prepare_barrier(1)
+    (task,) = pipeline.tasks
+    for batch in pipeline.before[0].output.batches:
+        task.operator.process_batch(batch)
+    task = OperatorHarness(pipeline.window, snapshot=task.snapshot().completed())
+    found: Counter[int] = Counter()
+    task.output.emit = lambda batch: found.update(  # type: ignore[method-assign]
+        dict(zip(batch.timestamps.to_pylist(), batch.data.column("n").to_pylist(), strict=True))
+    )
+    task.watermark(MAX_TIMESTAMP)
+    wanted = Counter(
+        start + assigner.size - 1 for stamp in stamps for start in assigner.assign_starts(stamp)
+    )
+    assert found == wanted
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_parts_of_a_millisecond_before_1970_are_cut_off_alike_for_rows_and_columns(
+    unit: str,
+) -> None:
+    column = pa.array([-1, -1_500, 0, 1_999, -1_000_001], pa.timestamp(unit))
+    assigner = FieldTimestamps("at")
+    rows = [assigner.extract_timestamp({"at": value}, 0) for value in column.to_pylist()]
+    data = pa.record_batch({"at": column})
+    assert assigner.extract_timestamps(data).to_pylist() == rows
+
+
+def test_a_job_goes_on_with_some_of_its_aggregates_only() -> None:
+    every = {"n": agg.count(), "mean": agg.mean("x"), "all": agg.collect("y"), "t": agg.sum("y")}
+    pipeline = Pipeline(spec(every, lateness=10))
+    batch = columns([1, 2, 3], k=["a", "b", "a"], x=[1, 2, 4], y=[1, 2, 3])
+    pipeline.send(batch).watermark(9)
+    pipeline.window = spec({"mean": agg.mean("x"), "again": agg.sum("x")}, lateness=10)
+    pipeline.restart(2).send(columns([2], k=["a"], x=[7]))
+    assert {"k": "a", "mean": 4.0, "again": 12} in results(pipeline)
+
+
+# ----------------------------------------------------------------------------------- map_batches
+
+
+def test_map_batches_may_return_anything_of_columns() -> None:
+    def answer(data: pa.RecordBatch, _: Any) -> Any:
+        other = pa.record_batch({"other": ["x", "y"]})
+        match data["k"][0].as_py():
+            case "none":
+                return None
+            case "empty":
+                return data.slice(0, 0)
+            case "table":
+                return pa.Table.from_batches([data, data])
+            case "several":
+                return [data, other, None, pa.table({"one": [1]})]
+            case "yielded":
+                return iter([other])
+            case _:
+                return data
+
+    keys = ["none", "empty", "table", "several", "yielded", "same"]
+    window = spec(None, function=answer)
+    (task,) = subtasks(window, 1)
+    task.batch(columns([1] * 6, k=keys, x=list(range(6)))).watermark(9)
+    table = [{"k": "table", "x": 2}]
+    other = [{"other": "x"}, {"other": "y"}]
+    wanted = [*table, *table, {"k": "several", "x": 3}, *other, {"one": 1}, *other]
+    wanted.append({"k": "same", "x": 5})
+    assert Counter(map(str, task.emitted)) == Counter(map(str, wanted))
+    assert {at for _, at in task.stamped} == {9}
+
+
+@pytest.mark.parametrize("answer", [1, "text", {"k": 1}, [[None]], [pa.array([1])]])
+def test_map_batches_may_not_return_anything_else(answer: Any) -> None:
+    (task,) = subtasks(spec(None, function=lambda data, window: answer), 1)
+    task.batch(columns([1], k=[1]))
+    with pytest.raises(UserFunctionError, match="'under test'"):
+        task.watermark(9)
+
+
+def test_map_batches_takes_batches_that_differ() -> None:
+    def see(data: pa.RecordBatch, window: Any) -> pa.RecordBatch:
+        return pa.record_batch({"seen": [str(data.to_pylist())]})
+
+    texts = pa.array(["a", "b"], pa.dictionary(pa.int8(), pa.string()))
+    others = pa.array(["c", "a"], pa.dictionary(pa.int8(), pa.string()))
+    pipeline = Pipeline(spec(None, function=see))
+    pipeline.send(arrow(["k", "t"], pa.array([1, 1], pa.int32()), texts)).restart(2)
+    pipeline.send(arrow(["t", "k"], others, pa.array([1, 1]))).restart(1)
+    pipeline.send(arrow(["k", "new"], pa.array([1]), pa.array([5]))).watermark(9)
+    (row,) = pipeline.emitted
+    seen = [(one["t"], one["new"]) for one in ast.literal_eval(row["seen"])]
+    assert seen == [("a", None), ("b", None), ("c", None), ("a", None), (None, 5)]
+
+
+def test_rows_of_several_types_of_numbers_are_one_key() -> None:
+    pipeline = Pipeline(spec(N), downstream=2)
+    for key in (1, 1.0, 1):
+        pipeline.send(RowBatch([{"k": key}], [1])).restart(3)
+    assert results(pipeline.watermark(9)) == [{"k": 1, "n": 3}]

@@ -310,10 +310,6 @@ def _collect(
     for segment, value in zip(segments.of.tolist(), column.to_pylist(), strict=True):
         lists[segment] = [*lists[segment], value]
         running.append(lists[segment])
-    before = _exactly([one for value in initial for one in value or ()], column.type)
-    if before.type == column.type:
-        arrays = pa.array(running, pa.large_list(column.type))
-    else:  # the rows of another batch had another type
-        arrays = pa.array(running)
-        arrays = arrays.cast(pa.large_list(arrays.type.value_type))
+    before = [one for value in initial for one in value or ()]
+    arrays = pa.array(running, pa.large_list(_with_initial(column, before).type))
     return segments.unsorted(arrays), lists

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from dataflow.common.keys import KeyGroupRange, key_groups_of_columns
-from dataflow.errors import RestoreError
+from dataflow.errors import JobExecutionError, RestoreError
 
 _MAGIC = b"DFCS"
 FORMAT_VERSION = 1
@@ -108,7 +108,10 @@ class ColumnarState:
     # --------------------------------------------------------------------------- snapshot, restore
 
     def snapshot(self, watermarks: Mapping[int, int]) -> Callable[[], dict[int, bytes]]:
-        """What makes the blocks of now, on any thread; ``watermarks`` are by key group."""
+        """What makes the blocks of now, on any thread; ``watermarks`` are by key group.
+
+        It raises JobExecutionError for what cannot be encoded.
+        """
         slices = {start: runs.tables() for start, runs in self.slices.items()}
 
         def encode() -> dict[int, bytes]:
@@ -117,7 +120,18 @@ class ColumnarState:
             ]
             blocks = dict.fromkeys(watermarks, b"")
             if parts:
-                blocks.update(self._by_group(_concat(parts)))
+                try:
+                    blocks.update(self._by_group(_concat(parts)))
+                except pa.ArrowException as error:
+                    raise JobExecutionError(
+                        f"the state of operator {self._operator_name!r} cannot be encoded for the "
+                        f"checkpoint: {error}"
+                    ) from error
+            if len(blocks) > len(watermarks):
+                raise JobExecutionError(
+                    f"operator {self._operator_name!r} holds keys of other subtasks: the key's "
+                    "column must not be text in some batches and binary in others"
+                )
             return {
                 group: _HEADER.pack(_MAGIC, FORMAT_VERSION, watermarks[group]) + body
                 for group, body in sorted(blocks.items())

@@ -24,7 +24,13 @@ from dataflow.datastream import StreamExecutionEnvironment
 from dataflow.datastream import aggregates as agg
 from dataflow.datastream.fields import FieldTimestamps
 from dataflow.datastream.window import SlidingEventTimeWindows, TumblingEventTimeWindows
-from dataflow.errors import DataflowError, JobGraphError, KeyTypeError, UserFunctionError
+from dataflow.errors import (
+    DataflowError,
+    JobExecutionError,
+    JobGraphError,
+    KeyTypeError,
+    UserFunctionError,
+)
 
 INF, NAN = float("inf"), float("nan")
 DAY = dt.date(2020, 1, 1)
@@ -504,7 +510,7 @@ def test_key_groups_ahead_of_others_fire_each_window_once_and_take_late_records(
 
     They go on after the barrier, before what they have been at the barrier is encoded.
     """
-    assigner = SlidingEventTimeWindows(*geometry)
+    assigner: Any = SlidingEventTimeWindows(*geometry)
     window = spec({"all": agg.collect("x")}, assigner, lateness=lateness, late=late)
     pipeline = Pipeline(window, downstream=2)
     owned = [task.context.key_group_range for task in pipeline.tasks]
@@ -692,6 +698,41 @@ def test_map_batches_takes_batches_that_differ() -> None:
     (row,) = pipeline.emitted
     seen = [(one["t"], one["new"]) for one in ast.literal_eval(row["seen"])]
     assert seen == [("a", None), ("b", None), ("c", None), ("a", None), (None, 5)]
+
+
+def test_dictionaries_may_grow_beyond_what_those_of_a_batch_need() -> None:
+    window = spec(None, function=lambda data, _: data.slice(0, 1))
+    (task,) = subtasks(window, 1)
+    for number in range(3):
+        texts = pa.array([f"{number}-{i}" for i in range(100)]).dictionary_encode()
+        texts = texts.cast(pa.dictionary(pa.int8(), pa.string()))
+        task.batch(arrow("kt", pa.array([1] * 100), texts))
+    (task,) = subtasks(window, 1, [task.snapshot()])
+    assert task.watermark(9).emitted == [{"k": 1, "t": "0-0"}]
+
+
+def test_a_state_that_cannot_be_encoded_is_an_error_that_names_the_operator() -> None:
+    (task,) = subtasks(spec(None, function=lambda data, _: data), 1)
+    task.batch(columns([1], k=[1], x=[1])).batch(columns([11], k=[1], x=["a"]))
+    snapshot = task.snapshot()
+    with pytest.raises(JobExecutionError, match=r"'under test'.*int64 vs string"):
+        snapshot.completed()
+    tasks = subtasks(spec(N, late=LATE), 2)
+    texts = [chr(65 + i) for i in range(20)]
+    for part in (pa.array([text.encode() for text in texts]), pa.array(texts)):
+        groups = key_groups_of_array(part, 128).tolist()
+        for task in tasks:
+            owned = task.context.key_group_range
+            task.batch(arrow("k", part.filter(pa.array([group in owned for group in groups]))))
+    snapshot = tasks[0].snapshot()
+    with pytest.raises(JobExecutionError, match=r"'under test'.*text in some batches"):
+        snapshot.completed()
+
+
+def test_seconds_that_do_not_fit_into_milliseconds_are_refused() -> None:
+    data = pa.record_batch({"at": pa.array([2**62], pa.timestamp("s"))})
+    with pytest.raises(ValueError, match="overflow"):
+        FieldTimestamps("at").extract_timestamps(data)
 
 
 def test_rows_of_several_types_of_numbers_are_one_key() -> None:

@@ -92,7 +92,7 @@ class Columns:
 
 
 def _is_span(kind: pa.DataType) -> bool:
-    return pa.types.is_duration(kind) or pa.types.is_interval(kind)
+    return bool(pa.types.is_duration(kind) or pa.types.is_interval(kind))
 
 
 def timestamps_of(batch: Batch, operator: FunctionOperator) -> np.ndarray:

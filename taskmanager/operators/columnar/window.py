@@ -151,7 +151,7 @@ class ColumnarWindowOperator(FunctionOperator):
         if self._accumulators is not None:
             rows = self._accumulators.lift(columns, len(batch))
         else:
-            rows = pa.Table.from_batches([batch.data])
+            rows = _with_wide_dictionaries(pa.Table.from_batches([batch.data]))
             for key in self._spec.keys:
                 position = rows.schema.get_field_index(key)
                 rows = rows.set_column(position, key, columns[key])
@@ -253,6 +253,16 @@ class ColumnarWindowOperator(FunctionOperator):
 def _take(batch: ArrowBatch, positions: pa.Array) -> ArrowBatch:
     assert batch.timestamps is not None
     return ArrowBatch(batch.data.take(positions), batch.timestamps.take(positions))
+
+
+def _with_wide_dictionaries(rows: pa.Table) -> pa.Table:
+    """Batches have dictionaries of their own; one of all of them may have many more values."""
+    for position, field in enumerate(rows.schema):
+        kind = field.type
+        if pa.types.is_dictionary(kind) and kind.index_type.bit_width < 32:
+            wide = pa.dictionary(pa.int32(), kind.value_type, kind.ordered)
+            rows = rows.set_column(position, field.name, rows.column(position).cast(wide))
+    return rows
 
 
 def _with_keys(rows: pa.Table, wanted: pa.Table, keys: Sequence[str]) -> pa.Table:

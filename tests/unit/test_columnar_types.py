@@ -154,6 +154,21 @@ def test_windows_group_as_python_does(name: str, parallelism: int | None, late: 
     assert len(pipeline.emitted) == len(wanted)
 
 
+@pytest.mark.parametrize("late", [None, LATE])
+@pytest.mark.parametrize("name", KEYS)
+def test_late_records_find_their_keys_whatever_type_they_are_of(name: str, late: Any) -> None:
+    first, *others = KEYS[name]
+    pipeline = Pipeline(spec(N, late=late, lateness=50))
+    counts = Counter(first.to_pylist())
+    pipeline.send(arrow("k", first)).watermark(9)
+    wanted = Counter(counts.items())
+    for part in [*others, first]:
+        counts.update(part.to_pylist())
+        wanted.update({(key, counts[key]): 1 for key in set(part.to_pylist())})
+        pipeline.send(arrow("k", part))
+    assert Counter((row["k"], row["n"]) for row in pipeline.emitted) == wanted
+
+
 @pytest.mark.parametrize("parallelism", [None, 3])
 @pytest.mark.parametrize("name", KEYS)
 def test_running_aggregates_group_as_python_does(name: str, parallelism: int | None) -> None:

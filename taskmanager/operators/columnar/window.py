@@ -210,7 +210,11 @@ class ColumnarWindowOperator(FunctionOperator):
         runs = [slices[s] for s in self._slices.slices_of(window) if s in slices]
         if late_keys is not None:  # of many keys these are few: find them first, then merge
             tables = [table for run in runs for table in run.tables()]
-            rows = self._merge([_with_keys(t, late_keys, self._spec.keys) for t in tables])
+            try:
+                tables = [_with_keys(table, late_keys, self._spec.keys) for table in tables]
+            except pa.ArrowException as error:
+                self.fail(error, "aggregating")
+            rows = self._merge(tables)
         else:
             rows = self._merge([r.merged() for r in runs]) if len(runs) > 1 else runs[0].merged()
             if self._ahead:
@@ -269,7 +273,10 @@ def _with_keys(rows: pa.Table, wanted: pa.Table, keys: Sequence[str]) -> pa.Tabl
     """The rows whose key is among those wanted."""
     names = list(keys)
     numbered = rows.select(names)
-    wanted = wanted.cast(numbered.schema)
+    if numbered.schema != wanted.schema:  # the late records have keys of another type
+        schemas = [numbered.schema, wanted.schema]
+        both = pa.unify_schemas(schemas, promote_options="permissive")
+        numbered, wanted = numbered.cast(both), wanted.cast(both)
     numbered = numbered.append_column(ROW, pa.array(np.arange(rows.num_rows)))
     found = numbered.join(wanted, names, join_type="left semi", use_threads=False)
     return rows.take(pa.array(np.sort(found.column(ROW).to_numpy())))

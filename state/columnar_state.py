@@ -121,7 +121,7 @@ class ColumnarState:
             blocks = dict.fromkeys(watermarks, b"")
             if parts:
                 try:
-                    blocks.update(self._by_group(_concat(parts)))
+                    blocks.update(self._by_group(concat(parts)))
                 except pa.ArrowException as error:
                     raise JobExecutionError(
                         f"the state of operator {self._operator_name!r} cannot be encoded for the "
@@ -209,11 +209,39 @@ def _with_slice(rows: pa.Table, start: int) -> pa.Table:
     return rows.add_column(0, SLICE, pa.array(np.full(rows.num_rows, start, np.int64)))
 
 
-def _concat(tables: Sequence[pa.Table]) -> pa.Table:
+def concat(tables: Sequence[pa.Table]) -> pa.Table:
+    """One table of all rows in order; columns of several types become the one that fits all."""
     first = tables[0].schema
     if all(table.schema == first for table in tables):  # then names may even be there twice
         return pa.concat_tables(tables)
-    return pa.concat_tables(tables, promote_options="permissive")
+    return pa.concat_tables(in_one_zone(tables), promote_options="permissive")
+
+
+def in_one_zone(tables: Sequence[pa.Table]) -> list[pa.Table]:
+    """Columns of timestamps that are in several time zones, all in UTC: the same instants."""
+    zones: dict[str, set[str]] = {}
+    for table in tables:
+        for field in table.schema:
+            zones.setdefault(field.name, set()).add(_zone(field.type))
+    several = {name for name, found in zones.items() if len(found - {""}) > 1}
+    return [_in_utc(table, several) for table in tables] if several else list(tables)
+
+
+def _zone(kind: pa.DataType) -> str:
+    kind = kind.value_type if pa.types.is_large_list(kind) else kind
+    return (kind.tz or "") if pa.types.is_timestamp(kind) else ""
+
+
+def _in_utc(table: pa.Table, names: set[str]) -> pa.Table:
+    for position, field in enumerate(table.schema):
+        if field.name in names and _zone(field.type):
+            kind = field.type
+            if pa.types.is_large_list(kind):
+                kind = pa.large_list(pa.timestamp(kind.value_type.unit, "UTC"))
+            else:
+                kind = pa.timestamp(kind.unit, "UTC")
+            table = table.set_column(position, field.name, table.column(position).cast(kind))
+    return table
 
 
 def _to_ipc(rows: pa.Table) -> bytes:

@@ -82,6 +82,10 @@ KEYS: dict[str, Parts] = {
         for unit in UNITS
         for zone in (None, "UTC", "Europe/Berlin")
     },
+    "timestamps in zones": [
+        pa.array([0, 10], pa.timestamp(unit, zone))
+        for unit, zone in (("ms", "UTC"), ("ms", "Europe/Berlin"), ("us", "Asia/Tokyo"))
+    ],
     "timestamps": [
         pa.array([n * 10 ** (3 * power)], pa.timestamp(unit))
         for n in (1, 2)
@@ -259,6 +263,10 @@ VALUES: dict[str, Parts] = {
         for zone in (None, "UTC", "Europe/Berlin")
     },
     "ms, s": [pa.array([1_500], pa.timestamp("ms")), pa.array([1], pa.timestamp("s"))],
+    "timestamps in zones": [
+        pa.array([0, 10], pa.timestamp("ms", zone))
+        for zone in ("UTC", "Europe/Berlin", "Asia/Tokyo")
+    ],
     "duration": two(pa.duration("ms"), [10, None], [-5, 10]),
     "null": [pa.nulls(1), pa.nulls(2)],
     **{

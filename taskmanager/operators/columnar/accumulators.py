@@ -199,16 +199,6 @@ def plain(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
 
 
-def concat(tables: Sequence[pa.Table]) -> pa.Table:
-    """One table of all rows in order; columns of several types become the one that fits all."""
-    if len(tables) == 1:
-        return tables[0]
-    first = tables[0].schema
-    if all(table.schema == first for table in tables):
-        return pa.concat_tables(tables)
-    return pa.concat_tables(tables, promote_options="permissive")
-
-
 def _lift(accumulator: Aggregate, column: pa.Array | None, records: int) -> pa.Array:
     if column is None:
         return pa.array(np.ones(records, np.int64))

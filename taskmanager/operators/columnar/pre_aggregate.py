@@ -10,7 +10,8 @@ import pyarrow as pa
 from dataflow.common.batch import MIN_TIMESTAMP, TIMESTAMP_MAX, ArrowBatch, RowBatch
 from dataflow.datastream.aggregates import fields_of
 from dataflow.graph.specs import PreAggregateSpec, ToColumnsSpec
-from taskmanager.operators.columnar.accumulators import Accumulators, concat
+from state.columnar_state import concat
+from taskmanager.operators.columnar.accumulators import Accumulators
 from taskmanager.operators.columnar.columns import (
     Columns,
     by_slice,

@@ -20,11 +20,11 @@ from dataflow.common.batch import ArrowBatch, RowBatch
 from dataflow.datastream.aggregates import Aggregate, fields_of
 from dataflow.errors import JobExecutionError
 from dataflow.graph.specs import RunningAggregateSpec
+from state.columnar_state import concat
 from taskmanager.operators.columnar.accumulators import (
     EXACT,
     INT64_MAX,
     accumulators_of,
-    concat,
     finish,
     group_numbers,
     summable,

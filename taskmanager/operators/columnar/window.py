@@ -14,14 +14,13 @@ from dataflow.common.batch import MIN_TIMESTAMP, ArrowBatch, RowBatch
 from dataflow.datastream.aggregates import fields_of
 from dataflow.datastream.window import TimeWindow
 from dataflow.graph.specs import ColumnarWindowSpec
-from state.columnar_state import ColumnarState
+from state.columnar_state import ColumnarState, concat, in_one_zone
 from state.snapshot import OperatorSnapshot
 from taskmanager.operators.base import OperatorContext, Output
 from taskmanager.operators.columnar.accumulators import (
     RECORDS,
     ROW,
     Accumulators,
-    concat,
     group_numbers,
 )
 from taskmanager.operators.columnar.columns import (
@@ -274,6 +273,7 @@ def _with_keys(rows: pa.Table, wanted: pa.Table, keys: Sequence[str]) -> pa.Tabl
     names = list(keys)
     numbered = rows.select(names)
     if numbered.schema != wanted.schema:  # the late records have keys of another type
+        numbered, wanted = in_one_zone([numbered, wanted])
         schemas = [numbered.schema, wanted.schema]
         both = pa.unify_schemas(schemas, promote_options="permissive")
         numbered, wanted = numbered.cast(both), wanted.cast(both)

@@ -203,6 +203,12 @@ def test_what_cannot_be_a_key_is_refused_by_the_first_operator_that_needs_it(nam
             harness.batch(batch)
 
 
+def test_keys_that_python_cannot_hold_are_an_error() -> None:
+    job = OperatorHarness(running_spec(N))
+    with pytest.raises(UserFunctionError, match=r"'under test'.*making Python values of the keys"):
+        job.batch(arrow("k", pa.array([2**50], pa.timestamp("s"))))
+
+
 @pytest.mark.parametrize("keys", [("k",), ("k", "j")])
 def test_twenty_thousand_keys_keep_their_records(keys: tuple[str, ...]) -> None:
     count = 20_000

@@ -57,7 +57,10 @@ class RunningAggregateOperator(KeyedOperator):
         columns = self._columns.of(batch)
         rows = pa.table([columns[key] for key in self._keys], self._keys)
         segments = Segments(group_numbers(rows, self._keys))
-        keys = self._python_keys(rows.take(pa.array(segments.first_rows)))
+        try:
+            keys = self._python_keys(rows.take(pa.array(segments.first_rows)))
+        except (OverflowError, ValueError) as error:  # such as a year that Python does not know
+            self.fail(error, "making Python values of the keys")
         before = self._before(keys)
         running: dict[str, pa.Array] = {}
         after: list[Sequence[Any]] = []

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from dataflow.common.keys import KeyGroupRange, key_groups_of_columns
-from dataflow.errors import RestoreError
+from dataflow.errors import JobExecutionError, RestoreError
 
 _MAGIC = b"DFCS"
 FORMAT_VERSION = 1
@@ -108,7 +108,10 @@ class ColumnarState:
     # --------------------------------------------------------------------------- snapshot, restore
 
     def snapshot(self, watermarks: Mapping[int, int]) -> Callable[[], dict[int, bytes]]:
-        """What makes the blocks of now, on any thread; ``watermarks`` are by key group."""
+        """What makes the blocks of now, on any thread; ``watermarks`` are by key group.
+
+        It raises JobExecutionError for what cannot be encoded.
+        """
         slices = {start: runs.tables() for start, runs in self.slices.items()}
 
         def encode() -> dict[int, bytes]:
@@ -117,7 +120,18 @@ class ColumnarState:
             ]
             blocks = dict.fromkeys(watermarks, b"")
             if parts:
-                blocks.update(self._by_group(_concat(parts)))
+                try:
+                    blocks.update(self._by_group(concat(parts)))
+                except pa.ArrowException as error:
+                    raise JobExecutionError(
+                        f"the state of operator {self._operator_name!r} cannot be encoded for the "
+                        f"checkpoint: {error}"
+                    ) from error
+            if len(blocks) > len(watermarks):
+                raise JobExecutionError(
+                    f"operator {self._operator_name!r} holds keys of other subtasks: the key's "
+                    "column must not be text in some batches and binary in others"
+                )
             return {
                 group: _HEADER.pack(_MAGIC, FORMAT_VERSION, watermarks[group]) + body
                 for group, body in sorted(blocks.items())
@@ -126,7 +140,7 @@ class ColumnarState:
         return encode
 
     def _by_group(self, rows: pa.Table) -> Iterable[tuple[int, bytes]]:
-        groups = self.groups_of(rows)
+        groups = self.groups_of(rows.remove_column(0))
         order = np.argsort(groups, kind="stable")
         rows = rows.take(pa.array(order)).combine_chunks()
         found, starts = np.unique(groups[order], return_index=True)
@@ -146,8 +160,8 @@ class ColumnarState:
         for _, rows in decoded.values():
             if rows is None:
                 continue
-            starts = rows.column(SLICE).to_numpy()
-            wanted = rows.select(list(columns) or rows.column_names[1:])
+            starts, rows = rows.column(0).to_numpy(), rows.remove_column(0)
+            wanted = rows.select(list(columns)) if columns else rows
             for start in np.unique(starts).tolist():
                 positions = pa.array(np.flatnonzero(starts == start))
                 self.add(start, wanted.take(positions))
@@ -179,7 +193,7 @@ class ColumnarState:
             raise RestoreError(f"{where} cannot be decoded: {error}") from error
 
     def _check(self, group: int, rows: pa.Table, columns: Sequence[str]) -> None:
-        missing = [name for name in columns if name not in rows.column_names]
+        missing = [name for name in columns if name not in rows.column_names[1:]]
         if missing:
             raise RestoreError(
                 f"{self._where(group)} holds {', '.join(rows.column_names[1:])}, and the program "
@@ -195,8 +209,39 @@ def _with_slice(rows: pa.Table, start: int) -> pa.Table:
     return rows.add_column(0, SLICE, pa.array(np.full(rows.num_rows, start, np.int64)))
 
 
-def _concat(tables: Sequence[pa.Table]) -> pa.Table:
-    return pa.concat_tables(tables, promote_options="permissive")
+def concat(tables: Sequence[pa.Table]) -> pa.Table:
+    """One table of all rows in order; columns of several types become the one that fits all."""
+    first = tables[0].schema
+    if all(table.schema == first for table in tables):  # then names may even be there twice
+        return pa.concat_tables(tables)
+    return pa.concat_tables(in_one_zone(tables), promote_options="permissive")
+
+
+def in_one_zone(tables: Sequence[pa.Table]) -> list[pa.Table]:
+    """Columns of timestamps that are in several time zones, all in UTC: the same instants."""
+    zones: dict[str, set[str]] = {}
+    for table in tables:
+        for field in table.schema:
+            zones.setdefault(field.name, set()).add(_zone(field.type))
+    several = {name for name, found in zones.items() if len(found - {""}) > 1}
+    return [_in_utc(table, several) for table in tables] if several else list(tables)
+
+
+def _zone(kind: pa.DataType) -> str:
+    kind = kind.value_type if pa.types.is_large_list(kind) else kind
+    return (kind.tz or "") if pa.types.is_timestamp(kind) else ""
+
+
+def _in_utc(table: pa.Table, names: set[str]) -> pa.Table:
+    for position, field in enumerate(table.schema):
+        if field.name in names and _zone(field.type):
+            kind = field.type
+            if pa.types.is_large_list(kind):
+                kind = pa.large_list(pa.timestamp(kind.value_type.unit, "UTC"))
+            else:
+                kind = pa.timestamp(kind.unit, "UTC")
+            table = table.set_column(position, field.name, table.column(position).cast(kind))
+    return table
 
 
 def _to_ipc(rows: pa.Table) -> bytes:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from dataflow.common.batch import ArrowBatch, Batch, RowBatch
 from dataflow.common.keys import KeyGroupMemo, key_groups_of_columns, subtask_for
-from dataflow.errors import KeyTypeError
+from dataflow.errors import JobExecutionError, KeyTypeError
 from taskmanager.channel import OutputChannel
 
 
@@ -174,7 +174,14 @@ class HashPartitioner(Partitioner):
 
     def _emit_arrow(self, batch: ArrowBatch, columns: tuple[str, ...]) -> None:
         data, count = batch.data, len(self.channels)
-        groups = key_groups_of_columns([data.column(c) for c in columns], self._max_parallelism)
+        try:
+            keys = [data.column(name) for name in columns]
+        except KeyError as error:
+            names = ", ".join(map(repr, data.schema.names[:20]))
+            raise JobExecutionError(
+                f"key_by({', '.join(map(repr, columns))}): {error.args[0]}; there is {names}"
+            ) from None
+        groups = key_groups_of_columns(keys, self._max_parallelism)
         chosen = (groups * count // self._max_parallelism).astype(np.uint16)
         # Sorting (numbers this short by radix) costs the same for any number of channels.
         sorted_batch = _take(batch, np.argsort(chosen, kind="stable"))

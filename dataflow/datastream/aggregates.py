@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from dataflow.errors import JobGraphError
 
@@ -110,6 +110,20 @@ def checked(
                 "aggregate another name"
             )
     return dict(aggregates)
+
+
+def refuse_keys(
+    method: str, keys: Sequence[str], aggregates: Mapping[str, Aggregate], taken: tuple[str, ...]
+) -> None:
+    """Raises JobGraphError for keys named like other columns, of results or on the way there."""
+    columns = [aggregate.column for aggregate in aggregates.values()]
+    inner = {str(Aggregate(f, c)) for f in get_args(Function) for c in (None, *columns)}
+    for key in keys:
+        if key in taken or key in inner:
+            raise JobGraphError(
+                f"{method}() by a key {key!r}: a column of its own has that name; rename the "
+                "key's column before"
+            )
 
 
 def fields_of(keys: Sequence[str], aggregates: Mapping[str, Aggregate]) -> list[str]:

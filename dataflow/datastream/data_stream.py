@@ -412,6 +412,9 @@ class KeyedStream(DataStream):
                 f"{method}() works on columns and needs keys that are fields by name: "
                 "key_by('name') or key_by(['one', 'other'])"
             )
+        for name in columns:
+            if columns.count(name) > 1:
+                raise JobGraphError(f"{method}(): the key has the field {name!r} twice")
         return columns
 
     def window(self, window_assigner: WindowAssigner[Any, Any]) -> WindowedStream:

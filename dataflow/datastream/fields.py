@@ -124,7 +124,7 @@ class FieldTimestamps(TimestampAssigner):
             )
         numbers = column.cast(pa.int64()).to_numpy()
         if kind.unit == "s":
-            return pa.array(numbers * 1_000)
+            return pc.multiply_checked(pa.array(numbers), 1_000)
         return pa.array(numbers // {"ms": 1, "us": 1_000, "ns": 1_000_000}[kind.unit])
 
     def __reduce__(self) -> tuple[type[FieldTimestamps], tuple[str]]:

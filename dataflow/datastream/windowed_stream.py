@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dataflow.common.callables import require_arity, require_plain
 from dataflow.common.time import DurationLike, to_millis
 from dataflow.common.typeinfo import TypeInformation
-from dataflow.datastream.aggregates import Aggregate, checked
+from dataflow.datastream.aggregates import Aggregate, checked, refuse_keys
 from dataflow.datastream.arguments import (
     BatchOfWindow,
     CastTo,
@@ -116,6 +116,7 @@ class WindowedStream:
         """
         keys = self._stream._key_columns("agg")
         given = checked("agg", aggregates, (*keys, "window_start", "window_end"))
+        refuse_keys("agg", keys, given, ("window_start", "window_end"))
         return self._columnar_window("agg", listed(given), given, None)
 
     def map_batches(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from dataflow.common.batch import ArrowBatch, Batch, RowBatch
 from dataflow.common.keys import key_group, subtask_for
-from dataflow.errors import KeyTypeError
+from dataflow.errors import JobExecutionError, KeyTypeError
 from taskmanager.channel import ChannelLimits, OutputChannel
 from taskmanager.elements import ChannelId
 from taskmanager.partitioner import (
@@ -247,3 +247,11 @@ def test_dates_as_columns_and_as_rows_have_the_same_owner() -> None:
     one = sent_by(HashPartitioner(channels_of(3), ByField(), 128), [RowBatch(rows)])
     two = sent_by(HashPartitioner(channels_of(3), ByField(), 128), [as_arrow(RowBatch(rows))])
     assert one == two
+
+
+@pytest.mark.parametrize("names", [["j"], ["k", "k"]])
+def test_a_key_that_is_no_column_or_several_is_an_error_that_names_it(names: list[str]) -> None:
+    data = pa.RecordBatch.from_arrays([pa.array([1])] * len(names), names=names)
+    partitioner = HashPartitioner(channels_of(2), ByField(), MAX_PARALLELISM)
+    with pytest.raises(JobExecutionError, match=r"key_by\('k'\).*there is '"):
+        partitioner.emit(ArrowBatch(data))

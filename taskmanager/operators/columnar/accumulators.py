@@ -14,6 +14,8 @@ therefore all tables of the same columns. An accumulator is itself an aggregate 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from decimal import Context, Decimal, localcontext
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +27,8 @@ from dataflow.errors import JobExecutionError
 RECORDS = Aggregate("count")
 
 INT64_MAX = 2**63 - 1
+#: For arithmetic on decimals; Python's own default rounds to 28 digits.
+EXACT = Context(prec=154)
 #: How accumulators of one key become one, by Arrow's names; the others hold lists.
 _MERGE = {
     "count": "sum",
@@ -34,9 +38,11 @@ _MERGE = {
     "first": "first",
     "last": "last",
 }
+#: first and last, said of the numbers of rows.
+_OF_POSITIONS = {"first": "min", "last": "max"}
 _LISTS = ("count_distinct", "collect")
 #: A column of row numbers; no user's column has such a name.
-_ROW = "\0row"
+ROW = "\0row"
 
 
 def accumulators_of(aggregates: Sequence[Aggregate]) -> dict[str, Aggregate]:
@@ -88,16 +94,33 @@ class Accumulators:
         # Of a column that has held nothing but nulls so far there is nothing to merge.
         merges = [m for m in self._merges if not pa.types.is_null(rows.field(m[0]).type)]
         grouping = rows
+        stands_in: dict[str, pa.DataType] = {}  # what Arrow cannot merge, by what it can
+        for name, function in merges:
+            column = rows.column(name)
+            stand_in = _stand_in(function, column)
+            if stand_in is not None:
+                stands_in[name] = column.type
+                position = grouping.schema.get_field_index(name)
+                grouping = grouping.set_column(position, name, stand_in)
+        merges = [
+            (name, _OF_POSITIONS[f] if name in stands_in and f in _OF_POSITIONS else f)
+            for name, f in merges
+        ]
         if self._lists:  # Arrow has no function that joins lists: take down whose row is whose
-            grouping = rows.append_column(_ROW, pa.array(np.arange(rows.num_rows)))
-            merges.append((_ROW, "list"))
+            grouping = grouping.append_column(ROW, pa.array(np.arange(rows.num_rows)))
+            merges.append((ROW, "list"))
         grouped = grouping.group_by(self.keys, use_threads=False).aggregate(merges)
         merged = {name: grouped.column(name) for name in self.keys}
         merged.update({name: pa.nulls(grouped.num_rows) for name, _ in self._merges})
         merged.update({name: grouped.column(f"{name}_{function}") for name, function in merges})
-        merged.pop(_ROW, None)
+        for name, kind in stands_in.items():
+            if dict(self._merges)[name] in _OF_POSITIONS:
+                merged[name] = rows.column(name).take(merged[name])
+            else:
+                merged[name] = merged[name].cast(kind)
+        merged.pop(ROW, None)
         if self._lists:
-            groups = _owners(grouped.column(f"{_ROW}_list"))
+            groups = _owners(grouped.column(f"{ROW}_list"))
             for name, collects in self._lists:
                 lists = rows.column(name).combine_chunks()
                 merged[name] = _merge_lists(lists, groups, grouped.num_rows, collects)
@@ -111,21 +134,28 @@ class Accumulators:
         """
         for name in self._sums:
             column = rows.column(name)
-            if not pa.types.is_integer(column.type):
+            kind = column.type
+            if pa.types.is_integer(kind):
+                largest: Any = INT64_MAX if kind == pa.int64() else 2**64 - 1
+                wide = pa.decimal128(38)
+                why = "64 bits; cast the column to float64 or decimal before it is summed"
+            elif pa.types.is_decimal128(kind):
+                largest = Decimal((0, (9,) * 38, -kind.scale))
+                wide = pa.decimal256(76, kind.scale)
+                why = "38 digits; cast the column to float64 before it is summed"
+            else:
                 continue
             limits = pc.min_max(column).as_py()
             highest, lowest = limits["max"] or 0, limits["min"] or 0
-            largest = INT64_MAX if column.type == pa.int64() else 2**64 - 1
-            if max(highest, -lowest) * rows.num_rows <= largest:
-                continue
-            exact = rows.select(self.keys).append_column(name, column.cast(pa.decimal128(38)))
+            with localcontext(EXACT):
+                if max(highest, -lowest) * rows.num_rows <= largest:
+                    continue
+            exact = rows.select(self.keys).append_column(name, column.cast(wide))
             sums = exact.group_by(self.keys, use_threads=False).aggregate([(name, "sum")])
             found = pc.min_max(sums.column(f"{name}_sum")).as_py()
-            if found["max"] > largest or found["min"] < -largest - 1:
-                raise JobExecutionError(
-                    f"{name} does not fit into 64 bits; cast the column to float64 or decimal "
-                    "before it is summed"
-                )
+            least = -largest - (1 if pa.types.is_integer(kind) else 0)
+            if found["max"] > largest or found["min"] < least:
+                raise JobExecutionError(f"{name} does not fit into {why}")
         return rows
 
     # ------------------------------------------------------------------------------------ finish
@@ -135,21 +165,38 @@ class Accumulators:
         return {name: finish(a, merged) for name, a in self._aggregates.items()}
 
 
+def _stand_in(function: str, column: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """For a column of a type that Arrow has no such function of: one of which it has.
+
+    Of first and last it holds the numbers of the rows, and their least and greatest is wanted.
+    """
+    kind = column.type
+    if function in _OF_POSITIONS:
+        types = pa.types
+        simple = types.is_integer(kind) or types.is_boolean(kind) or types.is_temporal(kind)
+        simple |= types.is_float32(kind) or types.is_float64(kind)
+        simple |= types.is_string(kind) or types.is_large_string(kind)
+        simple |= types.is_binary(kind) or types.is_large_binary(kind)
+        if simple and not types.is_duration(kind) and not types.is_interval(kind):
+            return None
+        valid = column.is_valid().to_numpy()
+        return pa.chunked_array([pa.array(np.arange(len(column)), mask=~valid)])
+    if pa.types.is_duration(kind):
+        return column.cast(pa.int64())
+    if pa.types.is_float16(kind):
+        return column.cast(pa.float32())
+    return None
+
+
 def plain(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """In one piece, with values instead of references into a dictionary."""
+    """In one piece, with values instead of references into a dictionary or elsewhere."""
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
+    if pa.types.is_string_view(column.type):
+        return column.cast(pa.string())
+    if pa.types.is_binary_view(column.type):
+        return column.cast(pa.binary())
     return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
-
-
-def concat(tables: Sequence[pa.Table]) -> pa.Table:
-    """One table of all rows in order; columns of several types become the one that fits all."""
-    if len(tables) == 1:
-        return tables[0]
-    first = tables[0].schema
-    if all(table.schema == first for table in tables):
-        return pa.concat_tables(tables)
-    return pa.concat_tables(tables, promote_options="permissive")
 
 
 def _lift(accumulator: Aggregate, column: pa.Array | None, records: int) -> pa.Array:
@@ -163,10 +210,14 @@ def _lift(accumulator: Aggregate, column: pa.Array | None, records: int) -> pa.A
         case "min" | "max":
             if pa.types.is_nested(column.type):
                 raise _wrong_type(accumulator, column, "values with an order")
-            return column
+            return widened(column)
         case "count_distinct":
             if pa.types.is_nested(column.type):
                 raise _wrong_type(accumulator, column, "plain values")
+            if pa.types.is_float16(column.type):
+                column = column.cast(pa.float32())
+            if pa.types.is_floating(column.type):  # -0.0 becomes 0.0, as which it counts
+                column = pc.add(column, pa.scalar(0, column.type))
             ends = np.cumsum(column.is_valid().to_numpy(zero_copy_only=False), dtype=np.int64)
             return _lists(ends, column.drop_null())
         case "collect":
@@ -177,13 +228,23 @@ def _lift(accumulator: Aggregate, column: pa.Array | None, records: int) -> pa.A
 
 def summable(accumulator: Aggregate, column: pa.Array) -> pa.Array:
     kind = column.type
-    if pa.types.is_decimal(kind) or kind == pa.uint64():
+    if pa.types.is_decimal(kind):
+        return widened(column)
+    if kind == pa.uint64() or pa.types.is_null(kind):  # null: of a type yet to be seen
         return column
-    if pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind):
+    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
         return column.cast(pa.int64())
     if pa.types.is_floating(kind):
         return column.cast(pa.float64())
     raise _wrong_type(accumulator, column, "numbers")
+
+
+def widened(column: pa.Array) -> pa.Array:
+    """Decimals so wide that Arrow can sum and compare them."""
+    kind = column.type
+    if pa.types.is_decimal(kind) and kind.bit_width < 128:
+        return column.cast(pa.decimal128(kind.precision, kind.scale))
+    return column
 
 
 def _wrong_type(accumulator: Aggregate, column: pa.Array, needed: str) -> JobExecutionError:
@@ -205,9 +266,9 @@ def group_numbers(rows: pa.Table, keys: Sequence[str]) -> np.ndarray:
     if len(keys) == 1:
         encoded = rows.column(keys[0]).combine_chunks().dictionary_encode()
         return np.asarray(encoded.indices.to_numpy(zero_copy_only=False), np.int64)
-    numbered = rows.select(keys).append_column(_ROW, pa.array(np.arange(rows.num_rows)))
-    lists = numbered.group_by(keys, use_threads=False).aggregate([(_ROW, "list")])
-    return _owners(lists.column(f"{_ROW}_list"))
+    numbered = rows.select(keys).append_column(ROW, pa.array(np.arange(rows.num_rows)))
+    lists = numbered.group_by(keys, use_threads=False).aggregate([(ROW, "list")])
+    return _owners(lists.column(f"{ROW}_list"))
 
 
 def _owners(lists: pa.ChunkedArray) -> np.ndarray:
@@ -241,6 +302,8 @@ def finish(aggregate: Aggregate, merged: pa.Table) -> pa.ChunkedArray:
             total = merged.column(str(Aggregate("sum", column))).cast(pa.float64(), safe=False)
             count = merged.column(str(Aggregate("count", column))).cast(pa.float64())
             return pc.divide(total, count)
+        case "sum" if pa.types.is_null(merged.column(str(aggregate)).type):
+            return merged.column(str(aggregate)).cast(pa.int64())
         case "count_distinct" if pa.types.is_large_list(merged.column(str(aggregate)).type):
             return pc.list_value_length(merged.column(str(aggregate))).cast(pa.int64())
         case _:

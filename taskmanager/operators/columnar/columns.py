@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -24,15 +24,43 @@ class Columns:
     them, as it must for ``key_by("name")``.
     """
 
-    def __init__(self, operator: FunctionOperator, fields: Sequence[str]) -> None:
+    def __init__(
+        self, operator: FunctionOperator, fields: Sequence[str], keys: Sequence[str] = ()
+    ) -> None:
         self._operator = operator
+        self._keys = keys
         self._selectors = {name: FieldSelector(name) for name in fields}
 
     def of(self, batch: Batch) -> dict[str, pa.Array]:
-        """The fields by name."""
+        """The fields by name. Raises KeyTypeError for what cannot be a key."""
         if isinstance(batch, RowBatch):
-            return {name: self._of_rows(batch, name) for name in self._selectors}
-        return {name: self._of_arrow(batch.data, name) for name in self._selectors}
+            columns = {name: self._of_rows(batch, name) for name in self._selectors}
+        else:
+            columns = {name: self._of_arrow(batch.data, name) for name in self._selectors}
+        columns.update({name: self._as_key(name, columns[name]) for name in self._keys})
+        return columns
+
+    def _as_key(self, name: str, column: pa.Array) -> pa.Array:
+        """Values that Python calls equal made the same ones, for Arrow compares their bits."""
+        kind = column.type
+        if column.null_count:
+            self._refuse_key(name, "null cannot be a key, and column {} holds one")
+        if pa.types.is_floating(kind):
+            values = column.to_numpy()
+            if np.isnan(values).any():
+                self._refuse_key(name, "NaN cannot be a key, and column {} holds one")
+            return pa.array(values + kind.to_pandas_dtype()(0), kind)  # -0.0 becomes 0.0
+        if pa.types.is_date64(kind):
+            return column.cast(pa.date32(), safe=False).cast(kind)
+        if kind == pa.time64("ns"):
+            return column.cast(pa.time64("us"), safe=False).cast(kind)
+        if pa.types.is_nested(kind) or pa.types.is_decimal(kind) or _is_span(kind):
+            self._refuse_key(name, f"a key cannot be of type {kind}, as column {{}} is")
+        return column
+
+    def _refuse_key(self, name: str, why: str) -> NoReturn:
+        where = f"operator {self._operator.context.operator_name!r}"
+        raise KeyTypeError(f"{where}: {why.format(repr(name))}")
 
     def _of_arrow(self, data: pa.RecordBatch, name: str) -> pa.Array:
         position = data.schema.get_field_index(name)
@@ -63,6 +91,10 @@ class Columns:
             self._operator.fail(error, f"turning a batch of {len(batch)} rows into Arrow columns")
 
 
+def _is_span(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_duration(kind) or pa.types.is_interval(kind))
+
+
 def timestamps_of(batch: Batch, operator: FunctionOperator) -> np.ndarray:
     """As int64 in ms. Raises JobExecutionError when there are none."""
     stamps = batch.timestamps
@@ -87,7 +119,8 @@ def by_slice(stamps: np.ndarray, slices: WindowSlices) -> Iterator[tuple[int, Se
     if highest < first + width:  # the usual case: a batch is short beside a window
         yield first, None
         return
-    numbers = (stamps - first) // width
+    # Modulo 2**64, because the first and the last may be that far apart.
+    numbers = (stamps.astype(np.uint64) - np.uint64(first % 2**64)) // np.uint64(width)
     order = None
     if (numbers[1:] < numbers[:-1]).any():
         few = highest - first < width << 15  # then they are sorted by radix
@@ -106,13 +139,3 @@ def select(rows: Any, selection: Selection) -> Any:
     if isinstance(selection, slice):
         return rows.slice(selection.start, selection.stop - selection.start)
     return rows.take(selection)
-
-
-def require_keys(rows: pa.Table, keys: Sequence[str], operator: FunctionOperator) -> None:
-    """Raises KeyTypeError for a key that is null."""
-    for key in keys:
-        if rows.column(key).null_count:
-            raise KeyTypeError(
-                f"operator {operator.context.operator_name!r}: null cannot be a key, and column "
-                f"{key!r} holds one"
-            )

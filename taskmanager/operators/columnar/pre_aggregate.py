@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 import numpy as np
 import pyarrow as pa
 
-from dataflow.common.batch import MIN_TIMESTAMP, ArrowBatch, RowBatch
+from dataflow.common.batch import MIN_TIMESTAMP, TIMESTAMP_MAX, ArrowBatch, RowBatch
 from dataflow.datastream.aggregates import fields_of
 from dataflow.graph.specs import PreAggregateSpec, ToColumnsSpec
-from taskmanager.operators.columnar.accumulators import Accumulators, concat
+from state.columnar_state import concat
+from taskmanager.operators.columnar.accumulators import Accumulators
 from taskmanager.operators.columnar.columns import (
     Columns,
     by_slice,
-    require_keys,
     select,
     timestamps_of,
 )
@@ -59,7 +61,7 @@ class PreAggregateOperator(FunctionOperator):
         super().__init__(None)
         self._slices = WindowSlices(spec.assigner)
         self._accumulators = Accumulators(spec.keys, spec.aggregates)
-        self._columns = Columns(self, fields_of(spec.keys, spec.aggregates))
+        self._columns = Columns(self, fields_of(spec.keys, spec.aggregates), spec.keys)
         self._watermark = MIN_TIMESTAMP
         self._held: dict[int, list[pa.Table]] = {}  # by slice
         self._held_records = 0
@@ -69,7 +71,6 @@ class PreAggregateOperator(FunctionOperator):
     def process_batch(self, batch: RowBatch | ArrowBatch) -> None:
         stamps = timestamps_of(batch, self)
         rows = self._accumulators.lift(self._columns.of(batch), len(batch))
-        require_keys(rows, self._accumulators.keys, self)
         late = False
         for start, selection in by_slice(stamps, self._slices):
             self._held.setdefault(start, []).append(select(rows, selection))
@@ -89,13 +90,20 @@ class PreAggregateOperator(FunctionOperator):
         if not self._held:
             return
         merging = self._accumulators.reduces and self._unmerged_records <= 0
-        sent = 0
-        for start in sorted(self._held):
-            rows = self._concat(self._held[start], merging)
-            sent += rows.num_rows
-            for data in rows.combine_chunks().to_batches():
-                stamps = pa.array(np.full(data.num_rows, start, np.int64))
-                self.output.emit(ArrowBatch(data, stamps))
+        merged = [(start, self._concat(self._held[start], merging)) for start in sorted(self._held)]
+        sent = sum(rows.num_rows for _, rows in merged)
+        # In one batch, so that late records fire a window of several slices once.
+        for _, alike in groupby(merged, lambda one: one[1].schema):
+            starts, tables = zip(*alike, strict=True)
+            stamps = np.repeat(
+                np.asarray([max(start, -TIMESTAMP_MAX) for start in starts], np.int64),
+                [rows.num_rows for rows in tables],
+            )
+            position = 0
+            for data in pa.concat_tables(tables).combine_chunks().to_batches():
+                mine = stamps[position : position + data.num_rows]
+                self.output.emit(ArrowBatch(data, pa.array(mine)))
+                position += data.num_rows
         if not merging:
             self._unmerged_records -= self._held_records
         elif self._held_records >= JUDGED_RECORDS and sent > self._held_records * WORTHWHILE:

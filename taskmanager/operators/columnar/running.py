@@ -9,6 +9,7 @@ per key as a tuple of Python values in the heap backend, like the state of any o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from decimal import Decimal, localcontext
 from typing import Any
 
 import numpy as np
@@ -19,15 +20,17 @@ from dataflow.common.batch import ArrowBatch, RowBatch
 from dataflow.datastream.aggregates import Aggregate, fields_of
 from dataflow.errors import JobExecutionError
 from dataflow.graph.specs import RunningAggregateSpec
+from state.columnar_state import concat
 from taskmanager.operators.columnar.accumulators import (
+    EXACT,
     INT64_MAX,
     accumulators_of,
-    concat,
     finish,
     group_numbers,
     summable,
+    widened,
 )
-from taskmanager.operators.columnar.columns import Columns, require_keys
+from taskmanager.operators.columnar.columns import Columns
 from taskmanager.operators.keyed_operator import KeyedOperator
 
 _NOTHING = np.iinfo(np.int64).max  # as the key of an element: there is none
@@ -43,7 +46,7 @@ class RunningAggregateOperator(KeyedOperator):
         self._keys = list(spec.keys)
         self._aggregates = spec.aggregates
         self._accumulators = accumulators_of(list(spec.aggregates.values()))
-        self._columns = Columns(self, fields_of(spec.keys, spec.aggregates))
+        self._columns = Columns(self, fields_of(spec.keys, spec.aggregates), spec.keys)
 
     def open(self) -> None:
         names = ", ".join(self._accumulators)
@@ -53,9 +56,11 @@ class RunningAggregateOperator(KeyedOperator):
     def process_batch(self, batch: RowBatch | ArrowBatch) -> None:
         columns = self._columns.of(batch)
         rows = pa.table([columns[key] for key in self._keys], self._keys)
-        require_keys(rows, self._keys, self)
         segments = Segments(group_numbers(rows, self._keys))
-        keys = self._python_keys(rows.take(pa.array(segments.first_rows)))
+        try:
+            keys = self._python_keys(rows.take(pa.array(segments.first_rows)))
+        except (OverflowError, ValueError) as error:  # such as a year that Python does not know
+            self.fail(error, "making Python values of the keys")
         before = self._before(keys)
         running: dict[str, pa.Array] = {}
         after: list[Sequence[Any]] = []
@@ -66,7 +71,7 @@ class RunningAggregateOperator(KeyedOperator):
                 column = None if accumulator.column is None else columns[accumulator.column]
                 running[name], last = _scan(accumulator, column, initial, segments)
                 after.append(last)
-        except (pa.ArrowException, TypeError) as error:
+        except (pa.ArrowException, OverflowError, TypeError) as error:
             self.fail(error, "aggregating")
         self._state.update(zip(keys, zip(*after, strict=True), strict=True))
         merged = pa.table(running)
@@ -177,9 +182,16 @@ def _sum(
     seen = segments.total(valid.astype(np.int64))
     seen += np.asarray([value is not None for value in initial], np.int64)[segments.of]
     before = [0 if value is None else value for value in initial]
-    if pa.types.is_integer(kind) and any(isinstance(value, float) for value in before):
-        kind = pa.float64()  # the rows of another batch had fractions
-        summands = summands.cast(kind, safe=False)
+    if pa.types.is_null(kind) or pa.types.is_integer(kind):
+        if any(isinstance(value, float) for value in before):
+            kind = pa.float64()  # the rows of another batch had fractions
+        elif any(isinstance(value, Decimal) for value in before):
+            kind = pa.decimal128(38, _scale_of(before))
+        elif pa.types.is_null(kind):
+            kind = pa.int64() if max(before) <= INT64_MAX else pa.uint64()
+        elif min(before) < 0:
+            kind = pa.int64()
+        summands = summands.cast(kind, safe=not pa.types.is_floating(kind))
     if not pa.types.is_decimal(kind):
         summands = summands.fill_null(0)
     if pa.types.is_floating(kind):
@@ -196,8 +208,13 @@ def _sum(
                     "decimal before it is summed"
                 )
         else:
-            kind = pa.decimal128(38, kind.scale)
+            kind = pa.decimal128(38, max(kind.scale, _scale_of(before)))
     return pa.array(sums, kind, mask=seen == 0)
+
+
+def _scale_of(values: list[Any]) -> int:
+    """How many digits after the point the decimals among the values have."""
+    return max((-int(v.as_tuple().exponent) for v in values if isinstance(v, Decimal)), default=0)
 
 
 def _exact_sums(summands: pa.Array, before: list[Any], segments: Segments) -> np.ndarray:
@@ -209,8 +226,9 @@ def _exact_sums(summands: pa.Array, before: list[Any], segments: Segments) -> np
             values = summands.cast(pa.int64()).to_numpy()
             return np.asarray(segments.total(values) + np.asarray(before, np.int64)[segments.of])
     values = np.asarray([0 if v is None else v for v in summands.to_pylist()], object)
-    values[segments.starts] += np.asarray(before, object)
-    return segments.scan(values, np.add)
+    with localcontext(EXACT):
+        values[segments.starts] += np.asarray(before, object)
+        return segments.scan(values, np.add)
 
 
 def _pick(function: str, column: pa.Array, initial: Sequence[Any], segments: Segments) -> pa.Array:
@@ -229,8 +247,10 @@ def _pick(function: str, column: pa.Array, initial: Sequence[Any], segments: Seg
             raise TypeError(
                 f"{function}() needs values with an order, and the column is of type {column.type}"
             )
+        half = pa.types.is_float16(elements.type)
+        ranked = elements.cast(pa.float32()) if half else widened(elements)
         order = "ascending" if function == "min" else "descending"
-        number = pc.rank(elements, sort_keys=order, tiebreaker="first").to_numpy().astype(np.int64)
+        number = pc.rank(ranked, sort_keys=order, tiebreaker="first").to_numpy().astype(np.int64)
         number -= 1
     else:
         number = np.roll(np.arange(len(elements)), -segments.count)  # those before come first
@@ -248,12 +268,26 @@ def _pick(function: str, column: pa.Array, initial: Sequence[Any], segments: Seg
 
 def _with_initial(column: pa.Array, initial: Sequence[Any]) -> pa.Array:
     """The column, and behind it what was before."""
-    try:
-        parts = [column, pa.array(initial, column.type)]
-    except (pa.ArrowInvalid, pa.ArrowTypeError):  # the rows of another batch had another type
-        parts = [column, pa.array(initial)]
+    parts = [column, _exactly(initial, column.type)]
     table = concat([pa.table([part], ["element"]) for part in parts])
     return table.column("element").combine_chunks()
+
+
+def _exactly(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """The values as of this type, or of their own where that would change or cannot hold them."""
+    try:
+        array = pa.array(values, kind)
+        # Arrow cuts off fractions of numbers, seconds and days without a word.
+        if all(
+            one == other or one != one for one, other in zip(values, array.to_pylist(), strict=True)
+        ):
+            return array
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        pass  # the rows of another batch had another type
+    try:
+        return pa.array(values)
+    except OverflowError:  # int64 is what Arrow takes integers for
+        return pa.array(values, pa.uint64())
 
 
 def _distinct(
@@ -264,8 +298,8 @@ def _distinct(
     sizes = []
     for segment, value in zip(segments.of.tolist(), column.to_pylist(), strict=True):
         values = sets[segment]
-        if value is not None:
-            values.add(value)
+        if value is not None:  # which therefore can stand for NaN, not equal to itself
+            values.add(value if value == value else None)
         sizes.append(len(values))
     return segments.unsorted(pa.array(sizes, pa.int64())), sets
 
@@ -279,9 +313,6 @@ def _collect(
     for segment, value in zip(segments.of.tolist(), column.to_pylist(), strict=True):
         lists[segment] = [*lists[segment], value]
         running.append(lists[segment])
-    try:
-        arrays = pa.array(running, pa.large_list(column.type))
-    except (pa.ArrowInvalid, pa.ArrowTypeError):  # as in _with_initial
-        arrays = pa.array(running)
-        arrays = arrays.cast(pa.large_list(arrays.type.value_type))
+    before = [one for value in initial for one in value or ()]
+    arrays = pa.array(running, pa.large_list(_with_initial(column, before).type))
     return segments.unsorted(arrays), lists

@@ -14,19 +14,18 @@ from dataflow.common.batch import MIN_TIMESTAMP, ArrowBatch, RowBatch
 from dataflow.datastream.aggregates import fields_of
 from dataflow.datastream.window import TimeWindow
 from dataflow.graph.specs import ColumnarWindowSpec
-from state.columnar_state import ColumnarState
+from state.columnar_state import ColumnarState, concat, in_one_zone
 from state.snapshot import OperatorSnapshot
 from taskmanager.operators.base import OperatorContext, Output
 from taskmanager.operators.columnar.accumulators import (
     RECORDS,
+    ROW,
     Accumulators,
-    concat,
     group_numbers,
 )
 from taskmanager.operators.columnar.columns import (
     Columns,
     by_slice,
-    require_keys,
     select,
     timestamps_of,
 )
@@ -63,7 +62,7 @@ class ColumnarWindowOperator(FunctionOperator):
         self._accumulators = (
             None if spec.aggregates is None else Accumulators(spec.keys, spec.aggregates)
         )
-        self._columns = Columns(self, fields_of(spec.keys, spec.aggregates or {}))
+        self._columns = Columns(self, fields_of(spec.keys, spec.aggregates or {}), spec.keys)
         self._watermark = MIN_TIMESTAMP
         #: The restored watermarks of all and only the key groups that are ahead of this one.
         self._ahead: dict[int, int] = {}
@@ -151,11 +150,10 @@ class ColumnarWindowOperator(FunctionOperator):
         if self._accumulators is not None:
             rows = self._accumulators.lift(columns, len(batch))
         else:
-            rows = pa.Table.from_batches([batch.data])
+            rows = _with_wide_dictionaries(pa.Table.from_batches([batch.data]))
             for key in self._spec.keys:
                 position = rows.schema.get_field_index(key)
                 rows = rows.set_column(position, key, columns[key])
-        require_keys(rows, self._spec.keys, self)
         return rows
 
     def _drop(self, data: pa.RecordBatch, stamps: pa.Int64Array, watermark: int) -> None:
@@ -211,7 +209,11 @@ class ColumnarWindowOperator(FunctionOperator):
         runs = [slices[s] for s in self._slices.slices_of(window) if s in slices]
         if late_keys is not None:  # of many keys these are few: find them first, then merge
             tables = [table for run in runs for table in run.tables()]
-            rows = self._merge([_with_keys(t, late_keys, self._spec.keys) for t in tables])
+            try:
+                tables = [_with_keys(table, late_keys, self._spec.keys) for table in tables]
+            except pa.ArrowException as error:
+                self.fail(error, "aggregating")
+            rows = self._merge(tables)
         else:
             rows = self._merge([r.merged() for r in runs]) if len(runs) > 1 else runs[0].merged()
             if self._ahead:
@@ -256,11 +258,25 @@ def _take(batch: ArrowBatch, positions: pa.Array) -> ArrowBatch:
     return ArrowBatch(batch.data.take(positions), batch.timestamps.take(positions))
 
 
+def _with_wide_dictionaries(rows: pa.Table) -> pa.Table:
+    """Batches have dictionaries of their own; one of all of them may have many more values."""
+    for position, field in enumerate(rows.schema):
+        kind = field.type
+        if pa.types.is_dictionary(kind) and kind.index_type.bit_width < 32:
+            wide = pa.dictionary(pa.int32(), kind.value_type, kind.ordered)
+            rows = rows.set_column(position, field.name, rows.column(position).cast(wide))
+    return rows
+
+
 def _with_keys(rows: pa.Table, wanted: pa.Table, keys: Sequence[str]) -> pa.Table:
     """The rows whose key is among those wanted."""
     names = list(keys)
     numbered = rows.select(names)
-    wanted = wanted.cast(numbered.schema)
-    numbered = numbered.append_column("$row", pa.array(np.arange(rows.num_rows)))
+    if numbered.schema != wanted.schema:  # the late records have keys of another type
+        numbered, wanted = in_one_zone([numbered, wanted])
+        schemas = [numbered.schema, wanted.schema]
+        both = pa.unify_schemas(schemas, promote_options="permissive")
+        numbered, wanted = numbered.cast(both), wanted.cast(both)
+    numbered = numbered.append_column(ROW, pa.array(np.arange(rows.num_rows)))
     found = numbered.join(wanted, names, join_type="left semi", use_threads=False)
-    return rows.take(pa.array(np.sort(found.column("$row").to_numpy())))
+    return rows.take(pa.array(np.sort(found.column(ROW).to_numpy())))

@@ -151,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{delay} min late on average  {row['planes']:4} planes"
         )
     if lines(found, "window_start") != lines(expected(flights), "week"):
-        print("THE RESULT DIFFERS from that of pyarrow")
+        print("THE RESULT DIFFERS from that of pyarrow: is `expected` of the same report?")
         return 1
     print(f"checked: {len(found):,} weeks of airlines, as pyarrow computes them")
     return 0

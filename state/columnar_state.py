@@ -162,9 +162,11 @@ class ColumnarState:
                 continue
             starts, rows = rows.column(0).to_numpy(), rows.remove_column(0)
             wanted = rows.select(list(columns)) if columns else rows
-            for start in np.unique(starts).tolist():
-                positions = pa.array(np.flatnonzero(starts == start))
-                self.add(start, wanted.take(positions))
+            # Slices were encoded one after the other, so the rows of each are neighbours.
+            found, begins = np.unique(starts, return_index=True)
+            ends = [*begins[1:].tolist(), rows.num_rows]
+            for start, begin, end in zip(found.tolist(), begins.tolist(), ends, strict=True):
+                self.add(start, wanted.slice(begin, end - begin))
         return {group: watermark for group, (watermark, _) in decoded.items()}
 
     def _decode(self, group: int, block: bytes) -> tuple[int, pa.Table | None]:
@@ -206,7 +208,7 @@ class ColumnarState:
 
 
 def _with_slice(rows: pa.Table, start: int) -> pa.Table:
-    return rows.add_column(0, SLICE, pa.array(np.full(rows.num_rows, start, np.int64)))
+    return rows.add_column(0, SLICE, pa.repeat(pa.scalar(start, pa.int64()), rows.num_rows))
 
 
 def concat(tables: Sequence[pa.Table]) -> pa.Table:

@@ -68,7 +68,7 @@ class RoundRobinPartitioner(Partitioner):
                     None if stamps is None else stamps[position::count],
                 )
             else:
-                channel.append_arrow(_take(batch, np.arange(position, size, count)))
+                channel.append_arrow(batch.take(pa.array(np.arange(position, size, count))))
         self._next = (self._next + size) % count
 
 
@@ -184,13 +184,13 @@ class HashPartitioner(Partitioner):
         groups = key_groups_of_columns(keys, self._max_parallelism)
         chosen = (groups * count // self._max_parallelism).astype(np.uint16)
         # Sorting (numbers this short by radix) costs the same for any number of channels.
-        sorted_batch = _take(batch, np.argsort(chosen, kind="stable"))
+        sorted_batch = batch.take(pa.array(np.argsort(chosen, kind="stable")))
         start = 0
         for channel, size in zip(
             self.channels, np.bincount(chosen, minlength=count).tolist(), strict=True
         ):
             if size:
-                channel.append_arrow(_slice(sorted_batch, start, size))
+                channel.append_arrow(sorted_batch.slice(start, size))
                 start += size
 
 
@@ -218,17 +218,6 @@ def _emit_rows(channels: list[OutputChannel], batch: RowBatch, chosen: list[int]
     for channel, bucket, stamp_bucket in zip(channels, buckets, stamp_buckets, strict=True):
         if bucket:
             channel.append_rows(bucket, None if stamps is None else stamp_bucket)
-
-
-def _take(batch: ArrowBatch, positions: Any) -> ArrowBatch:
-    indices = pa.array(positions)
-    stamps = None if batch.timestamps is None else batch.timestamps.take(indices)
-    return ArrowBatch(batch.data.take(indices), stamps)
-
-
-def _slice(batch: ArrowBatch, start: int, size: int) -> ArrowBatch:
-    stamps = None if batch.timestamps is None else batch.timestamps.slice(start, size)
-    return ArrowBatch(batch.data.slice(start, size), stamps)
 
 
 def shuffle_chooser(count: int, seed: str) -> Callable[[Any], int]:

@@ -44,6 +44,16 @@ class ArrowBatch:
     def __len__(self) -> int:
         return int(self.data.num_rows)
 
+    def take(self, positions: pa.Array) -> ArrowBatch:
+        """The records at these positions."""
+        stamps = None if self.timestamps is None else self.timestamps.take(positions)
+        return ArrowBatch(self.data.take(positions), stamps)
+
+    def slice(self, start: int, size: int) -> ArrowBatch:
+        """Neighbouring records, without a copy."""
+        stamps = None if self.timestamps is None else self.timestamps.slice(start, size)
+        return ArrowBatch(self.data.slice(start, size), stamps)
+
     def to_rows(self) -> RowBatch:
         """The same records as dicts from column name to Python value."""
         stamps = None if self.timestamps is None else self.timestamps.to_pylist()

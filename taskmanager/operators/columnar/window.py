@@ -113,7 +113,7 @@ class ColumnarWindowOperator(FunctionOperator):
             return
         marks = self._watermarks_of(pa.Table.from_batches([batch.data]))
         for mark in np.unique(marks).tolist():
-            yield mark, _take(batch, pa.array(np.flatnonzero(marks == mark)))
+            yield mark, batch.take(pa.array(np.flatnonzero(marks == mark)))
 
     def _watermarks_of(self, rows: pa.Table) -> np.ndarray:
         groups = self._state.groups_of(rows)
@@ -226,7 +226,7 @@ class ColumnarWindowOperator(FunctionOperator):
     def _emit_aggregates(self, window: Window, rows: pa.Table, accumulators: Accumulators) -> None:
         columns: dict[str, Any] = {key: rows.column(key) for key in self._spec.keys}
         for name, time in zip((WINDOW_START, WINDOW_END), window, strict=True):
-            columns[name] = pa.array(np.full(rows.num_rows, time, np.int64)).cast(_INSTANT)
+            columns[name] = pa.repeat(pa.scalar(time, pa.int64()), rows.num_rows).cast(_INSTANT)
         columns.update(accumulators.finish(rows))
         self._emit(window, pa.table(columns))
 
@@ -249,13 +249,8 @@ class ColumnarWindowOperator(FunctionOperator):
 
     def _emit(self, window: Window, results: pa.Table) -> None:
         for data in results.combine_chunks().to_batches(RESULT_ROWS):
-            stamps = pa.array(np.full(data.num_rows, window[1] - 1, np.int64))
+            stamps = pa.repeat(pa.scalar(window[1] - 1, pa.int64()), data.num_rows)
             self.output.emit(ArrowBatch(data, stamps))
-
-
-def _take(batch: ArrowBatch, positions: pa.Array) -> ArrowBatch:
-    assert batch.timestamps is not None
-    return ArrowBatch(batch.data.take(positions), batch.timestamps.take(positions))
 
 
 def _with_wide_dictionaries(rows: pa.Table) -> pa.Table:

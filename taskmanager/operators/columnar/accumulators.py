@@ -29,17 +29,17 @@ RECORDS = Aggregate("count")
 INT64_MAX = 2**63 - 1
 #: For arithmetic on decimals; Python's own default rounds to 28 digits.
 EXACT = Context(prec=154)
-#: How accumulators of one key become one, by Arrow's names; the others hold lists.
+#: How accumulators of one key become one, by Arrow's names; the others hold lists. Of first and
+#: last the numbers of the rows are compared: Arrow's own functions do not know every type.
 _MERGE = {
     "count": "sum",
     "sum": "sum",
     "min": "min",
     "max": "max",
-    "first": "first",
-    "last": "last",
+    "first": "min",
+    "last": "max",
 }
-#: first and last, said of the numbers of rows.
-_OF_POSITIONS = {"first": "min", "last": "max"}
+_BY_POSITION = ("first", "last")
 _LISTS = ("count_distinct", "collect")
 #: A column of row numbers; no user's column has such a name.
 ROW = "\0row"
@@ -67,7 +67,7 @@ class Accumulators:
         #: The columns of every table here.
         self.names = [*self.keys, *self._accumulators]
         functions = [(name, a.function) for name, a in self._accumulators.items()]
-        self._merges = [(name, _MERGE[f]) for name, f in functions if f not in _LISTS]
+        self._merges = [(name, f) for name, f in functions if f not in _LISTS]
         self._sums = [name for name, f in functions if f == "sum"]
         self._lists = [(name, f == "collect") for name, f in functions if f in _LISTS]
 
@@ -91,34 +91,31 @@ class Accumulators:
     def merge(self, rows: pa.Table) -> pa.Table:
         """A row per key, in no particular order. Raises JobExecutionError."""
         rows = self._without_overflow(rows)
-        # Of a column that has held nothing but nulls so far there is nothing to merge.
-        merges = [m for m in self._merges if not pa.types.is_null(rows.field(m[0]).type)]
-        grouping = rows
-        stands_in: dict[str, pa.DataType] = {}  # what Arrow cannot merge, by what it can
-        for name, function in merges:
+        grouping, merges = rows, []
+        for name, function in self._merges:
             column = rows.column(name)
+            if pa.types.is_null(column.type):
+                continue  # it has held nothing but nulls so far: there is nothing to merge
             stand_in = _stand_in(function, column)
-            if stand_in is not None:
-                stands_in[name] = column.type
+            if stand_in is not column:
                 position = grouping.schema.get_field_index(name)
                 grouping = grouping.set_column(position, name, stand_in)
-        merges = [
-            (name, _OF_POSITIONS[f] if name in stands_in and f in _OF_POSITIONS else f)
-            for name, f in merges
-        ]
+            merges.append((name, _MERGE[function]))
         if self._lists:  # Arrow has no function that joins lists: take down whose row is whose
             grouping = grouping.append_column(ROW, pa.array(np.arange(rows.num_rows)))
             merges.append((ROW, "list"))
         grouped = grouping.group_by(self.keys, use_threads=False).aggregate(merges)
         merged = {name: grouped.column(name) for name in self.keys}
         merged.update({name: pa.nulls(grouped.num_rows) for name, _ in self._merges})
-        merged.update({name: grouped.column(f"{name}_{function}") for name, function in merges})
-        for name, kind in stands_in.items():
-            if dict(self._merges)[name] in _OF_POSITIONS:
-                merged[name] = rows.column(name).take(merged[name])
+        found = {name: grouped.column(f"{name}_{how}") for name, how in merges if name != ROW}
+        for name, column in found.items():
+            original = rows.column(name)
+            if self._accumulators[name].function in _BY_POSITION:
+                merged[name] = original.take(column)
+            elif grouping.column(name).type != original.type:
+                merged[name] = column.cast(original.type)
             else:
-                merged[name] = merged[name].cast(kind)
-        merged.pop(ROW, None)
+                merged[name] = column
         if self._lists:
             groups = _owners(grouped.column(f"{ROW}_list"))
             for name, collects in self._lists:
@@ -165,27 +162,16 @@ class Accumulators:
         return {name: finish(a, merged) for name, a in self._aggregates.items()}
 
 
-def _stand_in(function: str, column: pa.ChunkedArray) -> pa.ChunkedArray | None:
-    """For a column of a type that Arrow has no such function of: one of which it has.
-
-    Of first and last it holds the numbers of the rows, and their least and greatest is wanted.
-    """
-    kind = column.type
-    if function in _OF_POSITIONS:
-        types = pa.types
-        simple = types.is_integer(kind) or types.is_boolean(kind) or types.is_temporal(kind)
-        simple |= types.is_float32(kind) or types.is_float64(kind)
-        simple |= types.is_string(kind) or types.is_large_string(kind)
-        simple |= types.is_binary(kind) or types.is_large_binary(kind)
-        if simple and not types.is_duration(kind) and not types.is_interval(kind):
-            return None
+def _stand_in(function: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The column, or what is merged in its place where Arrow cannot or something else is wanted."""
+    if function in _BY_POSITION:
         valid = column.is_valid().to_numpy()
         return pa.chunked_array([pa.array(np.arange(len(column)), mask=~valid)])
-    if pa.types.is_duration(kind):
+    if pa.types.is_duration(column.type):
         return column.cast(pa.int64())
-    if pa.types.is_float16(kind):
+    if pa.types.is_float16(column.type):
         return column.cast(pa.float32())
-    return None
+    return column
 
 
 def plain(column: pa.Array | pa.ChunkedArray) -> pa.Array:

@@ -10,6 +10,7 @@ quarter of each run is left out.
 from __future__ import annotations
 
 import time
+from array import array
 from typing import Any
 
 from benchmarks.harness import Options, Report, progress
@@ -41,7 +42,8 @@ class LatencyWriter(SinkWriter[Counted]):
     def __init__(self, sink: LatencySink, context: WriterInitContext) -> None:
         self._first = sink.first
         self._context = context
-        self._histograms = {name: Histogram() for name in sink.histograms}
+        # Counted at the end: that would be a fifth of all work at 50,000 events a second.
+        self._durations: dict[str, array[int]] = {name: array("q") for name in sink.histograms}
         self._seen = 0
         self._wrong = 0
 
@@ -55,9 +57,10 @@ class LatencyWriter(SinkWriter[Counted]):
         self._seen += len(rows)
         self._wrong += wrong_counts(rows)
         rows = [row for row in rows if row[2] >= self._first]
-        self._histograms[FROM_SOURCE].add_all([now - created for _, _, _, _, created in rows])
-        if FROM_DUE in self._histograms:
-            self._histograms[FROM_DUE].add_all([now - due for _, _, _, due, _ in rows])
+        durations = self._durations
+        durations[FROM_SOURCE].extend([now - created for _, _, _, _, created in rows])
+        if FROM_DUE in durations:
+            durations[FROM_DUE].extend([now - due for _, _, _, due, _ in rows])
 
     def flush(self, end_of_input: bool) -> None:
         if end_of_input:
@@ -66,7 +69,7 @@ class LatencyWriter(SinkWriter[Counted]):
                 final=True,
                 seen=self._seen,
                 wrong=self._wrong,
-                histograms={name: h.as_pairs() for name, h in self._histograms.items()},
+                histograms={n: Histogram.of(d).as_pairs() for n, d in self._durations.items()},
             )
 
 

@@ -65,6 +65,12 @@ class Histogram:
     def __init__(self, counts: dict[int, int] | None = None) -> None:
         self.counts: dict[int, int] = dict(counts or {})
 
+    @staticmethod
+    def of(durations_ns: Sequence[int]) -> Histogram:
+        histogram = Histogram()
+        histogram.add_all(durations_ns)
+        return histogram
+
     def add_all(self, durations_ns: Sequence[int]) -> None:
         ratios = np.maximum(1.0, np.asarray(durations_ns, np.float64) / self.SMALLEST_NS)
         buckets = (np.log(ratios) / self.GROWTH).astype(np.int64)

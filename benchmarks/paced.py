@@ -25,7 +25,6 @@ from dataflow.datastream.connectors.base import (
 )
 
 KEYS = 1_000
-BATCH_RECORDS = 1_000
 SECOND_NS = 1_000_000_000
 assert KEYS % PARALLELISM == 0
 
@@ -93,7 +92,7 @@ class PacedReader(SourceReader[Event, PacedSplit]):
         if split is None:
             return InputStatus.END_OF_INPUT
         now = time.monotonic_ns()
-        stop = split.next + BATCH_RECORDS * split.step
+        stop = split.next + output.batch_records * split.step
         if split.end is not None:
             stop = min(stop, split.end)
         rate, began = self._rate, split.began

@@ -151,6 +151,7 @@ class _Reporter(threading.Thread):
 @ray.remote(
     max_restarts=0,
     max_task_retries=0,
+    enable_task_events=False,  # for each message? They would cost as much as the message
     concurrency_groups={"data": 1, "control": 1, "life": 1},
 )
 class TaskManagerActor:

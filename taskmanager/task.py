@@ -82,17 +82,16 @@ Mail = Callable[[], None]
 class TaskState(Enum):
     """See the module's text."""
 
-    INITIALIZING = "INITIALIZING"
-    READY = "READY"
-    RUNNING = "RUNNING"
-    DRAINED = "DRAINED"
-    FINISHED = "FINISHED"
-    CANCELED = "CANCELED"
-    FAILED = "FAILED"
+    INITIALIZING = "INITIALIZING", False
+    READY = "READY", False
+    RUNNING = "RUNNING", False
+    DRAINED = "DRAINED", False
+    FINISHED = "FINISHED", True
+    CANCELED = "CANCELED", True
+    FAILED = "FAILED", True
 
-    @property
-    def ended(self) -> bool:
-        return self in (TaskState.FINISHED, TaskState.CANCELED, TaskState.FAILED)
+    def __init__(self, _name: str, ended: bool) -> None:
+        self.ended = ended  # nothing happens to the task any more
 
 
 class Task:

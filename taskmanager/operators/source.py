@@ -11,12 +11,12 @@ from dataflow.datastream.connectors.base import InputStatus, SourceReader
 from dataflow.graph.specs import SourceSpec
 from state.snapshot import OperatorSnapshot
 from taskmanager.operators.base import OperatorContext
+from taskmanager.operators.batch_size import BatchSize
 from taskmanager.operators.enumerator import SplitAssignment
 from taskmanager.operators.function_operator import FunctionOperator
 from taskmanager.operators.source_watermarks import SourceWatermarks
 
 STATE = "splits"
-COLLECTED_RECORDS_MAX = 2_048
 
 T = TypeVar("T")
 
@@ -36,6 +36,7 @@ class SourceOperator(FunctionOperator):
         self._restored: list[Any] | None = None
         self._no_more_splits = False
         self.records_read = 0
+        self.batch_size = BatchSize()
 
     def restore(self, snapshot: OperatorSnapshot) -> None:
         self._restored = [loads_data(item) for item in snapshot.operator.get(STATE, ())]
@@ -61,8 +62,11 @@ class SourceOperator(FunctionOperator):
         """Emit about one batch. END_OF_INPUT is final; the maximum watermark is the task's."""
         assert self._reader is not None
         self._watermarks.before_poll()
+        began, read_before = self.context.processing_time(), self.records_read
         status = self._reader.poll_next(self._reader_output)
         self._reader_output.flush()
+        if read := self.records_read - read_before:
+            self.batch_size.on_batch(read, self.context.processing_time() - began)
         self._watermarks.after_poll(status)
         return status
 
@@ -142,8 +146,12 @@ class _ReaderOutput:
         self._stamped = False
         self._split_id = ""
 
+    @property
+    def batch_records(self) -> int:
+        return self._operator.batch_size.records
+
     def collect(self, record: Any, timestamp: int | None = None, split_id: str = "") -> None:
-        if split_id != self._split_id or len(self._rows) >= COLLECTED_RECORDS_MAX:
+        if split_id != self._split_id or len(self._rows) >= self.batch_records:
             self.flush()
             self._split_id = split_id
         self._rows.append(record)

@@ -52,7 +52,7 @@ from benchmarks.measure import (
     expect_equal,
     render_table,
 )
-from benchmarks.paced import BATCH_RECORDS, PacedReader, PacedSource, wrong_counts
+from benchmarks.paced import PacedReader, PacedSource, wrong_counts
 from benchmarks.peers.environments import (
     REQUIREMENTS,
     Environment,
@@ -514,6 +514,8 @@ def test_what_pip_complains_of_is_its_last_error() -> None:
 
 
 class Output:
+    batch_records = 1_000
+
     def __init__(self) -> None:
         self.rows: list[Any] = []
         self.finished: list[str] = []
@@ -576,7 +578,7 @@ def test_a_reader_without_a_rate_always_has_a_batch() -> None:
     output = Output()
     reader = reader_of(PacedSource(None), None)  # type: ignore[arg-type]
     assert reader.poll_next(output) is InputStatus.MORE_AVAILABLE  # type: ignore[arg-type]
-    assert len(output.rows) == BATCH_RECORDS
+    assert len(output.rows) == output.batch_records
     assert reader.next_poll_at() is None
 
 

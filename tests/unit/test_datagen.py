@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from dataflow.datastream.connectors.base import Boundedness, InputStatus
 from dataflow.datastream.connectors.datagen import DataGeneratorSource
 from dataflow.errors import DataflowError
+from taskmanager.operators.batch_size import RECORDS_FIRST, RECORDS_MAX
 from taskmanager.operators.source import SourceOperator
 
 
@@ -44,7 +45,7 @@ def test_without_a_count_it_never_ends() -> None:
     operator, output, _ = open_source(source)
     for _ in range(5):
         assert operator.poll() is InputStatus.MORE_AVAILABLE
-    assert output.rows == list(range(5 * 2_048))
+    assert output.rows == list(range((1 + 2 + 4 + 8 + 16) * RECORDS_FIRST))
 
 
 def test_at_a_low_rate_each_record_comes_in_its_own_millisecond() -> None:
@@ -78,7 +79,7 @@ def test_the_rate_is_exact_whenever_the_source_is_polled(
         at = operator.next_poll_at()
         assert at is not None
         assert int(at * Fraction(rate) / parallelism // 1000) + 1 > operator.records_read
-    assert max(len(batch) for batch in output.batches) <= 2_048
+    assert max(len(batch) for batch in output.batches) <= RECORDS_MAX
 
 
 def test_after_back_pressure_at_most_a_second_is_caught_up() -> None:

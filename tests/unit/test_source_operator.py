@@ -101,8 +101,8 @@ def test_a_batch_belongs_to_one_split_and_order_is_kept() -> None:
     ) == [([1], [1]), ([2], [2]), ([3], [3]), ([4], [4])]
 
 
-def test_no_batch_grows_beyond_2048_collected_records() -> None:
-    assert [len(rows) for rows, _ in _batches(*[("collect", 0)] * 5_000)] == [2_048, 2_048, 904]
+def test_collected_records_make_batches_of_the_size_that_the_engine_wants() -> None:
+    assert [len(rows) for rows, _ in _batches(*[("collect", 0)] * 300)] == [128, 128, 44]
 
 
 def test_empty_batches_are_not_emitted() -> None:

@@ -105,6 +105,13 @@ class SplitEnumerator(ABC, Generic[SplitT]):
 class ReaderOutput(Protocol[T_contra]):
     """Where a reader puts what it has read."""
 
+    @property
+    def batch_records(self) -> int:
+        """How many records ``collect_batch`` should get at a time, where a reader can choose.
+
+        The engine follows the time that the functions behind the source take.
+        """
+
     def collect(self, record: T_contra, timestamp: int | None = None, split_id: str = "") -> None:
         """One record. Prefer ``collect_batch``: the cost per call is then paid per batch."""
 

@@ -17,7 +17,7 @@ from dataflow.datastream.connectors.base import (
     Source,
     SourceReaderContext,
 )
-from dataflow.datastream.connectors.static_reader import BATCH_RECORDS, StaticReader
+from dataflow.datastream.connectors.static_reader import StaticReader
 from dataflow.errors import ConfigError
 
 CATCH_UP_MS = 1_000
@@ -115,11 +115,11 @@ class DataGeneratorReader(StaticReader[Any, GeneratorSplit]):
 
     def poll_next(self, output: ReaderOutput[Any]) -> InputStatus:
         if self._rate is None:
-            return self.emit(output, BATCH_RECORDS)
+            return self.emit(output, output.batch_records)
         due = self._due()
         if due <= 0 and self._splits:
             return InputStatus.NOTHING_AVAILABLE
-        status = self.emit(output, min(due, BATCH_RECORDS))
+        status = self.emit(output, min(due, output.batch_records))
         if status is InputStatus.MORE_AVAILABLE and self._due() <= 0:
             return InputStatus.NOTHING_AVAILABLE
         return status

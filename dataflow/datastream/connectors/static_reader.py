@@ -10,8 +10,6 @@ from typing import Protocol, TypeVar
 from dataflow.common.batch import RowBatch
 from dataflow.datastream.connectors.base import InputStatus, ReaderOutput, SourceReader
 
-BATCH_RECORDS = 2_048
-
 T = TypeVar("T")
 
 
@@ -42,7 +40,7 @@ class StaticReader(SourceReader[T, SplitT]):
         self._splits.extend(split for split in splits if not split.exhausted)
 
     def poll_next(self, output: ReaderOutput[T]) -> InputStatus:
-        return self.emit(output, BATCH_RECORDS)
+        return self.emit(output, output.batch_records)
 
     def emit(self, output: ReaderOutput[T], records_max: int) -> InputStatus:
         """One batch of the first split, which then goes to the back of the queue."""

@@ -1,5 +1,6 @@
 """The DataStream API: programs on streams, in PyFlink's names."""
 
+from dataflow.datastream.async_data_stream import AsyncDataStream
 from dataflow.datastream.checkpoint_config import CheckpointConfig
 from dataflow.datastream.checkpointing_mode import CheckpointingMode
 from dataflow.datastream.data_stream import (
@@ -13,6 +14,9 @@ from dataflow.datastream.externalized_checkpoint_retention import ExternalizedCh
 from dataflow.datastream.failed_record import FailedRecord
 from dataflow.datastream.functions import (
     AggregateFunction,
+    AsyncFunction,
+    AsyncRetryPredicate,
+    AsyncRetryStrategy,
     FilterFunction,
     FlatMapFunction,
     KeyedProcessFunction,
@@ -35,6 +39,10 @@ from dataflow.datastream.windowed_stream import WindowedStream
 
 __all__ = [
     "AggregateFunction",
+    "AsyncDataStream",
+    "AsyncFunction",
+    "AsyncRetryPredicate",
+    "AsyncRetryStrategy",
     "CheckpointConfig",
     "CheckpointingMode",
     "CloseableIterator",

@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # at run time this module needs nothing, so that anything may
     from dataflow.datastream.connectors.base import Sink, Source
     from dataflow.datastream.functions import (
         AggregateFunction,
+        AsyncFunction,
+        AsyncRetryStrategy,
         FilterFunction,
         FlatMapFunction,
         KeyedProcessFunction,
@@ -92,6 +94,20 @@ class TimestampsSpec(OperatorSpec):
     """Gives records new timestamps and the stream new watermarks."""
 
     strategy: WatermarkStrategy
+
+
+@dataclass(frozen=True)
+class AsyncWaitSpec(OperatorSpec):
+    """Any number of records for each record, by a coroutine; at most ``capacity`` in flight.
+
+    ``timeout_ms`` 0 never ends one. ``ordered``: results come in the order of their records.
+    """
+
+    function: AsyncFunction
+    ordered: bool
+    timeout_ms: int
+    capacity: int
+    retry: AsyncRetryStrategy
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 from dataflow.datastream.process_adapters import FilterAsProcess, FlatMapAsProcess, MapAsProcess
 from dataflow.errors import JobGraphError
 from dataflow.graph.specs import (
+    AsyncWaitSpec,
     ColumnarWindowSpec,
     EnumeratorSpec,
     FilterSpec,
@@ -26,6 +27,7 @@ from dataflow.graph.specs import (
     ToColumnsSpec,
     WindowSpec,
 )
+from taskmanager.operators.async_wait import AsyncWaitOperator
 from taskmanager.operators.base import Operator
 from taskmanager.operators.columnar.pre_aggregate import PreAggregateOperator, ToColumnsOperator
 from taskmanager.operators.columnar.running import RunningAggregateOperator
@@ -77,6 +79,7 @@ _OPERATORS: dict[type[OperatorSpec], Callable[[Any], Operator]] = {
     FilterSpec: FilterOperator,
     MapBatchesSpec: MapBatchesOperator,
     ProcessSpec: _process,
+    AsyncWaitSpec: AsyncWaitOperator,
     TimestampsSpec: TimestampsAndWatermarksOperator,
     ReduceSpec: ReduceOperator,
     WindowSpec: WindowOperator,

@@ -199,6 +199,17 @@ CAN_SKIP = (MapSpec, FlatMapSpec, FilterSpec, ProcessSpec, ReduceSpec)
 
 
 @dataclass(frozen=True)
+class SortedInputSpec(OperatorSpec):
+    """In BATCH: ``operator`` gets its input key by key. It is one of BY_KEY, perhaps in OnErrorSpec."""
+
+    operator: OperatorSpec
+
+
+#: Keyed operators that can do with one key at a time. The others are as right without.
+BY_KEY = (ProcessSpec, ReduceSpec, WindowSpec)
+
+
+@dataclass(frozen=True)
 class SinkSpec(OperatorSpec):
     """Writes records out; the end of a stream."""
 

@@ -22,6 +22,7 @@ from dataflow.graph.specs import (
     ReduceSpec,
     RunningAggregateSpec,
     SinkSpec,
+    SortedInputSpec,
     SourceSpec,
     TimestampsSpec,
     ToColumnsSpec,
@@ -34,9 +35,11 @@ from taskmanager.operators.columnar.running import RunningAggregateOperator
 from taskmanager.operators.columnar.window import ColumnarWindowOperator
 from taskmanager.operators.enumerator import EnumeratorOperator
 from taskmanager.operators.error_policy import Skip
+from taskmanager.operators.keyed_operator import KeyedOperator
 from taskmanager.operators.process import KeyedProcessOperator, ProcessOperator
-from taskmanager.operators.reduce import ReduceOperator, SkippingReduceOperator
+from taskmanager.operators.reduce import FinalReduceOperator, ReduceOperator, SkippingReduceOperator
 from taskmanager.operators.sink import SinkOperator
+from taskmanager.operators.sorted_input import SortedInputOperator
 from taskmanager.operators.source import SourceOperator
 from taskmanager.operators.stateless import (
     FilterOperator,
@@ -71,6 +74,14 @@ def _on_error(spec: OnErrorSpec) -> Operator:
     return _process(ProcessSpec(adapt(operator.function), None), skip)
 
 
+def _sorted_input(spec: SortedInputSpec) -> Operator:
+    if isinstance(spec.operator, ReduceSpec):
+        return SortedInputOperator(FinalReduceOperator(spec.operator))
+    operator = create_operator(spec.operator)
+    assert isinstance(operator, KeyedOperator)
+    return SortedInputOperator(operator)
+
+
 _OPERATORS: dict[type[OperatorSpec], Callable[[Any], Operator]] = {
     SourceSpec: SourceOperator,
     EnumeratorSpec: EnumeratorOperator,
@@ -88,6 +99,7 @@ _OPERATORS: dict[type[OperatorSpec], Callable[[Any], Operator]] = {
     ColumnarWindowSpec: ColumnarWindowOperator,
     RunningAggregateSpec: RunningAggregateOperator,
     OnErrorSpec: _on_error,
+    SortedInputSpec: _sorted_input,
     SinkSpec: SinkOperator,
 }
 

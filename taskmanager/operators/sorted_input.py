@@ -1,0 +1,116 @@
+"""BATCH execution of a keyed operator: one key at a time, over sorted input.
+
+All input is taken first, sorted by key (on disk where it does not fit), and then given to the
+operator key by key, each key's records in order of time. After the last record of a key the
+operator's event time goes to its end, which fires its windows and timers, and then it forgets the
+key. So an operator holds the state of a single key, however many there are.
+
+The input has ended when the maximum watermark comes: no other is passed on by the sources of a
+job in BATCH mode. What follows is handed out a batch per step of the task, so that the outputs'
+bounds hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from dataflow.common.batch import MAX_TIMESTAMP, MIN_TIMESTAMP, ArrowBatch, Batch, RowBatch
+from dataflow.common.config_options import ConfigOptions
+from dataflow.common.configuration import Configuration
+from dataflow.datastream.output_tag import OutputTag
+from taskmanager.operators.base import Operator, OperatorContext, Output
+from taskmanager.operators.key_sorter import Entry, KeySorter
+from taskmanager.operators.keyed_operator import KeyedOperator
+
+BATCH_ROWS = 2_048
+
+_AT_ONCE = MIN_TIMESTAMP  # as the time of a timer
+
+
+class SortedInputOperator(Operator):
+    """Sorts for ``operator``; see the module's text."""
+
+    def __init__(self, operator: KeyedOperator) -> None:
+        self._operator = operator
+        self._ended = False
+        self._sorted: Iterator[Entry] | None = None
+        self._following: Entry | None = None  # the first that has not been handed out
+
+    def setup(self, context: OperatorContext, output: Output) -> None:
+        super().setup(context, output)
+        options = Configuration(context.configuration)
+        self._sorter = KeySorter(options.get(ConfigOptions.SORTED_INPUTS_MEMORY))
+        self._operator.setup(context, _RecordsOnly(output))
+        context.add_metric("sortedInputBytesOnDisk", lambda: self._sorter.spilled_bytes)
+
+    def open(self) -> None:
+        self._operator.open()
+
+    def process_batch(self, batch: RowBatch | ArrowBatch) -> None:
+        assert isinstance(batch, RowBatch)
+        keys = self._operator.select_keys(batch.rows)
+        self._sorter.add(keys, batch.rows, batch.timestamps)
+
+    def process_watermark(self, timestamp: int) -> None:
+        if timestamp == MAX_TIMESTAMP:
+            self._ended = True
+            self._sorted = self._sorter.sorted()
+            self._following = next(self._sorted, None)
+
+    def process_status(self, idle: bool) -> None:
+        """An idle input is not at its end."""
+
+    def has_in_flight(self) -> bool:
+        return not self._ended or self._following is not None
+
+    def next_timer_at(self) -> int | None:
+        return None if self._following is None else _AT_ONCE
+
+    def on_processing_time(self, now: int) -> None:
+        """Hand out the next batch."""
+        assert self._sorted is not None
+        left = BATCH_ROWS
+        while left > 0 and self._following is not None:
+            token, stamp, _, _, _ = self._following
+            rows: list[Any] = []
+            stamps: list[int] = []
+            entry: Entry | None = self._following
+            while entry is not None and entry[0] == token and len(rows) < BATCH_ROWS:
+                rows.append(entry[4])
+                stamps.append(entry[1])
+                entry = next(self._sorted, None)
+            self._following = entry
+            left -= len(rows)
+            unstamped = stamp == MIN_TIMESTAMP
+            self._operator.process_batch(RowBatch(rows, None if unstamped else stamps))
+            if entry is None or entry[0] != token:
+                self._operator.end_of_key()
+
+    def finish(self) -> None:
+        self._operator.finish()
+        self.output.emit_watermark(MAX_TIMESTAMP)
+
+    def close(self) -> None:
+        try:
+            self._operator.close()
+        finally:
+            if hasattr(self, "_sorter"):
+                self._sorter.close()
+
+
+class _RecordsOnly:
+    """The operator's output without its watermarks: each key has its own."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+
+    def emit(self, batch: Batch) -> None:
+        self._output.emit(batch)
+
+    def emit_side(self, tag: OutputTag, batch: Batch) -> None:
+        self._output.emit_side(tag, batch)
+
+    def emit_watermark(self, timestamp: int) -> None: ...
+
+    def emit_status(self, idle: bool) -> None: ...

@@ -99,7 +99,7 @@ class StreamExecutionEnvironment:
         return self._execution_config.get_max_parallelism()
 
     def set_runtime_mode(self, execution_mode: RuntimeExecutionMode) -> StreamExecutionEnvironment:
-        """STREAMING, BATCH, or AUTOMATIC, which is BATCH if every source ends. See docs/batch.md."""
+        """STREAMING, BATCH (see docs/batch.md), or AUTOMATIC: BATCH if every source ends."""
         self._configuration.set(ConfigOptions.RUNTIME_MODE, execution_mode.name)
         return self
 

@@ -200,7 +200,7 @@ CAN_SKIP = (MapSpec, FlatMapSpec, FilterSpec, ProcessSpec, ReduceSpec)
 
 @dataclass(frozen=True)
 class SortedInputSpec(OperatorSpec):
-    """In BATCH: ``operator`` gets its input key by key. It is one of BY_KEY, perhaps in OnErrorSpec."""
+    """In BATCH: ``operator``, of BY_KEY and perhaps in OnErrorSpec, gets its input key by key."""
 
     operator: OperatorSpec
 

@@ -20,7 +20,7 @@ from dataflow.common.config_options import ConfigOptions
 from dataflow.common.configuration import Configuration
 from dataflow.datastream.output_tag import OutputTag
 from taskmanager.operators.base import Operator, OperatorContext, Output
-from taskmanager.operators.key_sorter import Entry, KeySorter
+from taskmanager.operators.key_sorter import KeyedEntry, KeySorter
 from taskmanager.operators.keyed_operator import KeyedOperator
 
 BATCH_ROWS = 2_048
@@ -34,8 +34,8 @@ class SortedInputOperator(Operator):
     def __init__(self, operator: KeyedOperator) -> None:
         self._operator = operator
         self._ended = False
-        self._sorted: Iterator[Entry] | None = None
-        self._following: Entry | None = None  # the first that has not been handed out
+        self._sorted: Iterator[KeyedEntry] | None = None
+        self._following: KeyedEntry | None = None  # the first that has not been handed out
 
     def setup(self, context: OperatorContext, output: Output) -> None:
         super().setup(context, output)
@@ -72,12 +72,12 @@ class SortedInputOperator(Operator):
         assert self._sorted is not None
         left = BATCH_ROWS
         while left > 0 and self._following is not None:
-            token, stamp, _, _, _ = self._following
+            token, stamp, _, _ = self._following
             rows: list[Any] = []
             stamps: list[int] = []
-            entry: Entry | None = self._following
+            entry: KeyedEntry | None = self._following
             while entry is not None and entry[0] == token and len(rows) < BATCH_ROWS:
-                rows.append(entry[4])
+                rows.append(entry[3])
                 stamps.append(entry[1])
                 entry = next(self._sorted, None)
             self._following = entry

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from dataflow.common.keys import canonical_key, stable_hash
 from dataflow.errors import JobExecutionError, KeyTypeError
-from taskmanager.operators import key_sorter
+from taskmanager.operators import external_sorter
+from taskmanager.operators.external_sorter import ExternalSorter
 from taskmanager.operators.key_sorter import KeySorter
 
 
@@ -62,8 +63,8 @@ def test_all_records_come_key_by_key_and_in_order_of_time(
 ) -> None:
     sorter, number, records = KeySorter(memory), 0, []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(key_sorter, "CHUNK_RECORDS", 3)
-        patch.setattr(key_sorter, "RUNS_MAX", 4)
+        patch.setattr(external_sorter, "CHUNK_RECORDS", 3)
+        patch.setattr(external_sorter, "RUNS_MAX", 4)
         for batch in batches:
             batch_keys = [key for key, _ in batch]
             stamps = [stamp for _, stamp in batch] if stamped else None
@@ -73,9 +74,8 @@ def test_all_records_come_key_by_key_and_in_order_of_time(
             number += len(batch)
             records += rows
             sorter.add(batch_keys, rows, stamps)
-        got = [(key, row) for _, _, _, key, row in sorter.sorted()]
+        got = [(row[0], row) for *_, row in sorter.sorted()]
     sorter.close()
-    assert all(key == row[0] for key, row in got)
     by_key: dict[Any, list[Any]] = {}
     changes, last = 0, object()
     for key, row in got:
@@ -96,10 +96,10 @@ def test_memory_is_bounded_and_the_disk_is_left_clean(tmp_path: Path) -> None:
     for start in range(0, 50_000, 1_000):
         rows = [(n * 7919 % 50_000, f"{n:050}") for n in range(start, start + 1_000)]
         sorter.add([row[0] for row in rows], rows, None)
-        held = max(held, len(sorter._entries))
+        held = max(held, len(sorter._sorter._entries))
     assert held <= 1_000
     assert sorter.spilled_bytes > 50_000 * 50
-    assert [key for _, _, _, key, _ in sorter.sorted()] == sorted(range(50_000), key=canonical_key)
+    assert [row[0] for *_, row in sorter.sorted()] == sorted(range(50_000), key=canonical_key)
     sorter.close()
     assert list(tmp_path.iterdir()) == []
 
@@ -108,3 +108,14 @@ def test_a_full_disk_is_a_sentence(tmp_path: Path) -> None:
     sorter = KeySorter(1, str(tmp_path / "missing"))
     with pytest.raises(JobExecutionError, match=r"needs disk space.*sorted-inputs.memory"):
         sorter.add([1], ["row"], None)
+
+
+@pytest.mark.parametrize("descending", [False, True])
+@given(entries=st.lists(st.tuples(st.integers(0, 9), st.text(max_size=3)), max_size=60))
+def test_an_external_sort_is_a_sort(descending: bool, entries: list[tuple[int, str]]) -> None:
+    numbered = [(value, number, text) for number, (value, text) in enumerate(entries)]
+    sorter = ExternalSorter(1_000, descending)
+    for start in range(0, len(numbered), 4):
+        sorter.add(numbered[start : start + 4])
+    assert list(sorter.sorted()) == sorted(numbered, reverse=descending)
+    sorter.close()

@@ -22,6 +22,7 @@ from dataflow.datastream.functions import (
     KeyedProcessFunction,
     KeySelector,
     MapFunction,
+    MapPartitionFunction,
     Partitioner,
     ProcessFunction,
     ProcessWindowFunction,
@@ -30,6 +31,7 @@ from dataflow.datastream.functions import (
     WindowFunction,
 )
 from dataflow.datastream.output_tag import OutputTag
+from dataflow.datastream.partition_windowed_stream import Order, PartitionWindowedStream
 from dataflow.datastream.slot_sharing_group import MemorySize, SlotSharingGroup
 from dataflow.datastream.stream_execution_environment import StreamExecutionEnvironment
 from dataflow.datastream.time_domain import TimeDomain
@@ -56,8 +58,11 @@ __all__ = [
     "KeyedProcessFunction",
     "KeyedStream",
     "MapFunction",
+    "MapPartitionFunction",
     "MemorySize",
+    "Order",
     "OutputTag",
+    "PartitionWindowedStream",
     "Partitioner",
     "ProcessFunction",
     "ProcessWindowFunction",

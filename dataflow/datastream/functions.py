@@ -159,6 +159,14 @@ class ReduceFunction(Function):
     def reduce(self, value1: Any, value2: Any) -> Any: ...
 
 
+class MapPartitionFunction(Function):
+    """Turns all records of a partition into results."""
+
+    @abstractmethod
+    def map_partition(self, values: Iterable[Any]) -> Iterable[Any]:
+        """``values`` can be gone through once; results are returned or yielded."""
+
+
 class AggregateFunction(Function):
     """Records into an accumulator, and that into a result."""
 
@@ -425,6 +433,14 @@ class _Reduce(ReduceFunction):
         raise NotImplementedError
 
 
+class _MapPartition(MapPartitionFunction):
+    def __init__(self, function: Callable[[Iterable[Any]], Iterable[Any]]) -> None:
+        vars(self).update(map_partition=function)
+
+    def map_partition(self, values: Iterable[Any]) -> Iterable[Any]:
+        raise NotImplementedError
+
+
 class _Key(KeySelector):
     def __init__(self, function: Callable[[Any], Any]) -> None:
         vars(self).update(get_key=function)
@@ -470,6 +486,15 @@ def as_reduce_function(function: ReduceFunction | Callable[[Any, Any], Any]) -> 
         return function
     require_arity("reduce()", function, 2)
     return _Reduce(function)
+
+
+def as_map_partition_function(
+    function: MapPartitionFunction | Callable[[Iterable[Any]], Iterable[Any]],
+) -> MapPartitionFunction:
+    if isinstance(function, MapPartitionFunction):
+        return function
+    require_arity("map_partition()", function, 1)
+    return _MapPartition(function)
 
 
 def as_key_selector(function: KeySelector | Callable[[Any], Any]) -> KeySelector:

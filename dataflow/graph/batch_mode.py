@@ -17,6 +17,7 @@ from dataflow.graph.specs import (
     BY_KEY,
     OnErrorSpec,
     OperatorSpec,
+    PartitionSpec,
     ProcessSpec,
     SortedInputSpec,
     SourceSpec,
@@ -32,7 +33,13 @@ def is_batch(graph: StreamGraph) -> bool:
 
 
 def batch_faults(graph: StreamGraph) -> Iterator[str]:
-    """Why the program cannot be executed in BATCH mode."""
+    """What of the program needs BATCH mode, or cannot be executed in it."""
+    for node in graph.nodes:
+        if isinstance(node.transformation.spec, PartitionSpec) and not is_batch(graph):
+            yield (
+                f"{node.label} works on whole partitions, which is possible in BATCH mode only: "
+                "call env.set_runtime_mode(RuntimeExecutionMode.BATCH)"
+            )
     if graph.settings.runtime_mode == "BATCH":
         for label in _endless(graph):
             yield (
@@ -61,7 +68,7 @@ def in_batch(spec: OperatorSpec) -> OperatorSpec:
 
 
 def _unkeyed(spec: OperatorSpec) -> bool:
-    return isinstance(spec, ProcessSpec) and spec.key_selector is None
+    return isinstance(spec, (ProcessSpec, PartitionSpec)) and spec.key_selector is None
 
 
 def without_checkpoints(configuration: dict[str, str]) -> dict[str, str]:

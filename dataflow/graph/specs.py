@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # at run time this module needs nothing, so that anything may
         FlatMapFunction,
         KeyedProcessFunction,
         MapFunction,
+        MapPartitionFunction,
         ProcessFunction,
         ProcessWindowFunction,
         ReduceFunction,
@@ -199,6 +200,18 @@ CAN_SKIP = (MapSpec, FlatMapSpec, FilterSpec, ProcessSpec, ReduceSpec)
 
 
 @dataclass(frozen=True)
+class PartitionSpec(OperatorSpec):
+    """All records of a key, or without keys of a subtask, as one piece: exactly one of the four."""
+
+    key_selector: KeySelector | None
+    map_: MapPartitionFunction | None = None
+    sort_by: KeySelector | None = None
+    descending: bool = False
+    reduce: ReduceFunction | None = None
+    aggregate: AggregateFunction | None = None
+
+
+@dataclass(frozen=True)
 class SortedInputSpec(OperatorSpec):
     """In BATCH: ``operator``, of BY_KEY and perhaps in OnErrorSpec, gets its input key by key."""
 
@@ -206,7 +219,7 @@ class SortedInputSpec(OperatorSpec):
 
 
 #: Keyed operators that can do with one key at a time. The others are as right without.
-BY_KEY = (ProcessSpec, ReduceSpec, WindowSpec)
+BY_KEY = (ProcessSpec, ReduceSpec, WindowSpec, PartitionSpec)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from dataflow.graph.specs import (
     MapSpec,
     OnErrorSpec,
     OperatorSpec,
+    PartitionSpec,
     PreAggregateSpec,
     ProcessSpec,
     ReduceSpec,
@@ -36,6 +37,7 @@ from taskmanager.operators.columnar.window import ColumnarWindowOperator
 from taskmanager.operators.enumerator import EnumeratorOperator
 from taskmanager.operators.error_policy import Skip
 from taskmanager.operators.keyed_operator import KeyedOperator
+from taskmanager.operators.partition import KeyedPartitionOperator, PartitionOperator
 from taskmanager.operators.process import KeyedProcessOperator, ProcessOperator
 from taskmanager.operators.reduce import FinalReduceOperator, ReduceOperator, SkippingReduceOperator
 from taskmanager.operators.sink import SinkOperator
@@ -82,6 +84,11 @@ def _sorted_input(spec: SortedInputSpec) -> Operator:
     return SortedInputOperator(operator)
 
 
+def _partition(spec: PartitionSpec) -> Operator:
+    operator = PartitionOperator if spec.key_selector is None else KeyedPartitionOperator
+    return operator(spec)
+
+
 _OPERATORS: dict[type[OperatorSpec], Callable[[Any], Operator]] = {
     SourceSpec: SourceOperator,
     EnumeratorSpec: EnumeratorOperator,
@@ -99,6 +106,7 @@ _OPERATORS: dict[type[OperatorSpec], Callable[[Any], Operator]] = {
     ColumnarWindowSpec: ColumnarWindowOperator,
     RunningAggregateSpec: RunningAggregateOperator,
     OnErrorSpec: _on_error,
+    PartitionSpec: _partition,
     SortedInputSpec: _sorted_input,
     SinkSpec: SinkOperator,
 }

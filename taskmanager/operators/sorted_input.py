@@ -41,7 +41,8 @@ class SortedInputOperator(Operator):
         super().setup(context, output)
         options = Configuration(context.configuration)
         self._sorter = KeySorter(options.get(ConfigOptions.SORTED_INPUTS_MEMORY))
-        self._operator.setup(context, _RecordsOnly(output))
+        self._results = _Results(output)
+        self._operator.setup(context, self._results)
         context.add_metric("sortedInputBytesOnDisk", lambda: self._sorter.spilled_bytes)
 
     def open(self) -> None:
@@ -62,13 +63,21 @@ class SortedInputOperator(Operator):
         """An idle input is not at its end."""
 
     def has_in_flight(self) -> bool:
-        return not self._ended or self._following is not None
+        return not self._ended or self._busy()
+
+    def _busy(self) -> bool:
+        return self._following is not None or self._operator.has_in_flight()
 
     def next_timer_at(self) -> int | None:
-        return None if self._following is None else _AT_ONCE
+        return _AT_ONCE if self._ended and self._busy() else None
 
     def on_processing_time(self, now: int) -> None:
-        """Hand out the next batch."""
+        """Hand out the next batch, unless the operator has results of the last key left."""
+        if self._operator.has_in_flight():
+            self._operator.on_processing_time(now)
+            if self._operator.has_in_flight():
+                self._results.flush()
+                return
         assert self._sorted is not None
         left = BATCH_ROWS
         while left > 0 and self._following is not None:
@@ -86,9 +95,15 @@ class SortedInputOperator(Operator):
             self._operator.process_batch(RowBatch(rows, None if unstamped else stamps))
             if entry is None or entry[0] != token:
                 self._operator.end_of_key()
+                while self._operator.has_in_flight() and not self._results.full:
+                    self._operator.on_processing_time(now)
+                if self._results.full:
+                    break
+        self._results.flush()
 
     def finish(self) -> None:
         self._operator.finish()
+        self._results.flush()
         self.output.emit_watermark(MAX_TIMESTAMP)
 
     def close(self) -> None:
@@ -99,18 +114,35 @@ class SortedInputOperator(Operator):
                 self._sorter.close()
 
 
-class _RecordsOnly:
-    """The operator's output without its watermarks: each key has its own."""
+class _Results:
+    """The operator's output: gathers what the keys bring, and leaves out their watermarks."""
 
     def __init__(self, output: Output) -> None:
         self._output = output
+        self._rows: list[Any] = []
+        self._timestamps: list[int] = []
+
+    @property
+    def full(self) -> bool:
+        return len(self._rows) >= BATCH_ROWS
 
     def emit(self, batch: Batch) -> None:
-        self._output.emit(batch)
+        rows = batch if isinstance(batch, RowBatch) else batch.to_rows()
+        if self._rows and bool(self._timestamps) != (rows.timestamps is not None):
+            self.flush()
+        self._rows += rows.rows
+        self._timestamps += rows.timestamps or ()
+
+    def flush(self) -> None:
+        if self._rows:
+            rows, timestamps = self._rows, self._timestamps
+            self._rows, self._timestamps = [], []
+            self._output.emit(RowBatch(rows, timestamps or None))
 
     def emit_side(self, tag: OutputTag, batch: Batch) -> None:
         self._output.emit_side(tag, batch)
 
-    def emit_watermark(self, timestamp: int) -> None: ...
+    def emit_watermark(self, timestamp: int) -> None:
+        """Each key has its own time."""
 
     def emit_status(self, idle: bool) -> None: ...

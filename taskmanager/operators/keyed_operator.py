@@ -38,13 +38,15 @@ class KeyedOperator(FunctionOperator):
     def select_keys(self, rows: list[Any]) -> list[Any]:
         """The key of every row. Fails as the operator itself would on a bad one."""
         key_of = self.key_selector
+        known = self.backend.known_keys
         pending = iter(rows)
         key: Any = None
         keys = []
         try:
             for row in pending:
                 key = key_of(row)
-                self.backend.key_group(key)
+                if key not in known:
+                    self.backend.key_group(key)
                 keys.append(key)
         except BaseException as error:
             self.fail_for_key(error, key, rows, pending)

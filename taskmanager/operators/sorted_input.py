@@ -13,6 +13,9 @@ bounds hold.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
+from itertools import groupby, islice
+from operator import itemgetter
 from typing import Any
 
 from dataflow.common.batch import MAX_TIMESTAMP, MIN_TIMESTAMP, ArrowBatch, Batch, RowBatch
@@ -28,14 +31,18 @@ BATCH_ROWS = 2_048
 _AT_ONCE = MIN_TIMESTAMP  # as the time of a timer
 
 
+#: Records of one key, and whether they are its last.
+Piece = tuple[list[KeyedEntry], bool]
+
+
 class SortedInputOperator(Operator):
     """Sorts for ``operator``; see the module's text."""
 
     def __init__(self, operator: KeyedOperator) -> None:
         self._operator = operator
         self._ended = False
-        self._sorted: Iterator[KeyedEntry] | None = None
-        self._following: KeyedEntry | None = None  # the first that has not been handed out
+        self._pieces: Iterator[Piece] = iter(())
+        self._following: Piece | None = None  # the first that has not been handed out
 
     def setup(self, context: OperatorContext, output: Output) -> None:
         super().setup(context, output)
@@ -56,8 +63,8 @@ class SortedInputOperator(Operator):
     def process_watermark(self, timestamp: int) -> None:
         if timestamp == MAX_TIMESTAMP:
             self._ended = True
-            self._sorted = self._sorter.sorted()
-            self._following = next(self._sorted, None)
+            self._pieces = _pieces(self._sorter.sorted())
+            self._following = next(self._pieces, None)
 
     def process_status(self, idle: bool) -> None:
         """An idle input is not at its end."""
@@ -78,26 +85,20 @@ class SortedInputOperator(Operator):
             if self._operator.has_in_flight():
                 self._results.flush()
                 return
-        assert self._sorted is not None
         left = BATCH_ROWS
-        while left > 0 and self._following is not None:
-            token, stamp, _, _ = self._following
-            rows: list[Any] = []
-            stamps: list[int] = []
-            entry: KeyedEntry | None = self._following
-            while entry is not None and entry[0] == token and len(rows) < BATCH_ROWS:
-                rows.append(entry[3])
-                stamps.append(entry[1])
-                entry = next(self._sorted, None)
-            self._following = entry
-            left -= len(rows)
-            unstamped = stamp == MIN_TIMESTAMP
-            self._operator.process_batch(RowBatch(rows, None if unstamped else stamps))
-            if entry is None or entry[0] != token:
+        while left > 0 and not self._results.full and self._following is not None:
+            piece, is_last = self._following
+            self._following = next(self._pieces, None)
+            left -= len(piece)
+            rows = [row for _, _, _, row in piece]
+            stamped = piece[0][1] != MIN_TIMESTAMP
+            stamps = [stamp for _, stamp, _, _ in piece] if stamped else None
+            self._operator.process_batch(RowBatch(rows, stamps))
+            if is_last:
                 self._operator.end_of_key()
                 while self._operator.has_in_flight() and not self._results.full:
                     self._operator.on_processing_time(now)
-                if self._results.full:
+                if self._operator.has_in_flight():
                     break
         self._results.flush()
 
@@ -112,6 +113,20 @@ class SortedInputOperator(Operator):
         finally:
             if hasattr(self, "_sorter"):
                 self._sorter.close()
+
+
+def _pieces(entries: Iterator[KeyedEntry]) -> Iterator[Piece]:
+    for _, of_key in groupby(entries, itemgetter(0)):
+        pieces = iter(partial(_take, of_key), [])
+        piece = next(pieces)
+        for following in pieces:
+            yield piece, False
+            piece = following
+        yield piece, True
+
+
+def _take(entries: Iterator[KeyedEntry]) -> list[KeyedEntry]:
+    return list(islice(entries, BATCH_ROWS))
 
 
 class _Results:

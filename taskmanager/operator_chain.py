@@ -144,6 +144,7 @@ class OperatorChain:
         self._with_timers: list[Timed] = [
             o for o in self.operators if type(o).next_timer_at is not Operator.next_timer_at
         ]
+        self._finished = 0  # how many operators, from the head on
         self._with_bounds = [o for o in self.operators if type(o).blocked is not Operator.blocked]
 
     def restore(self, snapshots: dict[str, OperatorSnapshot]) -> None:
@@ -188,9 +189,19 @@ class OperatorChain:
             for node, operator in zip(self.nodes, self.operators, strict=True)
         }
 
-    def finish(self) -> None:
-        for operator in self.operators:
+    def finish(self) -> bool:
+        """End of input: finish one operator after the other, each once nothing is in flight there.
+
+        False when it has to be called again, after something has come back.
+        """
+        for operator in self.operators[self._finished :]:
+            if operator.has_in_flight():
+                return False
             operator.finish()
+            self._finished += 1
+            if operator in self._with_timers:
+                self._with_timers.remove(operator)  # it has nothing more to say
+        return True
 
     def close(self) -> BaseException | None:
         """Close all, whatever happens; the first error is returned."""

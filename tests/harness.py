@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from dataflow.common.batch import Batch, RowBatch
@@ -13,6 +13,7 @@ from dataflow.graph.specs import OperatorSpec
 from state.snapshot import OperatorSnapshot
 from taskmanager.operators.base import Operator
 from taskmanager.operators.factory import create_operator
+from tests.coroutines import HeldCoroutine
 
 
 class FakeOperatorContext:
@@ -32,6 +33,7 @@ class FakeOperatorContext:
         self.attempt_number = 0
         self.configuration: dict[str, str] = {}
         self.now = 0
+        self.coroutines: list[HeldCoroutine] = []  # all that were ever asked for
         self.metrics: dict[str, Callable[[], float]] = {}
 
     def processing_time(self) -> int:
@@ -47,6 +49,14 @@ class FakeOperatorContext:
         delay_ms: int = 0,
     ) -> None:
         raise NotImplementedError
+
+    def run_coroutine(
+        self,
+        start: Callable[[], Coroutine[Any, Any, Any]],
+        done: Callable[[Any, BaseException | None], None],
+    ) -> Callable[[], None]:
+        self.coroutines.append(HeldCoroutine(start, done))
+        return self.coroutines[-1].cancel
 
     def request_split(self) -> None:
         raise NotImplementedError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -28,6 +28,7 @@ from taskmanager.messages import (
     TaskId,
 )
 from taskmanager.task import Task, TaskState
+from tests.coroutines import HeldCoroutine
 
 ATTEMPT = Attempt(1, 1)
 EDGE = JobEdge("out", "v", "w", Partitioning.FORWARD)
@@ -53,6 +54,7 @@ class Services:
         self.now = 1_000
         self.reports: list[Report] = []
         self.io: list[tuple[Callable[[], Any], Callable[[Any, BaseException | None], None]]] = []
+        self.coroutines: list[HeldCoroutine] = []  # all that were ever asked for
         self.sent: list[DataMessage] = []
         self.feedback: list[Feedback] = []
         self.acknowledgements: list[Callable[[], None]] = []
@@ -72,6 +74,14 @@ class Services:
         delay_ms: int = 0,
     ) -> None:
         self.io.append((work, done))
+
+    def run_coroutine(
+        self,
+        start: Callable[[], Coroutine[Any, Any, Any]],
+        done: Callable[[Any, BaseException | None], None],
+    ) -> Callable[[], None]:
+        self.coroutines.append(HeldCoroutine(start, done))
+        return self.coroutines[-1].cancel
 
     def report(self, report: Report) -> None:
         self.reports.append(report)

@@ -1,5 +1,6 @@
 """The DataStream API: programs on streams, in PyFlink's names."""
 
+from dataflow.datastream.async_data_stream import AsyncDataStream
 from dataflow.datastream.checkpoint_config import CheckpointConfig
 from dataflow.datastream.checkpointing_mode import CheckpointingMode
 from dataflow.datastream.data_stream import (
@@ -13,11 +14,15 @@ from dataflow.datastream.externalized_checkpoint_retention import ExternalizedCh
 from dataflow.datastream.failed_record import FailedRecord
 from dataflow.datastream.functions import (
     AggregateFunction,
+    AsyncFunction,
+    AsyncRetryPredicate,
+    AsyncRetryStrategy,
     FilterFunction,
     FlatMapFunction,
     KeyedProcessFunction,
     KeySelector,
     MapFunction,
+    MapPartitionFunction,
     Partitioner,
     ProcessFunction,
     ProcessWindowFunction,
@@ -26,6 +31,7 @@ from dataflow.datastream.functions import (
     WindowFunction,
 )
 from dataflow.datastream.output_tag import OutputTag
+from dataflow.datastream.partition_windowed_stream import Order, PartitionWindowedStream
 from dataflow.datastream.slot_sharing_group import MemorySize, SlotSharingGroup
 from dataflow.datastream.stream_execution_environment import StreamExecutionEnvironment
 from dataflow.datastream.time_domain import TimeDomain
@@ -35,6 +41,10 @@ from dataflow.datastream.windowed_stream import WindowedStream
 
 __all__ = [
     "AggregateFunction",
+    "AsyncDataStream",
+    "AsyncFunction",
+    "AsyncRetryPredicate",
+    "AsyncRetryStrategy",
     "CheckpointConfig",
     "CheckpointingMode",
     "CloseableIterator",
@@ -48,8 +58,11 @@ __all__ = [
     "KeyedProcessFunction",
     "KeyedStream",
     "MapFunction",
+    "MapPartitionFunction",
     "MemorySize",
+    "Order",
     "OutputTag",
+    "PartitionWindowedStream",
     "Partitioner",
     "ProcessFunction",
     "ProcessWindowFunction",

@@ -42,6 +42,7 @@ from dataflow.datastream.functions import (
 )
 from dataflow.datastream.operator_settings import OperatorSettings
 from dataflow.datastream.output_tag import OutputTag
+from dataflow.datastream.partition_windowed_stream import PartitionWindowedStream
 from dataflow.datastream.process_adapters import FilterAsProcess, FlatMapAsProcess, MapAsProcess
 from dataflow.datastream.window import WindowAssigner
 from dataflow.datastream.windowed_stream import WindowedStream
@@ -144,6 +145,10 @@ class DataStream(OperatorSettings):
         )
         spec = TimestampsSpec(strategy)
         return self._operate("timestamps", "Timestamps/Watermarks", spec, self._type)
+
+    def full_window_partition(self) -> PartitionWindowedStream:
+        """All records of each subtask as one piece; in BATCH mode only."""
+        return PartitionWindowedStream(self, None)
 
     def _operate(
         self,
@@ -416,6 +421,10 @@ class KeyedStream(DataStream):
             if columns.count(name) > 1:
                 raise JobGraphError(f"{method}(): the key has the field {name!r} twice")
         return columns
+
+    def full_window_partition(self) -> PartitionWindowedStream:
+        """All records of each key as one piece; in BATCH mode only."""
+        return PartitionWindowedStream(self, self._key_selector)
 
     def window(self, window_assigner: WindowAssigner[Any, Any]) -> WindowedStream:
         """Group the records of each key into windows."""

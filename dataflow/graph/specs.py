@@ -16,10 +16,13 @@ if TYPE_CHECKING:  # at run time this module needs nothing, so that anything may
     from dataflow.datastream.connectors.base import Sink, Source
     from dataflow.datastream.functions import (
         AggregateFunction,
+        AsyncFunction,
+        AsyncRetryStrategy,
         FilterFunction,
         FlatMapFunction,
         KeyedProcessFunction,
         MapFunction,
+        MapPartitionFunction,
         ProcessFunction,
         ProcessWindowFunction,
         ReduceFunction,
@@ -92,6 +95,20 @@ class TimestampsSpec(OperatorSpec):
     """Gives records new timestamps and the stream new watermarks."""
 
     strategy: WatermarkStrategy
+
+
+@dataclass(frozen=True)
+class AsyncWaitSpec(OperatorSpec):
+    """Any number of records for each record, by a coroutine; at most ``capacity`` in flight.
+
+    ``timeout_ms`` 0 never ends one. ``ordered``: results come in the order of their records.
+    """
+
+    function: AsyncFunction
+    ordered: bool
+    timeout_ms: int
+    capacity: int
+    retry: AsyncRetryStrategy
 
 
 @dataclass(frozen=True)
@@ -180,6 +197,29 @@ class OnErrorSpec(OperatorSpec):
 
 #: Operators with an error policy: those that work a record at a time.
 CAN_SKIP = (MapSpec, FlatMapSpec, FilterSpec, ProcessSpec, ReduceSpec)
+
+
+@dataclass(frozen=True)
+class PartitionSpec(OperatorSpec):
+    """All records of a key, or without keys of a subtask, as one piece: exactly one of the four."""
+
+    key_selector: KeySelector | None
+    map_: MapPartitionFunction | None = None
+    sort_by: KeySelector | None = None
+    descending: bool = False
+    reduce: ReduceFunction | None = None
+    aggregate: AggregateFunction | None = None
+
+
+@dataclass(frozen=True)
+class SortedInputSpec(OperatorSpec):
+    """In BATCH: ``operator``, of BY_KEY and perhaps in OnErrorSpec, gets its input key by key."""
+
+    operator: OperatorSpec
+
+
+#: Keyed operators that can do with one key at a time. The others are as right without.
+BY_KEY = (ProcessSpec, ReduceSpec, WindowSpec, PartitionSpec)
 
 
 @dataclass(frozen=True)

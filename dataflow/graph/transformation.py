@@ -76,6 +76,7 @@ class GraphSettings:
     slot_profiles: dict[str, dict[str, float]] = field(default_factory=dict)
     configuration: dict[str, str] = field(default_factory=dict)
     faults: tuple[str, ...] = ()
+    runtime_mode: str = "STREAMING"  # or "BATCH" or "AUTOMATIC"
 
 
 def reachable(transformations: Sequence[Transformation]) -> list[Transformation]:

@@ -5,13 +5,13 @@ task's thread alone, never blocks, and knows neither clocks nor Ray: everything 
 through ``OperatorContext``.
 
 Order of calls: ``open`` (after which ``restore`` has been seen, if there was a snapshot), any
-number of ``process_*`` and ``prepare_barrier``/``snapshot`` pairs, ``finish`` at the end of input,
-``close`` always and last.
+number of ``process_*`` and ``prepare_barrier``/``snapshot`` pairs, ``finish`` at the end of input
+once nothing is in flight any more, ``close`` always and last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 from dataflow.common.batch import ArrowBatch, Batch, RowBatch
@@ -65,6 +65,16 @@ class OperatorContext(Protocol):
         delay_ms: int = 0,
     ) -> None:
         """Run blocking ``work`` on an I/O thread, then ``done(result, error)`` on the task."""
+
+    def run_coroutine(
+        self,
+        start: Callable[[], Coroutine[Any, Any, Any]],
+        done: Callable[[Any, BaseException | None], None],
+    ) -> Callable[[], None]:
+        """Run what ``start`` makes on an event loop, then ``done(result, error)`` on the task.
+
+        What is returned cancels the coroutine; ``done`` may be called nevertheless.
+        """
 
     def request_split(self) -> None:
         """Source readers only: ask the enumerator upstream for one more split."""
@@ -137,8 +147,18 @@ class Operator:
     def abort_checkpoint(self, checkpoint_id: int) -> None:
         """The checkpoint will never complete."""
 
+    def has_in_flight(self) -> bool:
+        """True while results are to come that started elsewhere: the end of input waits for them.
+
+        Asked at the end of input only; records, timers and barriers go on until then.
+        """
+        return False
+
     def finish(self) -> None:
-        """End of input: emit what is still held back. The maximum watermark came before."""
+        """End of input: emit what is still held back. The maximum watermark came before.
+
+        Nothing is in flight, and every operator before this one has finished.
+        """
 
     def close(self) -> None:
         """Release everything; also after a failure, also when ``open`` was never called."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import repeat
 from typing import Any
 
-from dataflow.common.batch import MIN_TIMESTAMP, ArrowBatch, RowBatch
+from dataflow.common.batch import MAX_TIMESTAMP, MIN_TIMESTAMP, ArrowBatch, RowBatch
 from dataflow.datastream.functions import KeyedProcessFunction, ProcessFunction
 from dataflow.datastream.time_domain import TimeDomain
 from dataflow.datastream.timerservice import TimerService
@@ -110,6 +110,12 @@ class KeyedProcessOperator(KeyedOperator):
         self.timers.advance_watermark(timestamp)
         self._collector.flush()
         self.output.emit_watermark(timestamp)
+
+    def end_of_key(self) -> None:
+        """Its processing-time timers fire too, once: nobody waits for them (as in Flink)."""
+        self.on_processing_time(MAX_TIMESTAMP)
+        super().end_of_key()
+        self.timers.end_of_key()
 
     def next_timer_at(self) -> int | None:
         return self.timers.next_processing_time()

@@ -13,7 +13,7 @@ from dataflow.graph.specs import OperatorSpec
 from state.snapshot import OperatorSnapshot
 from taskmanager.operators.base import Operator
 from taskmanager.operators.factory import create_operator
-from tests.coroutines import HeldCoroutine
+from coroutines import HeldCoroutine
 
 
 class FakeOperatorContext:

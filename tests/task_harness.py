@@ -28,7 +28,7 @@ from taskmanager.messages import (
     TaskId,
 )
 from taskmanager.task import Task, TaskState
-from tests.coroutines import HeldCoroutine
+from coroutines import HeldCoroutine
 
 ATTEMPT = Attempt(1, 1)
 EDGE = JobEdge("out", "v", "w", Partitioning.FORWARD)

@@ -19,8 +19,8 @@ from dataflow.errors import JobExecutionError, UserFunctionError
 from dataflow.graph.specs import AsyncWaitSpec
 from state.snapshot import OperatorSnapshot, TaskSnapshot, redistribute
 from taskmanager.operators.async_wait import STATE, AsyncWaitOperator
-from tests.coroutines import pause
-from tests.harness import OperatorHarness
+from coroutines import pause
+from harness import OperatorHarness
 
 
 class Twice(AsyncFunction):

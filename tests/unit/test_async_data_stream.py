@@ -410,7 +410,7 @@ def test_other_mistakes_are_refused(env: StreamExecutionEnvironment) -> None:
         AsyncRetryStrategy.fixed_delay(0, 1)
     with pytest.raises(JobGraphError, match="multiplier must be above 0, not -1"):
         AsyncRetryStrategy.exponential_backoff(1, 1, 1, -1)
-    with pytest.raises(JobGraphError, match="retry predicate.* is called with 1 argument"):
+    with pytest.raises(JobGraphError, match=r"retry predicate.* is called with 1 argument"):
         AsyncRetryStrategy.fixed_delay(1, 1, lambda: True)
 
 

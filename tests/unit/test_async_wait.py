@@ -249,6 +249,7 @@ def test_the_timeout_covers_all_attempts() -> None:
     answer(harness, 2)
     assert harness.operator.next_timer_at() == 100
     assert harness.time(100).emitted == [("late", "a")]
+    assert harness.operator.next_timer_at() is None
     assert len(harness.time(1_000).context.coroutines) == 3
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
+from coroutines import HeldCoroutine
+
 from dataflow.common.batch import Batch, RowBatch
 from dataflow.common.codec import dumps_code, loads_code
 from dataflow.common.keys import DEFAULT_MAX_PARALLELISM, KeyGroupRange, key_group
@@ -13,7 +15,6 @@ from dataflow.graph.specs import OperatorSpec
 from state.snapshot import OperatorSnapshot
 from taskmanager.operators.base import Operator
 from taskmanager.operators.factory import create_operator
-from tests.coroutines import HeldCoroutine
 
 
 class FakeOperatorContext:

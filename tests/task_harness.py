@@ -7,6 +7,8 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from coroutines import HeldCoroutine
+
 from dataflow.common.batch import ArrowBatch, RowBatch
 from dataflow.common.codec import dumps_code
 from dataflow.datastream.functions import MapFunction
@@ -28,7 +30,6 @@ from taskmanager.messages import (
     TaskId,
 )
 from taskmanager.task import Task, TaskState
-from tests.coroutines import HeldCoroutine
 
 ATTEMPT = Attempt(1, 1)
 EDGE = JobEdge("out", "v", "w", Partitioning.FORWARD)

@@ -9,6 +9,8 @@ from functools import partial
 from typing import Any
 
 import pytest
+from coroutines import pause
+from harness import OperatorHarness
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,8 +21,6 @@ from dataflow.errors import JobExecutionError, UserFunctionError
 from dataflow.graph.specs import AsyncWaitSpec
 from state.snapshot import OperatorSnapshot, TaskSnapshot, redistribute
 from taskmanager.operators.async_wait import STATE, AsyncWaitOperator
-from tests.coroutines import pause
-from tests.harness import OperatorHarness
 
 
 class Twice(AsyncFunction):
@@ -249,6 +249,7 @@ def test_the_timeout_covers_all_attempts() -> None:
     answer(harness, 2)
     assert harness.operator.next_timer_at() == 100
     assert harness.time(100).emitted == [("late", "a")]
+    assert harness.operator.next_timer_at() is None
     assert len(harness.time(1_000).context.coroutines) == 3
 
 
@@ -473,7 +474,7 @@ def check_order(harness: Arrivals, ordered: bool) -> None:
                 last = position
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(STEPS, STEPS, STEPS, st.booleans(), st.integers(1, 10), st.randoms(use_true_random=False))
 def test_every_record_comes_out_once_in_order_whatever_happens_in_between(
     first: list[Step],
@@ -507,7 +508,7 @@ def test_every_record_comes_out_once_in_order_whatever_happens_in_between(
         assert all(task.watermarks[-1] == watermark for task in tasks)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(st.one_of(st.just("w"), st.integers(0, 3)), max_size=40),
     st.booleans(),

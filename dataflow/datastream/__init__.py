@@ -2,6 +2,7 @@
 
 from dataflow.datastream.checkpoint_config import CheckpointConfig
 from dataflow.datastream.checkpointing_mode import CheckpointingMode
+from dataflow.datastream.connected_streams import ConnectedStreams
 from dataflow.datastream.data_stream import (
     CloseableIterator,
     DataStream,
@@ -13,8 +14,12 @@ from dataflow.datastream.externalized_checkpoint_retention import ExternalizedCh
 from dataflow.datastream.failed_record import FailedRecord
 from dataflow.datastream.functions import (
     AggregateFunction,
+    CoFlatMapFunction,
+    CoMapFunction,
+    CoProcessFunction,
     FilterFunction,
     FlatMapFunction,
+    KeyedCoProcessFunction,
     KeyedProcessFunction,
     KeySelector,
     MapFunction,
@@ -38,6 +43,10 @@ __all__ = [
     "CheckpointConfig",
     "CheckpointingMode",
     "CloseableIterator",
+    "CoFlatMapFunction",
+    "CoMapFunction",
+    "CoProcessFunction",
+    "ConnectedStreams",
     "DataStream",
     "DataStreamSink",
     "ExternalizedCheckpointRetention",
@@ -45,6 +54,7 @@ __all__ = [
     "FilterFunction",
     "FlatMapFunction",
     "KeySelector",
+    "KeyedCoProcessFunction",
     "KeyedProcessFunction",
     "KeyedStream",
     "MapFunction",

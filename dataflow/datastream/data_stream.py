@@ -24,6 +24,7 @@ from dataflow.datastream.arguments import (
     process_function,
     title_of,
 )
+from dataflow.datastream.connected_streams import ConnectedStreams, same_job
 from dataflow.datastream.connectors.base import Sink
 from dataflow.datastream.fields import FieldAggregate
 from dataflow.datastream.functions import (
@@ -178,6 +179,10 @@ class DataStream(OperatorSettings):
                 raise JobGraphError("union() of streams from two environments is not possible")
             inputs += stream._inputs
         return DataStream(self._env, inputs, None, self._type) if streams else self
+
+    def connect(self, ds: DataStream) -> ConnectedStreams:
+        """This stream and another for one operator, which gets the records of both."""
+        return ConnectedStreams(self, same_job("connect", self, ds, DataStream))
 
     def get_side_output(self, output_tag: OutputTag) -> DataStream:
         """What the operator emits to ``output_tag``."""

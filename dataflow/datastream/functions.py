@@ -238,6 +238,77 @@ class KeyedProcessFunction(Function):
         return None
 
 
+# ------------------------------------------------------------------------------------- two inputs
+
+
+class CoMapFunction(Function):
+    """One result at most for each record of two streams; None is no result, as in PyFlink."""
+
+    @abstractmethod
+    def map1(self, value: Any) -> Any: ...
+
+    @abstractmethod
+    def map2(self, value: Any) -> Any: ...
+
+
+class CoFlatMapFunction(Function):
+    """Any number of results for each record of two streams: an iterable, or None."""
+
+    @abstractmethod
+    def flat_map1(self, value: Any) -> Iterable[Any] | None: ...
+
+    @abstractmethod
+    def flat_map2(self, value: Any) -> Iterable[Any] | None: ...
+
+
+class CoProcessFunction(Function):
+    """As ProcessFunction, for two streams."""
+
+    class Context(ABC):
+        @abstractmethod
+        def timer_service(self) -> TimerService:
+            """Times; timers need keyed streams."""
+
+        @abstractmethod
+        def timestamp(self) -> int | None:
+            """The record's event time in ms, or None."""
+
+    @abstractmethod
+    def process_element1(self, value: Any, ctx: Context) -> Iterable[Any] | None: ...
+
+    @abstractmethod
+    def process_element2(self, value: Any, ctx: Context) -> Iterable[Any] | None: ...
+
+
+class KeyedCoProcessFunction(Function):
+    """As KeyedProcessFunction, for two streams; both see the same state and timers of a key."""
+
+    class Context(ABC):
+        @abstractmethod
+        def get_current_key(self) -> Any: ...
+
+        @abstractmethod
+        def timer_service(self) -> TimerService: ...
+
+        @abstractmethod
+        def timestamp(self) -> int | None:
+            """Event time in ms of the record or event-time timer, or None."""
+
+    class OnTimerContext(Context):
+        @abstractmethod
+        def time_domain(self) -> TimeDomain: ...
+
+    @abstractmethod
+    def process_element1(self, value: Any, ctx: Context) -> Iterable[Any] | None: ...
+
+    @abstractmethod
+    def process_element2(self, value: Any, ctx: Context) -> Iterable[Any] | None: ...
+
+    def on_timer(self, timestamp: int, ctx: OnTimerContext) -> Iterable[Any] | None:
+        """A timer of the current key is due."""
+        return None
+
+
 # ---------------------------------------------------------------------------------------- windows
 
 

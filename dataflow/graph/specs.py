@@ -16,8 +16,10 @@ if TYPE_CHECKING:  # at run time this module needs nothing, so that anything may
     from dataflow.datastream.connectors.base import Sink, Source
     from dataflow.datastream.functions import (
         AggregateFunction,
+        CoProcessFunction,
         FilterFunction,
         FlatMapFunction,
+        KeyedCoProcessFunction,
         KeyedProcessFunction,
         MapFunction,
         ProcessFunction,
@@ -85,6 +87,14 @@ class ProcessSpec(OperatorSpec):
 
     function: ProcessFunction | KeyedProcessFunction
     key_selector: KeySelector | None
+
+
+@dataclass(frozen=True)
+class CoProcessSpec(OperatorSpec):
+    """Two inputs; ``key_selectors`` None is a CoProcessFunction on streams without keys."""
+
+    function: CoProcessFunction | KeyedCoProcessFunction
+    key_selectors: tuple[KeySelector, KeySelector] | None
 
 
 @dataclass(frozen=True)

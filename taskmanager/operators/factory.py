@@ -9,6 +9,7 @@ from dataflow.datastream.process_adapters import FilterAsProcess, FlatMapAsProce
 from dataflow.errors import JobGraphError
 from dataflow.graph.specs import (
     ColumnarWindowSpec,
+    CoProcessSpec,
     EnumeratorSpec,
     FilterSpec,
     FlatMapSpec,
@@ -27,6 +28,7 @@ from dataflow.graph.specs import (
     WindowSpec,
 )
 from taskmanager.operators.base import Operator
+from taskmanager.operators.co_process import CoProcessOperator, KeyedCoProcessOperator
 from taskmanager.operators.columnar.pre_aggregate import PreAggregateOperator, ToColumnsOperator
 from taskmanager.operators.columnar.running import RunningAggregateOperator
 from taskmanager.operators.columnar.window import ColumnarWindowOperator
@@ -49,6 +51,11 @@ from taskmanager.operators.window import WindowOperator
 def _process(spec: ProcessSpec, on_error: Skip | None = None) -> Operator:
     operator = ProcessOperator if spec.key_selector is None else KeyedProcessOperator
     return operator(spec, on_error)
+
+
+def _co_process(spec: CoProcessSpec) -> Operator:
+    keyed = spec.key_selectors is not None
+    return KeyedCoProcessOperator(spec) if keyed else CoProcessOperator(spec)
 
 
 _AS_PROCESS: dict[type[OperatorSpec], Callable[[Any], Any]] = {
@@ -77,6 +84,7 @@ _OPERATORS: dict[type[OperatorSpec], Callable[[Any], Operator]] = {
     FilterSpec: FilterOperator,
     MapBatchesSpec: MapBatchesOperator,
     ProcessSpec: _process,
+    CoProcessSpec: _co_process,
     TimestampsSpec: TimestampsAndWatermarksOperator,
     ReduceSpec: ReduceOperator,
     WindowSpec: WindowOperator,

@@ -1,5 +1,6 @@
 """The DataStream API: programs on streams, in PyFlink's names."""
 
+from dataflow.datastream.broadcast_stream import BroadcastConnectedStream, BroadcastStream
 from dataflow.datastream.checkpoint_config import CheckpointConfig
 from dataflow.datastream.checkpointing_mode import CheckpointingMode
 from dataflow.datastream.connected_streams import ConnectedStreams
@@ -14,11 +15,13 @@ from dataflow.datastream.externalized_checkpoint_retention import ExternalizedCh
 from dataflow.datastream.failed_record import FailedRecord
 from dataflow.datastream.functions import (
     AggregateFunction,
+    BroadcastProcessFunction,
     CoFlatMapFunction,
     CoMapFunction,
     CoProcessFunction,
     FilterFunction,
     FlatMapFunction,
+    KeyedBroadcastProcessFunction,
     KeyedCoProcessFunction,
     KeyedProcessFunction,
     KeySelector,
@@ -40,6 +43,9 @@ from dataflow.datastream.windowed_stream import WindowedStream
 
 __all__ = [
     "AggregateFunction",
+    "BroadcastConnectedStream",
+    "BroadcastProcessFunction",
+    "BroadcastStream",
     "CheckpointConfig",
     "CheckpointingMode",
     "CloseableIterator",
@@ -54,6 +60,7 @@ __all__ = [
     "FilterFunction",
     "FlatMapFunction",
     "KeySelector",
+    "KeyedBroadcastProcessFunction",
     "KeyedCoProcessFunction",
     "KeyedProcessFunction",
     "KeyedStream",

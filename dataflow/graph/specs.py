@@ -16,9 +16,11 @@ if TYPE_CHECKING:  # at run time this module needs nothing, so that anything may
     from dataflow.datastream.connectors.base import Sink, Source
     from dataflow.datastream.functions import (
         AggregateFunction,
+        BroadcastProcessFunction,
         CoProcessFunction,
         FilterFunction,
         FlatMapFunction,
+        KeyedBroadcastProcessFunction,
         KeyedCoProcessFunction,
         KeyedProcessFunction,
         MapFunction,
@@ -95,6 +97,20 @@ class CoProcessSpec(OperatorSpec):
 
     function: CoProcessFunction | KeyedCoProcessFunction
     key_selectors: tuple[KeySelector, KeySelector] | None
+
+
+@dataclass(frozen=True)
+class BroadcastProcessSpec(OperatorSpec):
+    """The second input is broadcast, and writes the ``states`` (names) that the first reads.
+
+    ``key_selector`` None is a BroadcastProcessFunction on a stream without keys.
+    """
+
+    function: (
+        BroadcastProcessFunction[Any, Any, Any] | KeyedBroadcastProcessFunction[Any, Any, Any, Any]
+    )
+    key_selector: KeySelector | None
+    states: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 from dataflow.datastream.process_adapters import FilterAsProcess, FlatMapAsProcess, MapAsProcess
 from dataflow.errors import JobGraphError
 from dataflow.graph.specs import (
+    BroadcastProcessSpec,
     ColumnarWindowSpec,
     CoProcessSpec,
     EnumeratorSpec,
@@ -28,6 +29,10 @@ from dataflow.graph.specs import (
     WindowSpec,
 )
 from taskmanager.operators.base import Operator
+from taskmanager.operators.broadcast import (
+    BroadcastProcessOperator,
+    KeyedBroadcastProcessOperator,
+)
 from taskmanager.operators.co_process import CoProcessOperator, KeyedCoProcessOperator
 from taskmanager.operators.columnar.pre_aggregate import PreAggregateOperator, ToColumnsOperator
 from taskmanager.operators.columnar.running import RunningAggregateOperator
@@ -58,6 +63,11 @@ def _co_process(spec: CoProcessSpec) -> Operator:
     return KeyedCoProcessOperator(spec) if keyed else CoProcessOperator(spec)
 
 
+def _broadcast(spec: BroadcastProcessSpec) -> Operator:
+    keyed = spec.key_selector is not None
+    return KeyedBroadcastProcessOperator(spec) if keyed else BroadcastProcessOperator(spec)
+
+
 _AS_PROCESS: dict[type[OperatorSpec], Callable[[Any], Any]] = {
     MapSpec: MapAsProcess,
     FlatMapSpec: FlatMapAsProcess,
@@ -85,6 +95,7 @@ _OPERATORS: dict[type[OperatorSpec], Callable[[Any], Operator]] = {
     MapBatchesSpec: MapBatchesOperator,
     ProcessSpec: _process,
     CoProcessSpec: _co_process,
+    BroadcastProcessSpec: _broadcast,
     TimestampsSpec: TimestampsAndWatermarksOperator,
     ReduceSpec: ReduceOperator,
     WindowSpec: WindowOperator,

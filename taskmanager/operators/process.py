@@ -29,19 +29,10 @@ class CurrentRecord(Protocol):
     current_timestamp: int | None
 
 
-class UnkeyedProcessing(FunctionOperator):
-    """What operators share that call a process function on streams without keys."""
+class Processing(FunctionOperator):
+    """What operators share that call a process function: the loop over records without a key."""
 
-    def __init__(self, function: Any) -> None:
-        super().__init__(function)
-        self._watermark = MIN_TIMESTAMP
-
-    def setup(self, context: OperatorContext, output: Output) -> None:
-        super().setup(context, output)
-        self._collector = Collector(output)
-
-    def current_watermark(self) -> int:
-        return self._watermark
+    _collector: Collector
 
     def _process_rows(
         self,
@@ -66,6 +57,21 @@ class UnkeyedProcessing(FunctionOperator):
             self.fail_in_batch(error, batch.rows, pending)
         self._collector.flush()
 
+
+class UnkeyedProcessing(Processing):
+    """What those of them share whose stream has no keys."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__(function)
+        self._watermark = MIN_TIMESTAMP
+
+    def setup(self, context: OperatorContext, output: Output) -> None:
+        super().setup(context, output)
+        self._collector = Collector(output)
+
+    def current_watermark(self) -> int:
+        return self._watermark
+
     def process_watermark(self, timestamp: int) -> None:
         self._watermark = timestamp
         self.output.emit_watermark(timestamp)
@@ -89,8 +95,8 @@ class ProcessOperator(UnkeyedProcessing):
         self._process_rows(batch, self._process, self._context)
 
 
-class KeyedProcessing(KeyedOperator):
-    """What operators share that call a process function with keyed state and timers.
+class KeyedProcessing(KeyedOperator, Processing):
+    """What those of them share that have keyed state and timers.
 
     Results carry the timestamp of their record or event timer; those of a processing-time timer
     carry none, as in Flink.

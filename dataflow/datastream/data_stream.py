@@ -46,6 +46,7 @@ from dataflow.datastream.functions import (
     as_partitioner,
     as_reduce_function,
 )
+from dataflow.datastream.interval_join import IntervalJoin
 from dataflow.datastream.operator_settings import OperatorSettings
 from dataflow.datastream.output_tag import OutputTag
 from dataflow.datastream.process_adapters import FilterAsProcess, FlatMapAsProcess, MapAsProcess
@@ -460,6 +461,10 @@ class KeyedStream(DataStream):
     def window(self, window_assigner: WindowAssigner[Any, Any]) -> WindowedStream:
         """Group the records of each key into windows."""
         return WindowedStream(self, instance_of("window", window_assigner, WindowAssigner))
+
+    def interval_join(self, other: KeyedStream) -> IntervalJoin:
+        """Pairs of records of equal keys, of this and the other stream, that are close in time."""
+        return IntervalJoin(self, same_job("interval_join", self, other, KeyedStream))
 
 
 class DataStreamSink(OperatorSettings):

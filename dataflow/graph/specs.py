@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # at run time this module needs nothing, so that anything may
         ReduceFunction,
         WindowFunction,
     )
+    from dataflow.datastream.join_functions import ProcessJoinFunction
     from dataflow.datastream.output_tag import OutputTag
     from dataflow.datastream.window import TimeWindow, WindowAssigner
 
@@ -111,6 +112,22 @@ class BroadcastProcessSpec(OperatorSpec):
     )
     key_selector: KeySelector | None
     states: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class IntervalJoinSpec(OperatorSpec):
+    """Pairs of one key with ``left + lower_ms <= right <= left + upper_ms``.
+
+    Of the pairs left and right: the side outputs of late records, and whether records without a
+    match come out too, with None as the other one.
+    """
+
+    function: ProcessJoinFunction
+    key_selectors: tuple[KeySelector, KeySelector]
+    lower_ms: int
+    upper_ms: int
+    late_tags: tuple[OutputTag | None, OutputTag | None]
+    outer: tuple[bool, bool]
 
 
 @dataclass(frozen=True)

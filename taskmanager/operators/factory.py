@@ -14,6 +14,7 @@ from dataflow.graph.specs import (
     EnumeratorSpec,
     FilterSpec,
     FlatMapSpec,
+    IntervalJoinSpec,
     MapBatchesSpec,
     MapSpec,
     OnErrorSpec,
@@ -39,6 +40,7 @@ from taskmanager.operators.columnar.running import RunningAggregateOperator
 from taskmanager.operators.columnar.window import ColumnarWindowOperator
 from taskmanager.operators.enumerator import EnumeratorOperator
 from taskmanager.operators.error_policy import Skip
+from taskmanager.operators.interval_join import IntervalJoinOperator
 from taskmanager.operators.process import KeyedProcessOperator, ProcessOperator
 from taskmanager.operators.reduce import ReduceOperator, SkippingReduceOperator
 from taskmanager.operators.sink import SinkOperator
@@ -96,6 +98,7 @@ _OPERATORS: dict[type[OperatorSpec], Callable[[Any], Operator]] = {
     ProcessSpec: _process,
     CoProcessSpec: _co_process,
     BroadcastProcessSpec: _broadcast,
+    IntervalJoinSpec: IntervalJoinOperator,
     TimestampsSpec: TimestampsAndWatermarksOperator,
     ReduceSpec: ReduceOperator,
     WindowSpec: WindowOperator,

@@ -267,7 +267,7 @@ class Task:
     def _process_element(self, position: int, element: Element) -> None:
         if isinstance(element, (RowBatch, ArrowBatch)):
             if self.state is TaskState.RUNNING:
-                self._chain.process_batch(element)
+                self._into[position](element)
             return
         match element:
             case Watermark(timestamp):
@@ -354,6 +354,8 @@ class Task:
             lambda: self._services.wake_up(self),
         )
         self._chain = OperatorChain(descriptor.vertex, self._outputs, self._context_for)
+        into = self._chain.inputs
+        self._into = [into[c.input_index] for c in self._gate.channels] if self._gate else []
         head = self._chain.head
         self._source = head if isinstance(head, SourceOperator) else None
         self._enumerator = head if isinstance(head, EnumeratorOperator) else None

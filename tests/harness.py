@@ -126,6 +126,14 @@ class OperatorHarness:
         self.operator.process_batch(RowBatch(list(rows), stamps))
         return self
 
+    def rows2(
+        self, rows: Iterable[Any], timestamps: Iterable[int] | None = None
+    ) -> OperatorHarness:
+        """Records of the second input."""
+        stamps = None if timestamps is None else list(timestamps)
+        self.operator.inputs()[1](RowBatch(list(rows), stamps))
+        return self
+
     def batch(self, batch: Batch) -> OperatorHarness:
         if len(batch):
             self.operator.process_batch(batch)
@@ -189,8 +197,9 @@ def send_by_key(
     rows: list[Any],
     timestamps: list[int] | None,
     key_of: Callable[[Any], Any],
+    second: bool = False,
 ) -> None:
-    """What a keyed shuffle does with one batch."""
+    """What a keyed shuffle does with one batch, of the ``second`` input if it is for that."""
     for task in tasks:
         owned = task.context.key_group_range
         mine = [
@@ -200,4 +209,5 @@ def send_by_key(
         ]
         if mine:
             stamps = None if timestamps is None else [timestamps[position] for position in mine]
-            task.rows([rows[position] for position in mine], stamps)
+            send = task.rows2 if second else task.rows
+            send([rows[position] for position in mine], stamps)

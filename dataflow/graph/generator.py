@@ -112,6 +112,7 @@ def _edges(chains: list[Chain], blobs: _Blobs) -> dict[Link, JobEdge]:
                 source=ids[link.source],
                 target=ids[link.target],
                 partitioning=link.partitioning,
+                input_index=link.input.index,
                 function=blobs.functions.get(link),
             )
     return edges

@@ -18,8 +18,12 @@ if TYPE_CHECKING:  # at run time this module needs nothing, so that anything may
         AggregateFunction,
         AsyncFunction,
         AsyncRetryStrategy,
+        BroadcastProcessFunction,
+        CoProcessFunction,
         FilterFunction,
         FlatMapFunction,
+        KeyedBroadcastProcessFunction,
+        KeyedCoProcessFunction,
         KeyedProcessFunction,
         MapFunction,
         MapPartitionFunction,
@@ -28,6 +32,7 @@ if TYPE_CHECKING:  # at run time this module needs nothing, so that anything may
         ReduceFunction,
         WindowFunction,
     )
+    from dataflow.datastream.join_functions import ProcessJoinFunction
     from dataflow.datastream.output_tag import OutputTag
     from dataflow.datastream.window import TimeWindow, WindowAssigner
 
@@ -88,6 +93,44 @@ class ProcessSpec(OperatorSpec):
 
     function: ProcessFunction | KeyedProcessFunction
     key_selector: KeySelector | None
+
+
+@dataclass(frozen=True)
+class CoProcessSpec(OperatorSpec):
+    """Two inputs; ``key_selectors`` None is a CoProcessFunction on streams without keys."""
+
+    function: CoProcessFunction | KeyedCoProcessFunction
+    key_selectors: tuple[KeySelector, KeySelector] | None
+
+
+@dataclass(frozen=True)
+class BroadcastProcessSpec(OperatorSpec):
+    """The second input is broadcast, and writes the ``states`` (names) that the first reads.
+
+    ``key_selector`` None is a BroadcastProcessFunction on a stream without keys.
+    """
+
+    function: (
+        BroadcastProcessFunction[Any, Any, Any] | KeyedBroadcastProcessFunction[Any, Any, Any, Any]
+    )
+    key_selector: KeySelector | None
+    states: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class IntervalJoinSpec(OperatorSpec):
+    """Pairs of one key with ``left + lower_ms <= right <= left + upper_ms``.
+
+    Of the pairs left and right: the side outputs of late records, and whether records without a
+    match come out too, with None as the other one.
+    """
+
+    function: ProcessJoinFunction
+    key_selectors: tuple[KeySelector, KeySelector]
+    lower_ms: int
+    upper_ms: int
+    late_tags: tuple[OutputTag | None, OutputTag | None]
+    outer: tuple[bool, bool]
 
 
 @dataclass(frozen=True)

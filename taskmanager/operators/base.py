@@ -112,6 +112,10 @@ class Operator:
         """Records of the first (or only) input."""
         raise NotImplementedError
 
+    def inputs(self) -> tuple[Callable[[Any], None], ...]:
+        """What takes a batch of each input, in the order of their ``input_index``."""
+        return (self.process_batch,)
+
     def process_watermark(self, timestamp: int) -> None:
         """Event time has advanced to ``timestamp``."""
         self.output.emit_watermark(timestamp)
@@ -162,3 +166,18 @@ class Operator:
 
     def close(self) -> None:
         """Release everything; also after a failure, also when ``open`` was never called."""
+
+
+class TwoInputOperator(Operator):
+    """Base of operators with two inputs, each of which may be a union of several streams.
+
+    It always is the head of its chain, because a chain has one way in. Watermarks and idleness
+    come to it as those of all its channels together, and barriers are aligned over all of them.
+    """
+
+    def process_batch2(self, batch: RowBatch | ArrowBatch) -> None:
+        """Records of the second input."""
+        raise NotImplementedError
+
+    def inputs(self) -> tuple[Callable[[Any], None], ...]:
+        return (self.process_batch, self.process_batch2)

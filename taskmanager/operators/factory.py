@@ -9,10 +9,13 @@ from dataflow.datastream.process_adapters import FilterAsProcess, FlatMapAsProce
 from dataflow.errors import JobGraphError
 from dataflow.graph.specs import (
     AsyncWaitSpec,
+    BroadcastProcessSpec,
     ColumnarWindowSpec,
+    CoProcessSpec,
     EnumeratorSpec,
     FilterSpec,
     FlatMapSpec,
+    IntervalJoinSpec,
     MapBatchesSpec,
     MapSpec,
     OnErrorSpec,
@@ -31,11 +34,17 @@ from dataflow.graph.specs import (
 )
 from taskmanager.operators.async_wait import AsyncWaitOperator
 from taskmanager.operators.base import Operator
+from taskmanager.operators.broadcast import (
+    BroadcastProcessOperator,
+    KeyedBroadcastProcessOperator,
+)
+from taskmanager.operators.co_process import CoProcessOperator, KeyedCoProcessOperator
 from taskmanager.operators.columnar.pre_aggregate import PreAggregateOperator, ToColumnsOperator
 from taskmanager.operators.columnar.running import RunningAggregateOperator
 from taskmanager.operators.columnar.window import ColumnarWindowOperator
 from taskmanager.operators.enumerator import EnumeratorOperator
 from taskmanager.operators.error_policy import Skip
+from taskmanager.operators.interval_join import IntervalJoinOperator
 from taskmanager.operators.keyed_operator import KeyedOperator
 from taskmanager.operators.partition import KeyedPartitionOperator, PartitionOperator
 from taskmanager.operators.process import KeyedProcessOperator, ProcessOperator
@@ -56,6 +65,16 @@ from taskmanager.operators.window import WindowOperator
 def _process(spec: ProcessSpec, on_error: Skip | None = None) -> Operator:
     operator = ProcessOperator if spec.key_selector is None else KeyedProcessOperator
     return operator(spec, on_error)
+
+
+def _co_process(spec: CoProcessSpec) -> Operator:
+    keyed = spec.key_selectors is not None
+    return KeyedCoProcessOperator(spec) if keyed else CoProcessOperator(spec)
+
+
+def _broadcast(spec: BroadcastProcessSpec) -> Operator:
+    keyed = spec.key_selector is not None
+    return KeyedBroadcastProcessOperator(spec) if keyed else BroadcastProcessOperator(spec)
 
 
 _AS_PROCESS: dict[type[OperatorSpec], Callable[[Any], Any]] = {
@@ -98,6 +117,9 @@ _OPERATORS: dict[type[OperatorSpec], Callable[[Any], Operator]] = {
     MapBatchesSpec: MapBatchesOperator,
     ProcessSpec: _process,
     AsyncWaitSpec: AsyncWaitOperator,
+    CoProcessSpec: _co_process,
+    BroadcastProcessSpec: _broadcast,
+    IntervalJoinSpec: IntervalJoinOperator,
     TimestampsSpec: TimestampsAndWatermarksOperator,
     ReduceSpec: ReduceOperator,
     WindowSpec: WindowOperator,

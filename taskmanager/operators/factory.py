@@ -6,6 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from dataflow.datastream.process_adapters import FilterAsProcess, FlatMapAsProcess, MapAsProcess
+from dataflow.datastream.window import (
+    EventTimeTrigger,
+    SlidingEventTimeWindows,
+    TumblingEventTimeWindows,
+)
 from dataflow.errors import JobGraphError
 from dataflow.graph.specs import (
     ColumnarWindowSpec,
@@ -43,6 +48,7 @@ from taskmanager.operators.stateless import (
     MapOperator,
 )
 from taskmanager.operators.timestamps import TimestampsAndWatermarksOperator
+from taskmanager.operators.triggered_window import TriggeredWindowOperator
 from taskmanager.operators.window import WindowOperator
 
 
@@ -69,6 +75,14 @@ def _on_error(spec: OnErrorSpec) -> Operator:
     return _process(ProcessSpec(adapt(operator.function), None), skip)
 
 
+def _window(spec: WindowSpec) -> Operator:
+    own = spec.trigger is None or type(spec.trigger) is EventTimeTrigger
+    aligned = type(spec.assigner) in (TumblingEventTimeWindows, SlidingEventTimeWindows)
+    if own and aligned and spec.evictor is None:
+        return WindowOperator(spec)
+    return TriggeredWindowOperator(spec)
+
+
 _OPERATORS: dict[type[OperatorSpec], Callable[[Any], Operator]] = {
     SourceSpec: SourceOperator,
     EnumeratorSpec: EnumeratorOperator,
@@ -79,7 +93,7 @@ _OPERATORS: dict[type[OperatorSpec], Callable[[Any], Operator]] = {
     ProcessSpec: _process,
     TimestampsSpec: TimestampsAndWatermarksOperator,
     ReduceSpec: ReduceOperator,
-    WindowSpec: WindowOperator,
+    WindowSpec: _window,
     ToColumnsSpec: ToColumnsOperator,
     PreAggregateSpec: PreAggregateOperator,
     ColumnarWindowSpec: ColumnarWindowOperator,

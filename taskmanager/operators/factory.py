@@ -7,6 +7,7 @@ from typing import Any
 
 from dataflow.datastream.process_adapters import FilterAsProcess, FlatMapAsProcess, MapAsProcess
 from dataflow.datastream.window import (
+    EventTimeSessionWindows,
     EventTimeTrigger,
     SlidingEventTimeWindows,
     TumblingEventTimeWindows,
@@ -39,6 +40,7 @@ from taskmanager.operators.enumerator import EnumeratorOperator
 from taskmanager.operators.error_policy import Skip
 from taskmanager.operators.process import KeyedProcessOperator, ProcessOperator
 from taskmanager.operators.reduce import ReduceOperator, SkippingReduceOperator
+from taskmanager.operators.session_window import SessionWindowOperator
 from taskmanager.operators.sink import SinkOperator
 from taskmanager.operators.source import SourceOperator
 from taskmanager.operators.stateless import (
@@ -76,10 +78,12 @@ def _on_error(spec: OnErrorSpec) -> Operator:
 
 
 def _window(spec: WindowSpec) -> Operator:
-    own = spec.trigger is None or type(spec.trigger) is EventTimeTrigger
-    aligned = type(spec.assigner) in (TumblingEventTimeWindows, SlidingEventTimeWindows)
-    if own and aligned and spec.evictor is None:
-        return WindowOperator(spec)
+    by_event_time = spec.trigger is None or type(spec.trigger) is EventTimeTrigger
+    if by_event_time and spec.evictor is None:
+        if type(spec.assigner) in (TumblingEventTimeWindows, SlidingEventTimeWindows):
+            return WindowOperator(spec)
+        if type(spec.assigner) is EventTimeSessionWindows:
+            return SessionWindowOperator(spec)
     return TriggeredWindowOperator(spec)
 
 

@@ -17,9 +17,7 @@ from typing import Any
 
 from dataflow.common.batch import MAX_TIMESTAMP, MIN_TIMESTAMP, ArrowBatch, RowBatch
 from dataflow.datastream.functions import (
-    KeyedStateStore,
     MetricGroup,
-    ProcessWindowFunction,
     RuntimeContext,
 )
 from dataflow.datastream.state import (
@@ -33,94 +31,44 @@ from dataflow.datastream.state import (
 from dataflow.datastream.windowing.assigners import MergingWindowAssigner, WindowAssigner
 from dataflow.datastream.windowing.evictors import Evictor
 from dataflow.datastream.windowing.triggers import Trigger, TriggerResult
-from dataflow.datastream.windowing.windows import Window
-from dataflow.errors import JobExecutionError
 from dataflow.graph.specs import WindowSpec
 from state.keyed_state import HeapKeyedStateStore, MergeableState
-from state.snapshot import OperatorSnapshot
 from state.timers import InternalTimerService
-from taskmanager.operators.base import OperatorContext, Output
-from taskmanager.operators.collector import BATCH_ROWS, Collector
-from taskmanager.operators.function_operator import not_iterable
-from taskmanager.operators.group_watermarks import GroupWatermarks
-from taskmanager.operators.keyed_operator import KeyedOperator
+from taskmanager.operators.collector import BATCH_ROWS
 from taskmanager.operators.merging_windows import MergingWindowSet, Windows
 from taskmanager.operators.runtime_context import OperatorRuntimeContext
-from taskmanager.operators.window_contents import Cell, contents_of
+from taskmanager.operators.window_base import KeyedWindowOperator
+from taskmanager.operators.window_contents import Cell
 
 
-class TriggeredWindowOperator(KeyedOperator):
+class TriggeredWindowOperator(KeyedWindowOperator):
     """Does with a window what its trigger says.
 
     A window is over, with all its state, once the watermark has passed its last millisecond and the
-    allowed lateness, or, in processing time, the clock its last millisecond. Records too late for
-    all their windows go to the late tag, or are counted in ``numLateRecordsDropped``. Results carry
-    the window's last millisecond.
+    allowed lateness, or, in processing time, the clock its last millisecond.
     """
 
     def __init__(self, spec: WindowSpec) -> None:
-        super().__init__(spec.function, spec.key_selector)
-        self.assigner = spec.assigner
-        self._event_time = spec.assigner.is_event_time()
+        super().__init__(spec)
         self.trigger = spec.trigger or spec.assigner.get_default_trigger()
         self._evictor = spec.evictor
-        self._contents = contents_of(spec)
-        self._lateness = spec.allowed_lateness_ms if self._event_time else 0
-        self._late_tag = spec.late_tag
-        self._late_dropped = 0
-        self.marks = GroupWatermarks()
         self._merging: MergingWindowSet | None = None
         if isinstance(spec.assigner, MergingWindowAssigner):
             self._merging = MergingWindowSet(spec.assigner, self._merge)
-        self._clears = (
-            isinstance(self.function, ProcessWindowFunction)
-            and type(self.function).clear is not ProcessWindowFunction.clear
-        )
-
-    # ---------------------------------------------------------------------------------- life cycle
-
-    def setup(self, context: OperatorContext, output: Output) -> None:
-        super().setup(context, output)
-        self._collector = Collector(output, self.backend)
-        context.add_metric("numLateRecordsDropped", lambda: self._late_dropped)
 
     def open(self) -> None:
-        kind = f"windows with a trigger, holding {self._contents.kind}"
-        self._windows: dict[Any, Windows] = self.backend.table("$window", kind).namespace(None)
-        # Nothing is kept under this name: a snapshot that does is one of windows without a trigger.
-        self.backend.table("$window-fired", kind)
-        self.backend.shares_mutable = True  # contents may live on after they were emitted
+        self._windows: dict[Any, Windows] = self.open_windows("windows with a trigger")
         self.timers = InternalTimerService(
             self.backend, self._on_event_timer, self._on_processing_timer
         )
         self._trigger_context = _TriggerContext(self)
-        self._window_context = _WindowContext(self, self._merging is None)
         super().open()
-
-    def restore(self, snapshot: OperatorSnapshot) -> None:
-        super().restore(snapshot)
-        self.marks.restore(self.backend.watermarks)
-
-    def snapshot(self, checkpoint_id: int) -> OperatorSnapshot:
-        self.backend.watermarks = self.marks.by_group(self.context.key_group_range)
-        return super().snapshot(checkpoint_id)
-
-    def current_watermark(self) -> int:
-        """That of the current key."""
-        marks = self.marks
-        if not marks.ahead:
-            return marks.current
-        return marks.ahead.get(self.backend.key_group(self.backend.current_key), marks.current)
 
     # ------------------------------------------------------------------------------------- records
 
     def process_batch(self, batch: RowBatch | ArrowBatch) -> None:
         assert isinstance(batch, RowBatch)
-        if batch.timestamps is None and self._event_time:
-            raise JobExecutionError(
-                f"operator {self.context.operator_name!r} has event-time windows, but its records "
-                "have no timestamps: give the WatermarkStrategy a timestamp assigner"
-            )
+        self.require_timestamps(batch)
         key_of, backend = self.key_selector, self.backend
         known = backend.known_keys
         pending = iter(batch.rows)
@@ -146,7 +94,7 @@ class TriggeredWindowOperator(KeyedOperator):
         for window in self.assigner.assign_windows(value, stamp, context):
             if self._merging is not None:
                 window = self._merging.add_window(windows, window)
-            ends = self._ends(window)
+            ends = self.ends(window)
             if self._event_time and ends <= watermark:
                 windows.pop(window, None)
                 continue
@@ -163,15 +111,12 @@ class TriggeredWindowOperator(KeyedOperator):
         if not windows:
             self._windows.pop(key, None)
         if skipped and self._event_time and stamp + self._lateness <= watermark:
-            if self._late_tag is None:
-                self._late_dropped += 1
-            else:
-                self._collector.take_side(self._late_tag, value, timestamp)
+            self.take_late(value, timestamp)
 
     def _merge(self, windows: Windows, merged: Any, old: list[Any]) -> None:
         """The windows ``old`` of the current key become ``merged``, which may be one of them."""
         now = self.current_watermark() if self._event_time else self.context.processing_time()
-        if (self._ends(merged) if self._event_time else merged.max_timestamp()) <= now:
+        if (self.ends(merged) if self._event_time else merged.max_timestamp()) <= now:
             raise ValueError(
                 f"{type(self.assigner).__name__} merged windows into {merged}, which is already "
                 f"over at {now}; a merged window must hold all of those it was made of"
@@ -188,7 +133,7 @@ class TriggeredWindowOperator(KeyedOperator):
         for other in later:
             self._contents.merge(cell, other)
         windows[merged] = cell
-        self._register_end(merged, self._ends(merged))
+        self._register_end(merged, self.ends(merged))
 
     # -------------------------------------------------------------------------------------- timers
 
@@ -218,7 +163,7 @@ class TriggeredWindowOperator(KeyedOperator):
         cell = windows.get(window)
         if cell is None and self._merging is not None:
             return  # it has become another window
-        ends = self._ends(window)
+        ends = self.ends(window)
         self._trigger_context.window = window
         on_timer: Callable[..., Any] = getattr(self.trigger, method)
         try:
@@ -237,10 +182,6 @@ class TriggeredWindowOperator(KeyedOperator):
         if len(self._collector) >= BATCH_ROWS:
             self._collector.flush()
 
-    def _ends(self, window: Window) -> int:
-        """The time at which the window has had its last record and is forgotten."""
-        return min(window.max_timestamp() + self._lateness, MAX_TIMESTAMP)
-
     def _register_end(self, window: Any, ends: int) -> None:
         if ends == MAX_TIMESTAMP:
             return
@@ -250,7 +191,7 @@ class TriggeredWindowOperator(KeyedOperator):
             self.timers.register_processing_time_timer(ends, window)
 
     def _delete_end(self, window: Any) -> None:
-        ends = self._ends(window)
+        ends = self.ends(window)
         if self._event_time:
             self.timers.delete_event_time_timer(ends, window)
         else:
@@ -269,42 +210,24 @@ class TriggeredWindowOperator(KeyedOperator):
             self._fire(key, window, cell)
         if result.is_purge():
             cell.clear()
-        if not cell and self._merging is None and self._ends(window) == MAX_TIMESTAMP:
+        if not cell and self._merging is None and self.ends(window) == MAX_TIMESTAMP:
             # Or there would be ever more windows that never end.
             self._windows.get(key, {}).pop(window, None)
             self.backend.drop_if_empty(window)
 
     def _fire(self, key: Any, window: Any, cell: Cell) -> None:
         if self._evictor is None:
-            self._emit(key, window, self._contents.elements(cell))
+            self.emit(key, window, self._contents.elements(cell))
             return
         context = self._trigger_context
         self._evictor.evict_before(cell, len(cell), window, context)
-        self._emit(key, window, self._contents.elements(cell))
+        self.emit(key, window, self._contents.elements(cell))
         self._evictor.evict_after(cell, len(cell), window, context)
-
-    def _emit(self, key: Any, window: Any, elements: list[Any]) -> None:
-        function = self.function
-        produced: Any
-        if function is None:
-            produced = elements
-        elif isinstance(function, ProcessWindowFunction):
-            self._window_context.current = window
-            produced = function.process(key, self._window_context, elements)
-        else:
-            produced = function.apply(key, window, elements)
-        if produced is not None:
-            try:
-                self._collector.take(produced, window.max_timestamp())
-            except TypeError as error:
-                raise not_iterable(error, produced, "the window function") from None
 
     def _end(self, key: Any, window: Any) -> None:
         """The window is over: forget all that is kept for it."""
         self.trigger.clear(window, self._trigger_context)
-        if self._clears:
-            self._window_context.current = window
-            self.function.clear(self._window_context)
+        self.clear_function(window)
         self.backend.forget(window, key)
 
 
@@ -381,32 +304,3 @@ _STATES = {
     MapStateDescriptor: "get_map_state",
     AggregatingStateDescriptor: "get_aggregating_state",
 }
-
-
-class _WindowContext(ProcessWindowFunction.Context[Any]):
-    """The window being evaluated, and its state."""
-
-    def __init__(self, operator: TriggeredWindowOperator, keeps_state: bool) -> None:
-        self._operator = operator
-        self._keeps_state = keeps_state
-        self.current: Any = None
-
-    def window(self) -> Any:
-        return self.current
-
-    def current_processing_time(self) -> int:
-        return self._operator.context.processing_time()
-
-    def current_watermark(self) -> int:
-        return self._operator.current_watermark()
-
-    def window_state(self) -> KeyedStateStore:
-        if not self._keeps_state:
-            raise RuntimeError(
-                "windows that merge, such as sessions, have no state per window: use "
-                "global_state(), or an aggregate"
-            )
-        return HeapKeyedStateStore(self._operator.backend, self.current)
-
-    def global_state(self) -> KeyedStateStore:
-        return HeapKeyedStateStore(self._operator.backend)

@@ -44,8 +44,10 @@ from dataflow.datastream.window import (
 )
 from dataflow.errors import JobExecutionError, RestoreError, UserFunctionError
 from dataflow.graph.specs import WindowSpec
+from taskmanager.operators.session_window import SessionWindowOperator
 from taskmanager.operators.triggered_window import TriggeredWindowOperator
 from taskmanager.operators.window import WindowOperator
+from taskmanager.operators.window_base import KeyedWindowOperator
 
 LATE = OutputTag("late")
 SESSIONS: Any = EventTimeSessionWindows.with_gap(10)
@@ -96,6 +98,14 @@ class Sliding(SlidingEventTimeWindows[Any]):
     """The same."""
 
 
+class Sessions(EventTimeSessionWindows[Any]):
+    """The same."""
+
+
+#: Both operators that do sessions must do the same.
+both = pytest.mark.parametrize("sessions", [EventTimeSessionWindows, Sessions])
+
+
 def spec(
     assigner: Any,
     *,
@@ -114,7 +124,7 @@ def spec(
 
 def leftovers(harness: OperatorHarness) -> dict[str, Any]:
     """What the state still holds, without tables that are empty."""
-    assert isinstance(harness.operator, TriggeredWindowOperator)
+    assert isinstance(harness.operator, KeyedWindowOperator)
     found = {}
     for name, table in harness.operator.backend._tables.items():
         kept = {window: values for window, values in table.namespaces.items() if values}
@@ -145,10 +155,13 @@ def leftovers(harness: OperatorHarness) -> dict[str, Any]:
             spec(TumblingEventTimeWindows.of(10), reduce=Add(), evictor=CountEvictor(1)),
             TriggeredWindowOperator,
         ),
-        (spec(SESSIONS, reduce=Add()), TriggeredWindowOperator),
+        (spec(SESSIONS, reduce=Add()), SessionWindowOperator),
+        (spec(SESSIONS, reduce=Add(), trigger=CountTrigger(1)), TriggeredWindowOperator),
+        (spec(SESSIONS, reduce=Add(), evictor=CountEvictor(1)), TriggeredWindowOperator),
+        (spec(Sessions(10), reduce=Add()), TriggeredWindowOperator),
     ],
 )
-def test_only_plain_aligned_windows_have_the_fast_operator(given_spec: Any, kind: type) -> None:
+def test_plain_windows_by_event_time_have_fast_operators(given_spec: Any, kind: type) -> None:
     assert type(OperatorHarness(given_spec).operator) is kind
 
 
@@ -211,8 +224,9 @@ def test_it_does_the_same_as_the_fast_operator(
 # ------------------------------------------------------------------ sessions
 
 
-def test_a_session_ends_when_there_is_no_record_for_the_gap() -> None:
-    harness = OperatorHarness(spec(SESSIONS, function=Describe()))
+@both
+def test_a_session_ends_when_there_is_no_record_for_the_gap(sessions: Any) -> None:
+    harness = OperatorHarness(spec(sessions(10), function=Describe()))
     harness.rows([("a", 1), ("b", 2), ("a", 3), ("a", 4)], [0, 1, 9, 30]).watermark(17)
     assert harness.stamped == [(("b", (1, 11), [2]), 10)]
     harness.watermark(18)
@@ -222,12 +236,13 @@ def test_a_session_ends_when_there_is_no_record_for_the_gap() -> None:
     assert leftovers(harness) == {}
 
 
-def test_a_record_in_between_makes_two_sessions_one() -> None:
+@both
+def test_a_record_in_between_makes_two_sessions_one(sessions: Any) -> None:
     for function in (Describe(), None):
-        harness = OperatorHarness(spec(SESSIONS, aggregate=Values(), function=None))
+        harness = OperatorHarness(spec(sessions(10), aggregate=Values(), function=None))
         harness.rows([("a", 1), ("a", 2), ("a", 3)], [0, 16, 8]).watermark(MAX_TIMESTAMP)
         assert harness.stamped == [([1, 2, 3], 25)]
-        harness = OperatorHarness(spec(SESSIONS, reduce=Add(), function=function))
+        harness = OperatorHarness(spec(sessions(10), reduce=Add(), function=function))
         harness.rows([("a", 1), ("a", 2)], [20, 0]).rows([("a", 4)], [10])
         harness.watermark(MAX_TIMESTAMP)
         assert len(harness.stamped) == 1
@@ -235,14 +250,16 @@ def test_a_record_in_between_makes_two_sessions_one() -> None:
         assert leftovers(harness) == {}
 
 
-def test_contents_of_merged_sessions_are_in_the_order_of_the_sessions() -> None:
-    harness = OperatorHarness(spec(SESSIONS, function=Describe()))
+@both
+def test_contents_of_merged_sessions_are_in_the_order_of_the_sessions(sessions: Any) -> None:
+    harness = OperatorHarness(spec(sessions(10), function=Describe()))
     harness.rows([("a", 1), ("a", 2), ("a", 3)], [16, 0, 8]).watermark(MAX_TIMESTAMP)
     assert harness.emitted == [("a", (0, 26), [2, 1, 3])]
 
 
-def test_a_late_record_that_still_touches_a_session_extends_it() -> None:
-    harness = OperatorHarness(spec(SESSIONS, function=Describe(), late=LATE))
+@both
+def test_a_late_record_that_still_touches_a_session_extends_it(sessions: Any) -> None:
+    harness = OperatorHarness(spec(sessions(10), function=Describe(), late=LATE))
     harness.rows([("a", 1)], [10]).watermark(15)
     # The session of the record at 3 would have ended at 13, but it is part of one that has not.
     harness.rows([("a", 2), ("b", 3)], [3, 3]).watermark(MAX_TIMESTAMP)
@@ -252,8 +269,9 @@ def test_a_late_record_that_still_touches_a_session_extends_it() -> None:
     assert harness.side(LATE) == [(("b", 3), 3)]
 
 
-def test_sessions_fire_again_for_late_records_until_the_lateness_is_over() -> None:
-    harness = OperatorHarness(spec(SESSIONS, function=Describe(), lateness=10, late=LATE))
+@both
+def test_sessions_fire_again_for_late_records_until_the_lateness_is_over(sessions: Any) -> None:
+    harness = OperatorHarness(spec(sessions(10), function=Describe(), lateness=10, late=LATE))
     harness.rows([("a", 1)], [0]).watermark(9)
     harness.rows([("a", 2)], [5])  # the session is now open again, until 15
     assert harness.emitted == [("a", (0, 10), [1])]
@@ -329,9 +347,12 @@ class Sorted(ProcessWindowFunction[Any, Any, Any, Any]):
         yield key, (window.start, window.end), numbers
 
 
+@both
 @given(made=events(), gap=st.integers(1, 25), lateness=st.sampled_from([0, 1, 30]))
-def test_sessions_are_those_of_a_naive_reference(made: list[Any], gap: int, lateness: int) -> None:
-    assigner = EventTimeSessionWindows.with_gap(gap)
+def test_sessions_are_those_of_a_naive_reference(
+    sessions: Any, made: list[Any], gap: int, lateness: int
+) -> None:
+    assigner = sessions(gap)
     given_spec = spec(assigner, aggregate=Values(), function=Sorted(), lateness=lateness, late=LATE)
     harness, naive = OperatorHarness(given_spec), NaiveSessions(gap, lateness)
     expected = []
@@ -392,12 +413,13 @@ class Forgetful(Values):
         pass
 
 
-def test_sessions_need_merge_of_an_aggregate() -> None:
+@both
+def test_sessions_need_merge_of_an_aggregate(sessions: Any) -> None:
     for function, message in (
         (Unmergeable(), r"Unmergeable.merge\(\) has to be written"),
         (Forgetful(), r"Forgetful.merge\(\) returned None"),
     ):
-        harness = OperatorHarness(spec(SESSIONS, aggregate=function))
+        harness = OperatorHarness(spec(sessions(10), aggregate=function))
         with pytest.raises(UserFunctionError, match=message):
             harness.rows([("a", 1), ("a", 2), ("a", 3)], [0, 16, 8])
 
@@ -570,8 +592,9 @@ def test_early_firing_with_lateness_and_state_per_window_and_key() -> None:
     }
 
 
-def test_windows_that_merge_have_no_state_per_window() -> None:
-    harness = OperatorHarness(spec(SESSIONS, function=CountsFirings())).rows([("a", 1)], [1])
+@both
+def test_windows_that_merge_have_no_state_per_window(sessions: Any) -> None:
+    harness = OperatorHarness(spec(sessions(10), function=CountsFirings())).rows([("a", 1)], [1])
     with pytest.raises(UserFunctionError, match="windows that merge, such as sessions, have no"):
         harness.watermark(MAX_TIMESTAMP)
 
@@ -659,6 +682,12 @@ RESCALED: dict[str, Callable[[], WindowSpec]] = {
     "late sessions": lambda: spec(
         EventTimeSessionWindows.with_gap(12), reduce=Add(), lateness=20, late=LATE
     ),
+    "sessions of a list": lambda: spec(
+        EventTimeSessionWindows.with_gap(12), function=Elements(), lateness=20, late=LATE
+    ),
+    "general sessions": lambda: spec(
+        Sessions(12), aggregate=Values(), function=Sorted(), lateness=20, late=LATE
+    ),
     "counted": lambda: spec(CountSlidingWindowAssigner.of(3, 2), function=Elements()),
     "evicted": lambda: spec(
         GlobalWindows.create(), function=Elements(), trigger=CountTrigger(2),
@@ -705,8 +734,9 @@ def test_snapshots_are_restored_at_another_parallelism(name: str, parts: list[An
     assert sorted(late) == sorted(whole.side(LATE))
 
 
-def test_groups_ahead_of_others_stay_so_after_a_merge() -> None:
-    made = spec(SESSIONS, reduce=Add(), late=LATE)
+@both
+def test_groups_ahead_of_others_stay_so_after_a_merge(sessions: Any) -> None:
+    made = spec(sessions(10), reduce=Add(), late=LATE)
     tasks = subtasks(made, 2)
     send_by_key(tasks, [(key, 1) for key in "abcdefgh"], [0] * 8, first)
     tasks[0].watermark(100)
@@ -721,6 +751,31 @@ def test_groups_ahead_of_others_stay_so_after_a_merge() -> None:
     assert {row[0] for row, _ in merged.side(LATE)} == set("abcdefgh") - behind
     merged.watermark(MAX_TIMESTAMP)
     assert dict(merged.emitted) == dict.fromkeys(behind, 3)
+
+
+@both
+@given(made=events(), lateness=st.sampled_from([0, 20]))
+def test_all_records_of_a_session_reach_a_function_in_order(
+    sessions: Any, made: list[Any], lateness: int
+) -> None:
+    general, fast = (
+        OperatorHarness(spec(kind(10), function=Describe(), lateness=lateness))
+        for kind in (sessions, EventTimeSessionWindows)
+    )
+    assert feed(general, made) == feed(fast, made)
+
+
+def test_the_function_of_a_session_is_told_when_it_is_over() -> None:
+    class Told(Describe):
+        def clear(self, context: Any) -> None:
+            state = context.global_state().get_list_state(ListStateDescriptor("over"))
+            state.add((context.window().start, context.window().end))
+
+    harness = OperatorHarness(spec(SESSIONS, function=Told(), lateness=5))
+    harness.rows([("a", 1), ("a", 2), ("a", 3)], [0, 5, 40]).watermark(18)
+    assert "over" not in leftovers(harness)
+    harness.watermark(19)
+    assert leftovers(harness)["over"] == {None: {"a": [(0, 15)]}}
 
 
 def test_processing_time_windows_survive_a_restart() -> None:

@@ -5,13 +5,13 @@ several timers per record. Here a record that belongs to the session of its key,
 moves the session's end. A session is *due* once, at the end it had when that was noted; if it has
 grown since, it is due again at the new one.
 
-The sessions of a key are the state ``$window``, a list of them, of which there is rarely more than
-one.
+The sessions of a key are the state ``$window``, a list of them in order of time.
 """
 
 from __future__ import annotations
 
 from heapq import heappop, heappush
+from operator import itemgetter
 from typing import Any
 
 from dataflow.common.batch import MAX_TIMESTAMP, ArrowBatch, RowBatch
@@ -41,6 +41,9 @@ class SessionWindowOperator(KeyedWindowOperator):
 
     def open(self) -> None:
         self._sessions: dict[Any, list[Session]] = self.open_windows("sessions")
+        self.backend.shares_mutable |= (
+            self._lateness > 0
+        )  # contents live on after they were emitted
         for key, sessions in self._sessions.items():
             for session in sessions:
                 self._note_due(key, session)
@@ -61,8 +64,8 @@ class SessionWindowOperator(KeyedWindowOperator):
             for value, timestamp in zip(pending, batch.timestamps or [], strict=True):
                 key = key_of(value)
                 sessions = sessions_of(key)
-                if sessions is not None and len(sessions) == 1:
-                    session = sessions[0]
+                if sessions is not None:
+                    session = sessions[-1]  # growing, the last one meets no other
                     if session[0] <= timestamp <= session[1] and session[1] > watermark + 1:
                         if timestamp + gap > session[1]:
                             session[1] = timestamp + gap
@@ -81,17 +84,20 @@ class SessionWindowOperator(KeyedWindowOperator):
         watermark = self.current_watermark()
         sessions = self._sessions.get(key, [])
         start, end = timestamp, timestamp + self._gap
-        touching = [s for s in sessions if s[START] <= end and start <= s[END]]
+        is_last = not sessions or start > sessions[-1][END]
+        touching = [] if is_last else [s for s in sessions if s[START] <= end and start <= s[END]]
         if not touching:
             if end - 1 + self._lateness <= watermark:
                 self.take_late(value, timestamp)
                 return
             session: Session = [start, end, [], _GONE, False]
-            self._sessions.setdefault(key, sessions).append(session)
+            sessions.append(session)
+            if not is_last:
+                sessions.sort(key=itemgetter(START))
+            self._sessions[key] = sessions
             self._contents.add(session[CELL], value, timestamp)
             self._note_due(key, session)
         else:
-            touching.sort()
             session, *later = touching
             session[START] = min(start, session[START])
             session[END] = max(end, session[END], *(other[END] for other in later))
@@ -141,7 +147,6 @@ class SessionWindowOperator(KeyedWindowOperator):
             self._note_due(key, session)
             return
         self.backend.current_key = key
-        window = TimeWindow(session[START], session[END])
         try:
             if not session[FIRED]:
                 session[FIRED] = True
@@ -153,9 +158,10 @@ class SessionWindowOperator(KeyedWindowOperator):
             sessions[:] = [other for other in sessions if other is not session]
             if not sessions:
                 del self._sessions[key]
-            self.clear_function(window)
+            if self._clears:
+                self.clear_function(TimeWindow(session[START], session[END]))
         except BaseException as error:
-            self.fail(error, f"firing the session [{window.start}, {window.end})")
+            self.fail(error, f"firing the session [{session[START]}, {session[END]})")
 
     def _fire(self, key: Any, session: Session) -> None:
         window = TimeWindow(session[START], session[END])

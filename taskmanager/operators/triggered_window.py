@@ -58,6 +58,7 @@ class TriggeredWindowOperator(KeyedWindowOperator):
 
     def open(self) -> None:
         self._windows: dict[Any, Windows] = self.open_windows("windows with a trigger")
+        self.backend.shares_mutable = True  # contents may live on after they were emitted
         self.timers = InternalTimerService(
             self.backend, self._on_event_timer, self._on_processing_timer
         )

@@ -51,7 +51,6 @@ class KeyedWindowOperator(KeyedOperator):
         kind = f"{what}, holding {self._contents.kind}"
         # Nothing is kept under this name: a snapshot that does is one of WindowOperator.
         self.backend.table("$window-fired", kind)
-        self.backend.shares_mutable = True  # contents may live on after they were emitted
         merging = isinstance(self.assigner, MergingWindowAssigner)
         self._window_context = _WindowContext(self, keeps_state=not merging)
         return self.backend.table("$window", kind).namespace(None)

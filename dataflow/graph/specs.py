@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # at run time this module needs nothing, so that anything may
     )
     from dataflow.datastream.join_functions import ProcessJoinFunction
     from dataflow.datastream.output_tag import OutputTag
-    from dataflow.datastream.window import TimeWindow, WindowAssigner
+    from dataflow.datastream.window import Evictor, TimeWindow, Trigger, WindowAssigner
 
 KeySelector = Callable[[Any], Any]
 
@@ -176,6 +176,8 @@ class WindowSpec(OperatorSpec):
     reduce: ReduceFunction | None
     aggregate: AggregateFunction | None
     function: ProcessWindowFunction[Any, Any, Any, Any] | WindowFunction[Any, Any, Any, Any] | None
+    trigger: Trigger[Any, Any] | None = None  # None is the assigner's own
+    evictor: Evictor[Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 from dataflow.datastream.process_adapters import FilterAsProcess, FlatMapAsProcess, MapAsProcess
 from dataflow.errors import JobGraphError
 from dataflow.graph.specs import (
+    CepSpec,
     ColumnarWindowSpec,
     EnumeratorSpec,
     FilterSpec,
@@ -27,6 +28,7 @@ from dataflow.graph.specs import (
     WindowSpec,
 )
 from taskmanager.operators.base import Operator
+from taskmanager.operators.cep import CepOperator
 from taskmanager.operators.columnar.pre_aggregate import PreAggregateOperator, ToColumnsOperator
 from taskmanager.operators.columnar.running import RunningAggregateOperator
 from taskmanager.operators.columnar.window import ColumnarWindowOperator
@@ -84,6 +86,7 @@ _OPERATORS: dict[type[OperatorSpec], Callable[[Any], Operator]] = {
     PreAggregateSpec: PreAggregateOperator,
     ColumnarWindowSpec: ColumnarWindowOperator,
     RunningAggregateSpec: RunningAggregateOperator,
+    CepSpec: CepOperator,
     OnErrorSpec: _on_error,
     SinkSpec: SinkOperator,
 }

@@ -44,23 +44,33 @@ def pattern_of(parts: list[Part], window: int | None, skip: AfterMatchSkipStrate
             if part.not_next:
                 made = made.not_next(f"m{number}").where(letter(*part.not_next))
             made = getattr(made, part.contiguity)(f"p{number}")
-        assert made is not None
-        made.where(letter(*part.letters))
-        if part.high is None:
-            made.times_or_more(part.low)
-            if part.until:
-                made.until(letter(*part.until))
-        elif (part.low, part.high) != (1, 1):
-            made.times(part.low, part.high)
-        if (part.low, part.high) != (1, 1):
-            if part.inner == STRICT:
-                made.consecutive()
-            elif part.inner == ANY:
-                made.allow_combinations()
-        if part.optional:
-            made.optional()
+        _qualify(made, part)
     assert made is not None
     return made if window is None else made.within(window)
+
+
+def add_part(before: Pattern | None, name: str, part: Part) -> Pattern:
+    """``part`` behind a pattern, or as its beginning; without NOTs."""
+    made = Pattern.begin(name) if before is None else getattr(before, part.contiguity)(name)
+    _qualify(made, part)
+    return made
+
+
+def _qualify(made: Pattern, part: Part) -> None:
+    made.where(letter(*part.letters))
+    if part.high is None:
+        made.times_or_more(part.low)
+        if part.until:
+            made.until(letter(*part.until))
+    elif (part.low, part.high) != (1, 1):
+        made.times(part.low, part.high)
+    if (part.low, part.high) != (1, 1):
+        if part.inner == STRICT:
+            made.consecutive()
+        elif part.inner == ANY:
+            made.allow_combinations()
+    if part.optional:
+        made.optional()
 
 
 def all_matches(

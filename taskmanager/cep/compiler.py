@@ -143,11 +143,8 @@ class _Compiler:
         return pending
 
     def _not_next(self, place: _Place, sink: State) -> State:
-        state = self.state(place.part.name)
-        if sink.kind is Kind.FINAL:  # it is a match when an event has come that does not fit
-            state.ignore(sink, Not(place.take()))
-        else:
-            state.proceed(sink, Not(place.take()))
+        state = self.state(place.part.name, Kind.NOT_NEXT)
+        state.proceed(sink, Not(place.take()))
         state.proceed(self._stop(place.part.name), place.take())
         return state
 
@@ -171,7 +168,7 @@ class _Compiler:
     def _without_nots(self, place: _Place, sink: State) -> State:
         """``sink`` as it is reached through the part: the NOTs before that no longer hold."""
         nots = place.nots_before()
-        if not nots or sink.kind is not Kind.NORMAL:
+        if not nots or sink.kind not in (Kind.NORMAL, Kind.NOT_NEXT):
             return sink
         copy = self.state(sink.pattern, sink.kind, sink.gap_ms)
         for transition in sink.transitions:
@@ -294,7 +291,7 @@ class _Compiler:
         return looping
 
     def _copied(self, state: State) -> State:
-        if state.kind is not Kind.NORMAL:
+        if state.kind not in (Kind.NORMAL, Kind.NOT_NEXT):
             return state
         copy = self.state(state.pattern, state.kind, state.gap_ms)
         for transition in state.transitions:

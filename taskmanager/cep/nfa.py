@@ -180,13 +180,15 @@ class Nfa:
 
     def _end_after(self, state: State, node: Node) -> State | None:
         """A final or pending state that is reached without a further event."""
-        if not self._moves[state].proceeds:
+        if not self._moves[state].proceeds or state.kind is Kind.NOT_NEXT:
             return None
         facts, seen, waiting = self._facts, {state}, [state]
         facts.look_at(node.previous)
         while waiting:
             for target, judge in self._moves[waiting.pop()].proceeds:
-                if target in seen or (judge is not None and not judge(facts)):
+                if target in seen or target.kind in (Kind.STOP, Kind.NOT_NEXT):
+                    continue
+                if judge is not None and not judge(facts):
                     continue
                 if target.kind in (Kind.FINAL, Kind.PENDING):
                     return target
@@ -205,21 +207,23 @@ class Nfa:
             facts.look_at(node)
         found = [edge for edge in edges if edge.judge is None or edge.judge(facts)]
         if proceeds:
-            seen, waiting = {state}, [proceeds]
+            seen, waiting = {state}, [(proceeds, state.kind is Kind.NOT_NEXT)]
             while waiting:
-                for target, judge in waiting.pop():
-                    # A pending state was entered when the event before was taken.
-                    if target in seen or target.kind is Kind.PENDING:
+                proceeds, was_not_next = waiting.pop()
+                for target, judge in proceeds:
+                    # Without a not_next between, the end was reached with the event before.
+                    is_end = target.kind in (Kind.FINAL, Kind.PENDING)
+                    if target in seen or (is_end and not was_not_next):
                         continue
                     if judge is not None and not judge(facts):
                         continue
                     seen.add(target)
-                    if target.kind is Kind.STOP:
-                        found.append(_Edge(True, target, None, target))
+                    if target.kind in (Kind.STOP, Kind.FINAL):
+                        found.append(_Edge(False, target, None, target))
                         continue
-                    edges, proceeds, _ = self._moves[target]
+                    edges, following, _ = self._moves[target]
                     found += [edge for edge in edges if edge.judge is None or edge.judge(facts)]
-                    waiting.append(proceeds)
+                    waiting.append((following, was_not_next or target.kind is Kind.NOT_NEXT))
         if shared:
             self._known[state] = found
         return found

@@ -12,6 +12,7 @@ class Kind(Enum):
     """What it means to be in a state."""
 
     NORMAL = "waiting for an event"
+    NOT_NEXT = "waiting for an event that must not be"
     FINAL = "a match"
     STOP = "no match, because of a NOT"
     PENDING = "a match if nothing happens until the time is over"

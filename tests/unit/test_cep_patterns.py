@@ -154,6 +154,26 @@ def test_not_next() -> None:
     assert matches(pattern(), "a1 n b1") == []
     assert matches(pattern(), "a1 x n b1") == ["a1 b1"]
     assert matches(part(begin("a").not_next("n")), "a1 x a2 n") == ["a1"]
+    assert matches(part(begin("a").not_next("n")), "a1") == []
+
+
+def test_not_next_before_an_optional_part_at_the_end() -> None:
+    def pattern() -> Pattern:
+        return part(part(begin("a").not_next("n")).followed_by("b")).optional()
+
+    assert matches(pattern(), "a1 n b1") == []
+    assert matches(pattern(), "a1 b1") == ["a1 b1", "a1"]
+    assert matches(pattern(), "a1 x b1") == ["a1", "a1 b1"]
+
+
+def test_not_next_before_not_followed_by_at_the_end() -> None:
+    def pattern() -> Pattern:
+        return part(part(begin("a").not_next("n")).not_followed_by("m")).within(10)
+
+    assert matches(pattern(), "a1 n") == []
+    assert matches(pattern(), "a1 x m") == []
+    assert matches(pattern(), "a1 m") == []
+    assert matches(pattern(), "a1 x n") == ["a1"]
 
 
 def test_not_followed_by() -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # at run time this module needs nothing, so that anything may import it
+    from dataflow.cep.functions import PatternProcessFunction
+    from dataflow.cep.pattern import Pattern
     from dataflow.common.watermark_strategy import WatermarkStrategy
     from dataflow.datastream.aggregates import Aggregate
     from dataflow.datastream.connectors.base import Sink, Source
@@ -227,6 +229,21 @@ class RunningAggregateSpec(OperatorSpec):
 
     keys: tuple[str, ...]
     aggregates: Mapping[str, Aggregate]
+
+
+@dataclass(frozen=True)
+class CepSpec(OperatorSpec):
+    """Looks for ``pattern`` in the events of each key and gives ``function`` what it finds.
+
+    ``comparator`` orders events of the same timestamp; it and ``late_tag`` are about event time.
+    """
+
+    pattern: Pattern
+    function: PatternProcessFunction
+    key_selector: KeySelector
+    late_tag: OutputTag | None
+    event_time: bool
+    comparator: Callable[[Any, Any], int] | None
 
 
 @dataclass(frozen=True)

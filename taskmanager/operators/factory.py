@@ -16,6 +16,7 @@ from dataflow.errors import JobGraphError
 from dataflow.graph.specs import (
     AsyncWaitSpec,
     BroadcastProcessSpec,
+    CepSpec,
     ColumnarWindowSpec,
     CoProcessSpec,
     EnumeratorSpec,
@@ -44,6 +45,7 @@ from taskmanager.operators.broadcast import (
     BroadcastProcessOperator,
     KeyedBroadcastProcessOperator,
 )
+from taskmanager.operators.cep import CepOperator
 from taskmanager.operators.co_process import CoProcessOperator, KeyedCoProcessOperator
 from taskmanager.operators.columnar.pre_aggregate import PreAggregateOperator, ToColumnsOperator
 from taskmanager.operators.columnar.running import RunningAggregateOperator
@@ -145,6 +147,7 @@ _OPERATORS: dict[type[OperatorSpec], Callable[[Any], Operator]] = {
     PreAggregateSpec: PreAggregateOperator,
     ColumnarWindowSpec: ColumnarWindowOperator,
     RunningAggregateSpec: RunningAggregateOperator,
+    CepSpec: CepOperator,
     OnErrorSpec: _on_error,
     PartitionSpec: _partition,
     SortedInputSpec: _sorted_input,

@@ -619,6 +619,9 @@ class ByDay(WindowAssigner[Any, Any]):
     def assign_windows(self, element: Any, timestamp: int, context: Any) -> Any:
         return [Days(timestamp // 100)]
 
+    def get_default_trigger(self, env: Any) -> Any:  # as PyFlink declares it
+        return EventTimeTrigger()
+
     def is_event_time(self) -> bool:
         return True
 

@@ -54,7 +54,7 @@ def programs(page: Path) -> dict[str, tuple[str, str | None]]:
     return {name: (program, output or None) for program, name, output in found}
 
 
-WITH_PROGRAMS = {page: programs(DOCS / page) for page in ("columns.md", "connectors.md")}
+WITH_PROGRAMS = {page: programs(DOCS / page) for page in ("cep.md", "columns.md", "connectors.md")}
 RUN = [
     (page, name)
     for page, of_page in WITH_PROGRAMS.items()

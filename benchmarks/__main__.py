@@ -21,6 +21,7 @@ WORKLOADS = {
     "keyed_reduce": "a running sum per key through a shuffle (peers: bytewax, pyflink)",
     "window_count": "windows on columns, from Parquet (peers: flink-sql, spark)",
     "map_filter": "stateless Python lambdas (peer: pyflink)",
+    "plain_python": "operators at parallelism 1 against loops over dicts",
     "files": "files to files: Parquet, and JSON lines",
     "checkpoint_cost": "keyed_reduce with a checkpoint every second against none",
     "latency": "source to sink at fixed rates and at full load",

@@ -105,6 +105,10 @@ class KeyedStateBackend:
             )
         return table
 
+    def tables(self) -> list[StateTable]:
+        """All states, the operator's own and the user's."""
+        return list(self._tables.values())
+
     def drop_namespace(self, namespace: Any) -> None:
         """Forget a namespace in every table."""
         for table in self._tables.values():

@@ -64,7 +64,7 @@ class _Blobs:
         self.main_classes = b""
         for node in graph.nodes:
             try:
-                self.specs[node] = dump_spec(_spec(node.transformation), node.label)
+                self.specs[node] = dump_spec(operator_spec(node.transformation), node.label)
                 for link in node.inputs:
                     if link.input.function is not None:
                         part = _PARTS[link.partitioning]
@@ -78,7 +78,7 @@ class _Blobs:
             self.faults += error.faults
 
 
-def _spec(transformation: Transformation) -> OperatorSpec:
+def operator_spec(transformation: Transformation) -> OperatorSpec:
     """What the operator does, with its error policy; without one there is nothing to add."""
     spec, policy = transformation.spec, transformation.on_error
     if policy == "fail" or not isinstance(spec, CAN_SKIP):  # then validation has found the fault

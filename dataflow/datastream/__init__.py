@@ -1,6 +1,11 @@
 """The DataStream API: programs on streams, in PyFlink's names."""
 
 from dataflow.datastream.checkpoint_config import CheckpointConfig
+from dataflow.datastream.checkpoint_storage import (
+    CheckpointStorage,
+    FileSystemCheckpointStorage,
+    JobManagerCheckpointStorage,
+)
 from dataflow.datastream.checkpointing_mode import CheckpointingMode
 from dataflow.datastream.data_stream import (
     CloseableIterator,
@@ -27,6 +32,11 @@ from dataflow.datastream.functions import (
 )
 from dataflow.datastream.output_tag import OutputTag
 from dataflow.datastream.slot_sharing_group import MemorySize, SlotSharingGroup
+from dataflow.datastream.state_backend import (
+    EmbeddedRocksDBStateBackend,
+    HashMapStateBackend,
+    StateBackend,
+)
 from dataflow.datastream.stream_execution_environment import StreamExecutionEnvironment
 from dataflow.datastream.time_domain import TimeDomain
 from dataflow.datastream.timerservice import TimerService
@@ -36,14 +46,19 @@ from dataflow.datastream.windowed_stream import WindowedStream
 __all__ = [
     "AggregateFunction",
     "CheckpointConfig",
+    "CheckpointStorage",
     "CheckpointingMode",
     "CloseableIterator",
     "DataStream",
     "DataStreamSink",
+    "EmbeddedRocksDBStateBackend",
     "ExternalizedCheckpointRetention",
     "FailedRecord",
+    "FileSystemCheckpointStorage",
     "FilterFunction",
     "FlatMapFunction",
+    "HashMapStateBackend",
+    "JobManagerCheckpointStorage",
     "KeySelector",
     "KeyedProcessFunction",
     "KeyedStream",
@@ -57,6 +72,7 @@ __all__ = [
     "RuntimeContext",
     "RuntimeExecutionMode",
     "SlotSharingGroup",
+    "StateBackend",
     "StreamExecutionEnvironment",
     "TimeDomain",
     "TimeWindow",

@@ -28,6 +28,7 @@ class FileSystemCheckpointStorage(CheckpointStorage):
         if not checkpoint_path:
             raise ConfigError("FileSystemCheckpointStorage: checkpoint_path is needed")
         self._path = os.fspath(checkpoint_path)
+        self._sizes = (file_state_size_threshold or 0, write_buffer_size)
 
     def get_checkpoint_path(self) -> str:
         return self._path
@@ -35,6 +36,14 @@ class FileSystemCheckpointStorage(CheckpointStorage):
     def get_savepoint_path(self) -> str | None:
         """None: there is no place for savepoints apart from that of checkpoints."""
         return None
+
+    def get_min_file_size_threshold(self) -> int:
+        """What was given, in bytes."""
+        return self._sizes[0]
+
+    def get_write_buffer_size(self) -> int:
+        """What was given, in bytes."""
+        return self._sizes[1]
 
     def __str__(self) -> str:
         return f"FileSystemCheckpointStorage({self._path})"

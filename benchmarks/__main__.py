@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
         "--seconds",
         type=_positive_seconds,
         metavar="S",
-        help="latency (each rate), backpressure: how long (defaults: 15 and 30)",
+        help="latency (each rate), backpressure: how long (defaults: 10 and 30)",
     )
     add(
         "--kills",

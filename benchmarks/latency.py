@@ -20,7 +20,7 @@ from benchmarks.paced import KEYS, Counted, PacedSource, counted, wrong_counts
 from dataflow.common.batch import Batch, RowBatch
 from dataflow.datastream.connectors.base import Sink, SinkWriter, WriterInitContext
 
-SECONDS = 15.0
+SECONDS = 10.0
 FULL_LOAD_RECORDS = 5_000_000
 WARM_UP_PART = 0.25
 QUANTILES = (0.5, 0.9, 0.99, 0.999, 1.0)

@@ -9,8 +9,8 @@ from typing import Any, cast
 
 import ray
 
-from benchmarks.backpressure import resident_mb
 from benchmarks.harness import wait_for
+from benchmarks.jobs import memory_mb
 from benchmarks.scaling_constants import Constant
 from dataflow.common.codec import dumps_data
 from jobmanager.cluster import connect
@@ -46,7 +46,7 @@ def constants_of_ray() -> list[Constant]:
         with_handles = _cpu_per_call(actors[0], pids[0], 20, handles)
         return [
             Constant("a TaskManager starts, of four at once", seconds, "s"),
-            Constant("a TaskManager without tasks, resident", resident_mb(pids[0]), "MB"),
+            Constant("a TaskManager without tasks, resident", memory_mb(pids[0]), "MB"),
             Constant("a control message, CPU of the sender", calls[0], "µs"),
             Constant("a control message, CPU of the receiver", calls[1], "µs"),
             Constant(

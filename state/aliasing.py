@@ -52,8 +52,8 @@ def detached(value: Any) -> Any:
         return value.copy()
     if kind is list and _all_atomic(value):
         return value.copy()
-    if kind is tuple and _all_atomic(value):
-        return value
+    if kind is tuple:
+        return value if _all_atomic(value) else tuple(map(detached, value))
     return copy.deepcopy(value)
 
 

@@ -109,6 +109,14 @@ class KeyedStateBackend:
         """All states, the operator's own and the user's."""
         return list(self._tables.values())
 
+    def clear(self) -> None:
+        """Forget everything; dicts that operators hold stay the same objects."""
+        for table in self._tables.values():
+            for values in table.namespaces.values():
+                values.clear()
+            for namespace in [n for n in table.namespaces if n is not None]:
+                table.drop(namespace)
+
     def drop_namespace(self, namespace: Any) -> None:
         """Forget a namespace in every table."""
         for table in self._tables.values():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from dataflow.datastream.functions import AggregateFunction, KeyedStateStore, ReduceFunction
@@ -239,6 +239,26 @@ class HeapKeyedStateStore(KeyedStateStore):
     ) -> AggregatingState[Any, Any]:
         parts = self._open(state_descriptor, AggregatingStateDescriptor, "aggregating")
         return HeapAggregatingState(*parts, state_descriptor.get_agg_function())
+
+    def for_each_key(self, descriptor: StateDescriptor, visit: Callable[[Any, Any], None]) -> None:
+        """Call ``visit(key, state)`` for every key that has the state, with that key current."""
+        opened: Any
+        match descriptor:
+            case ValueStateDescriptor():
+                opened = self.get_state(descriptor)
+            case ListStateDescriptor():
+                opened = self.get_list_state(descriptor)
+            case MapStateDescriptor():
+                opened = self.get_map_state(descriptor)
+            case ReducingStateDescriptor():
+                opened = self.get_reducing_state(descriptor)
+            case AggregatingStateDescriptor():
+                opened = self.get_aggregating_state(descriptor)
+            case _:
+                raise TypeError(f"a StateDescriptor is needed, not {type(descriptor).__name__}")
+        for key in list(opened._values):
+            self._backend.current_key = key
+            visit(key, opened)
 
     def _open(
         self, descriptor: D, expected: type[D], kind: str

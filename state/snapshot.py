@@ -25,13 +25,17 @@ _MAGIC = b"DFSNAP\x00\x01"
 _FOOTER = struct.Struct("<QI8s")
 _LENGTH = struct.Struct("<Q")
 
+#: Names of operator state begin so if every subtask has a copy of all of it.
+BROADCAST = "broadcast:"
+
 
 @dataclass(slots=True)
 class OperatorSnapshot:
     """The state of one operator in one subtask.
 
     ``keyed`` maps key group to an encoded block (see ``state.heap_backend``). ``operator`` maps a
-    state name to encoded items, redistributed round-robin when the parallelism changes.
+    state name to encoded items, redistributed when the parallelism changes: round-robin, or as the
+    beginning of the name says (``BROADCAST``).
 
     ``asynchronous_part`` is what must not be done on the task's thread: called on an I/O thread
     before the snapshot is encoded, it returns what is to be added.
@@ -208,7 +212,7 @@ def redistribute(
     """What subtask ``subtask`` of ``new_parallelism`` starts from; ``old`` is in subtask order.
 
     Keyed state goes by key group. Items of operator state stay with their subtask while the
-    parallelism is the same, else item ``i`` of all goes to subtask ``i % new_parallelism``.
+    parallelism is the same, else see ``_redistributed``.
     A new subtask has drained only if every old one had. Raises CorruptObject when two old
     subtasks claim one key group.
     """
@@ -239,6 +243,20 @@ def _merge(
                 raise CorruptObject(f"two subtasks hold state of key group {group}")
             merged.keyed[group] = block
     for name in sorted({name for state in states for name in state.operator}):
-        items = [item for state in states for item in state.operator.get(name, ())]
-        merged.operator[name] = items[subtask::parallelism]
+        lists = [state.operator[name] for state in states if name in state.operator]
+        merged.operator[name] = _redistributed(name, lists, parallelism, subtask)
     return merged
+
+
+def _redistributed(
+    name: str, lists: list[list[bytes]], parallelism: int, subtask: int
+) -> list[bytes]:
+    """The items of one of ``parallelism`` subtasks; ``lists`` are those of the old subtasks.
+
+    Item ``i`` of all goes to subtask ``i % parallelism``, but of BROADCAST state each subtask gets
+    the whole copy of one old one.
+    """
+    if name.startswith(BROADCAST):
+        return lists[subtask % len(lists)]
+    items = [item for items in lists for item in items]
+    return items[subtask::parallelism]

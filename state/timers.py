@@ -71,6 +71,11 @@ class TimerQueue:
                 heapify(self._heap)
                 self._stale = 0
 
+    def clear(self) -> None:
+        """Forget all, after the state has."""
+        self._heap.clear()
+        self._stale = 0
+
     def next_at(self) -> int | None:
         """The earliest timestamp."""
         while self._heap:
@@ -159,6 +164,12 @@ class InternalTimerService:
                 return
             self._backend.current_key = timer[1]
             self._fire_processing(*timer)
+
+    def end_of_key(self) -> None:
+        """In BATCH: what is left of the only key goes, and time begins anew for the next."""
+        self.current_watermark = MIN_TIMESTAMP
+        self._event.clear()
+        self._processing.clear()
 
 
 def _checked(timestamp: Any) -> int:

@@ -50,7 +50,8 @@ class _ChainOutput:
     ) -> None:
         """``counter`` counts what goes into a chained operator."""
         if isinstance(operator, Operator):
-            emit = _into_operator(operator, counter)
+            (process,) = operator.inputs()  # one with two is a head
+            emit = _into_operator(operator, process, counter)
             if operator not in self._operators:
                 self._operators.append(operator)
         else:
@@ -97,8 +98,7 @@ def _to_each(ways: Sequence[Emit], batch: Batch) -> None:
         emit(batch)
 
 
-def _into_operator(operator: Operator, counter: RecordCounter) -> Emit:
-    process = operator.process_batch
+def _into_operator(operator: Operator, process: Emit, counter: RecordCounter) -> Emit:
     if operator.accepts_arrow:
 
         def emit(batch: Batch) -> None:
@@ -139,11 +139,15 @@ class OperatorChain:
                     output.connect(target, outputs.partitions[target.edge], self.counters[0])
             operator.setup(context_for(node), output)
         self.head = self.operators[0]
-        self.process_batch: Emit = _into_operator(self.head, self.counters[0])
+        #: What takes the task's batches, by the input they are for.
+        self.inputs: list[Emit] = [
+            _into_operator(self.head, process, self.counters[0]) for process in self.head.inputs()
+        ]
         # Only operators that say something of their own are asked after every batch.
         self._with_timers: list[Timed] = [
             o for o in self.operators if type(o).next_timer_at is not Operator.next_timer_at
         ]
+        self._finished = 0  # how many operators, from the head on
         self._with_bounds = [o for o in self.operators if type(o).blocked is not Operator.blocked]
 
     def restore(self, snapshots: dict[str, OperatorSnapshot]) -> None:
@@ -188,9 +192,19 @@ class OperatorChain:
             for node, operator in zip(self.nodes, self.operators, strict=True)
         }
 
-    def finish(self) -> None:
-        for operator in self.operators:
+    def finish(self) -> bool:
+        """End of input: finish one operator after the other, each once nothing is in flight there.
+
+        False when it has to be called again, after something has come back.
+        """
+        for operator in self.operators[self._finished :]:
+            if operator.has_in_flight():
+                return False
             operator.finish()
+            self._finished += 1
+            if operator in self._with_timers:
+                self._with_timers.remove(operator)  # it has nothing more to say
+        return True
 
     def close(self) -> BaseException | None:
         """Close all, whatever happens; the first error is returned."""

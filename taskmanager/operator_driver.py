@@ -6,7 +6,8 @@ clock) is here a loop: whoever drives says which record, watermark or time comes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from heapq import heappop, heappush
 from typing import Any
@@ -36,6 +37,9 @@ from taskmanager.operators.base import Operator
 from taskmanager.operators.factory import create_operator
 
 Event = tuple[str, Any, int | None]  # ("record" | "watermark" | "idle", value, timestamp)
+#: How often timers may set timers that are due at once, before the test is told.
+ROUNDS_MAX = 10_000
+
 TIMERS = ("$event-timers", "$processing-timers")
 
 _GETTERS: dict[type[StateDescriptor], Callable[[KeyedStateStore, Any], Any]] = {
@@ -81,6 +85,15 @@ class _Context:
         delay_ms: int = 0,
     ) -> None:
         self._driver.later(delay_ms, work, done)
+
+    def run_coroutine(
+        self,
+        start: Callable[[], Coroutine[Any, Any, Any]],
+        done: Callable[[Any, BaseException | None], None],
+    ) -> Callable[[], None]:
+        # To its end, before the next event: when there would be something to cancel it is over.
+        self._driver.later(0, lambda: asyncio.run(start()), done)
+        return lambda: None
 
     def request_split(self) -> None:
         raise JobExecutionError("a source has no place in an operator test: use a ScriptedSource")
@@ -190,7 +203,7 @@ class OperatorDriver:
             self._settle()
 
     def _deliver(self, subtask: int, stream: int, batch: Batch) -> None:
-        self.operators[subtask].process_batch(batch)
+        self.operators[subtask].inputs()[self._inputs[stream].index](batch)
 
     def _targets(self, stream: int, row: Any) -> Sequence[int]:
         read = self._inputs[stream]
@@ -240,11 +253,6 @@ class OperatorDriver:
                 break
             self.now = max(self.now, due)
             self._settle()
-            for operator in self.operators:
-                wanted = operator.next_timer_at()
-                if wanted is not None and wanted <= self.now:
-                    operator.on_processing_time(self.now)
-            self._settle()
         self.now = max(self.now, now)
 
     def _next_due(self) -> int | None:
@@ -259,7 +267,18 @@ class OperatorDriver:
         heappush(self._later, (self.now + delay_ms, self._scheduled, work, done))
 
     def _settle(self) -> None:
+        """Do all that is due by now, also what that brings about."""
+        for _ in range(ROUNDS_MAX):
+            if not self._do_what_is_due():
+                return
+        raise JobExecutionError(
+            f"a timer was set for a time that has passed {ROUNDS_MAX} times in a row"
+        )
+
+    def _do_what_is_due(self) -> bool:
+        busy = False
         while self._later and self._later[0][0] <= self.now:
+            busy = True
             *_, work, done = heappop(self._later)
             try:
                 result = work()
@@ -267,6 +286,12 @@ class OperatorDriver:
                 done(None, error)
             else:
                 done(result, None)
+        for operator in self.operators:
+            wanted = operator.next_timer_at()
+            if wanted is not None and wanted <= self.now:
+                busy = True
+                operator.on_processing_time(self.now)
+        return busy
 
     # ------------------------------------------------------------------------- state and the end
 

@@ -7,16 +7,16 @@ back as mail. Who calls ``step`` decides what this is: a thread in a TaskManager
 scheduler under virtual time in the simulator.
 
 States: INITIALIZING (build, restore, open) → READY → RUNNING → DRAINED → FINISHED, and from any
-of them CANCELED or FAILED. A drained task has processed its last input but stays: barriers still
-pass through it, so checkpoints go on until the whole job has drained, and the last of them covers
-the end of everything.
+of them CANCELED or FAILED. A drained task has processed its last input and has nothing in flight,
+but stays: barriers still pass through it, so checkpoints go on until the whole job has drained, and
+the last of them covers the end of everything.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from enum import Enum
 from functools import partial
 from typing import Any
@@ -131,6 +131,7 @@ class Task:
         self._restored_drained = False
         self._settled = False  # whether a commit has said so
         self._opened = False
+        self._input_ended = False
         self._poll_at: int | None = None
 
     # ------------------------------------------------------------------------- any thread
@@ -212,6 +213,8 @@ class Task:
             due = self._chain.next_timer_at()
             if due is not None and due <= now:
                 self._chain.on_processing_time(now)
+            if self._input_ended:
+                self._finish_chain()
         if self._outputs.has_room() and not self._chain.blocked():
             progressed = self._process_input()
         self._outputs.flush()
@@ -234,7 +237,7 @@ class Task:
             if polled is not None:
                 self._process_element(*polled)
                 return True
-        if self.state is TaskState.DRAINED:
+        if self._input_ended or self.state is TaskState.DRAINED:
             return False
         if self._source is not None:
             status = self._source.poll()
@@ -264,7 +267,7 @@ class Task:
     def _process_element(self, position: int, element: Element) -> None:
         if isinstance(element, (RowBatch, ArrowBatch)):
             if self.state is TaskState.RUNNING:
-                self._chain.process_batch(element)
+                self._into[position](element)
             return
         match element:
             case Watermark(timestamp):
@@ -278,7 +281,7 @@ class Task:
                     self._markers.process(element)
             case EndOfInput():
                 self._open_channels -= 1
-                if self._open_channels > 0 or self._is_drained:
+                if self._open_channels > 0 or self._input_ended or self._is_drained:
                     return
                 if self._source is not None:
                     # It goes on with the splits it has. One restored from after the enumerator's
@@ -307,11 +310,16 @@ class Task:
         return self.state is TaskState.DRAINED
 
     def _drain(self) -> None:
-        """The last record is through: flush everything that time or the end releases."""
+        """The last record is in: flush everything that time or the end releases."""
+        self._input_ended = True
         if self._source or self._enumerator:
             self._chain.head.output.emit_watermark(MAX_TIMESTAMP)
-        self._chain.finish()
-        self._become_drained()
+        self._finish_chain()
+
+    def _finish_chain(self) -> None:
+        """Unless something is in flight that must come back first."""
+        if self._chain.finish():
+            self._become_drained()
 
     def _become_drained(self) -> None:
         self._outputs.broadcast(END_OF_INPUT)
@@ -346,6 +354,8 @@ class Task:
             lambda: self._services.wake_up(self),
         )
         self._chain = OperatorChain(descriptor.vertex, self._outputs, self._context_for)
+        into = self._chain.inputs
+        self._into = [into[c.input_index] for c in self._gate.channels] if self._gate else []
         head = self._chain.head
         self._source = head if isinstance(head, SourceOperator) else None
         self._enumerator = head if isinstance(head, EnumeratorOperator) else None
@@ -594,6 +604,11 @@ class Task:
         done: Callable[[Any, BaseException | None], None],
         delay_ms: int = 0,
     ) -> None:
+        self._services.run_async(work, self._as_mail(done), delay_ms)
+
+    def _as_mail(
+        self, done: Callable[[Any, BaseException | None], None]
+    ) -> Callable[[Any, BaseException | None], None]:
         def finished(result: Any, error: BaseException | None) -> None:
             def mail() -> None:
                 if not self.state.ended:
@@ -601,7 +616,14 @@ class Task:
 
             self.post(mail)
 
-        self._services.run_async(work, finished, delay_ms)
+        return finished
+
+    def _run_coroutine(
+        self,
+        start: Callable[[], Coroutine[Any, Any, Any]],
+        done: Callable[[Any, BaseException | None], None],
+    ) -> Callable[[], None]:
+        return self._services.run_coroutine(start, self._as_mail(done))
 
     def _send_to_client(
         self, channel: str, payload: bytes, done: Callable[[], None] | None
@@ -647,6 +669,7 @@ class _TaskOperatorContext:
         self.configuration = descriptor.configuration
         self.processing_time = task._services.processing_time
         self.call_async = task._call_async
+        self.run_coroutine = task._run_coroutine
         self.send_to_client = task._send_to_client
 
     def wake_up(self) -> None:

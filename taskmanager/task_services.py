@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Protocol
 
 from state.checkpoint_store import CheckpointStore
@@ -32,6 +32,16 @@ class TaskServices(Protocol):
         delay_ms: int = 0,
     ) -> None:
         """Run blocking work elsewhere; ``done`` is called on any thread."""
+
+    def run_coroutine(
+        self,
+        start: Callable[[], Coroutine[Any, Any, Any]],
+        done: Callable[[Any, BaseException | None], None],
+    ) -> Callable[[], None]:
+        """Run what ``start`` makes on an event loop; ``done`` is called on any thread.
+
+        What is returned cancels it, from any thread.
+        """
 
     def report(self, report: Report) -> None:
         """To the JobManager, in order."""

@@ -1,4 +1,5 @@
-"""A TaskManager on threads: one per task, a few for blocking I/O, one for delays.
+"""A TaskManager on threads: one per task, a few for blocking I/O, one each for delays and
+for coroutines.
 
 Used inside the Ray actor and by the in-process cluster; only the transport and the way reports
 travel differ.
@@ -23,6 +24,7 @@ from typing import Any
 from dataflow.filesystem import parse
 from state.checkpoint_store import CheckpointStore
 from taskmanager.channel import ChannelProtocolError
+from taskmanager.event_loop import EventLoopThread
 from taskmanager.messages import (
     ControlMessage,
     DataMessage,
@@ -62,6 +64,8 @@ class ThreadedTaskManager:
         self.executor = TaskExecutor(taskmanager_id, self, self._launch)
         self._io = ThreadPoolExecutor(IO_THREADS, thread_name_prefix=f"{taskmanager_id}-io")
         self._delays = _DelayThread(f"{taskmanager_id}-delays")
+        self._event_loop = EventLoopThread(f"{taskmanager_id}-coroutines")
+        self.run_coroutine = self._event_loop.run
         self._wakes: dict[Task, _WakeUp] = {}
         self._stores: dict[tuple[str, str], CheckpointStore] = {}
         self._lock = threading.Lock()
@@ -139,6 +143,7 @@ class ThreadedTaskManager:
             while not task.state.ended and time.monotonic() < deadline:
                 threading.Event().wait(0.005)
         self._delays.stop()
+        self._event_loop.stop()
         self._io.shutdown(wait=False, cancel_futures=True)
 
     # --------------------------------------------------------------------------- driving

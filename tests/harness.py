@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
+
+from coroutines import HeldCoroutine
 
 from dataflow.common.batch import Batch, RowBatch
 from dataflow.common.codec import dumps_code, loads_code
@@ -32,6 +34,7 @@ class FakeOperatorContext:
         self.attempt_number = 0
         self.configuration: dict[str, str] = {}
         self.now = 0
+        self.coroutines: list[HeldCoroutine] = []  # all that were ever asked for
         self.metrics: dict[str, Callable[[], float]] = {}
 
     def processing_time(self) -> int:
@@ -47,6 +50,14 @@ class FakeOperatorContext:
         delay_ms: int = 0,
     ) -> None:
         raise NotImplementedError
+
+    def run_coroutine(
+        self,
+        start: Callable[[], Coroutine[Any, Any, Any]],
+        done: Callable[[Any, BaseException | None], None],
+    ) -> Callable[[], None]:
+        self.coroutines.append(HeldCoroutine(start, done))
+        return self.coroutines[-1].cancel
 
     def request_split(self) -> None:
         raise NotImplementedError
@@ -115,6 +126,14 @@ class OperatorHarness:
         self.operator.process_batch(RowBatch(list(rows), stamps))
         return self
 
+    def rows2(
+        self, rows: Iterable[Any], timestamps: Iterable[int] | None = None
+    ) -> OperatorHarness:
+        """Records of the second input."""
+        stamps = None if timestamps is None else list(timestamps)
+        self.operator.inputs()[1](RowBatch(list(rows), stamps))
+        return self
+
     def batch(self, batch: Batch) -> OperatorHarness:
         if len(batch):
             self.operator.process_batch(batch)
@@ -178,8 +197,9 @@ def send_by_key(
     rows: list[Any],
     timestamps: list[int] | None,
     key_of: Callable[[Any], Any],
+    second: bool = False,
 ) -> None:
-    """What a keyed shuffle does with one batch."""
+    """What a keyed shuffle does with one batch, of the ``second`` input if it is for that."""
     for task in tasks:
         owned = task.context.key_group_range
         mine = [
@@ -189,4 +209,5 @@ def send_by_key(
         ]
         if mine:
             stamps = None if timestamps is None else [timestamps[position] for position in mine]
-            task.rows([rows[position] for position in mine], stamps)
+            send = task.rows2 if second else task.rows
+            send([rows[position] for position in mine], stamps)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any, TypeVar
+
+from coroutines import HeldCoroutine
 
 from dataflow.common.batch import ArrowBatch, RowBatch
 from dataflow.common.codec import dumps_code
@@ -53,6 +55,7 @@ class Services:
         self.now = 1_000
         self.reports: list[Report] = []
         self.io: list[tuple[Callable[[], Any], Callable[[Any, BaseException | None], None]]] = []
+        self.coroutines: list[HeldCoroutine] = []  # all that were ever asked for
         self.sent: list[DataMessage] = []
         self.feedback: list[Feedback] = []
         self.acknowledgements: list[Callable[[], None]] = []
@@ -72,6 +75,14 @@ class Services:
         delay_ms: int = 0,
     ) -> None:
         self.io.append((work, done))
+
+    def run_coroutine(
+        self,
+        start: Callable[[], Coroutine[Any, Any, Any]],
+        done: Callable[[Any, BaseException | None], None],
+    ) -> Callable[[], None]:
+        self.coroutines.append(HeldCoroutine(start, done))
+        return self.coroutines[-1].cancel
 
     def report(self, report: Report) -> None:
         self.reports.append(report)

@@ -122,9 +122,16 @@ class ConfigOptions:
     )
     RUNTIME_MODE = _option(
         "execution.runtime-mode",
-        one_of("STREAMING", "AUTOMATIC", later=("BATCH",)),
+        one_of("STREAMING", "BATCH", "AUTOMATIC"),
         "STREAMING",
-        "How the program is executed; bounded programs end by themselves in every mode",
+        "BATCH takes all input of a keyed operator before its first result, sorted by key, without "
+        "checkpoints; AUTOMATIC means BATCH if every source ends",
+    )
+    SORTED_INPUTS_MEMORY = _option(
+        "execution.sorted-inputs.memory",
+        size(1 << 20, 1 << 40),
+        128 << 20,
+        "Of one keyed operator subtask in BATCH; what does not fit is sorted on disk",
     )
     BUFFER_TIMEOUT = _option(
         "execution.buffer-timeout.interval",

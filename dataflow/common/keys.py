@@ -130,6 +130,45 @@ def _uncommon_hash(key: Any) -> int:
     )
 
 
+def canonical_key(key: Any) -> bytes:
+    """Bytes that are equal for equal keys, and for no others. Raises KeyTypeError.
+
+    ``1``, ``1.0`` and ``True`` are one key of a dict, so they are one here.
+    """
+    if isinstance(key, enum.Enum) and not isinstance(key, (int, float, str, bytes, tuple)):
+        kind = type(key)
+        return b"e" + f"{kind.__module__}.{kind.__qualname__}.{key.name}".encode()
+    if isinstance(key, str):
+        return b"s" + str.__str__(key).encode("utf-8", "surrogatepass")
+    if isinstance(key, (int, np.integer, np.bool_)):
+        return b"i%d" % int(key)
+    if isinstance(key, (float, np.floating)):
+        value = float(key)
+        if value.is_integer():
+            return b"i%d" % int(value)
+        stable_hash(value)  # refuses NaN
+        return b"f" + struct.pack("<d", value)
+    if isinstance(key, (bytes, bytearray)):
+        return b"b" + bytes(key)
+    if isinstance(key, tuple):
+        parts = [canonical_key(item) for item in key]
+        return b"t" + b"".join(len(part).to_bytes(8, "big") + part for part in parts)
+    if isinstance(key, datetime.datetime):
+        aware = key.utcoffset() is not None
+        epoch = _EPOCH_UTC if aware else _EPOCH
+        return (b"z%d" if aware else b"n%d") % ((key - epoch) // _MICROSECOND)
+    if isinstance(key, datetime.time):
+        since = datetime.datetime.combine(_EPOCH, key.replace(tzinfo=None)) - _EPOCH
+        offset = key.utcoffset()
+        if offset is None:
+            return b"c%d" % (since // _MICROSECOND)
+        return b"o%d" % ((since - offset) // _MICROSECOND)
+    if isinstance(key, datetime.date):
+        return b"d" + key.isoformat().encode()
+    stable_hash(key)  # raises for what cannot be a key
+    raise AssertionError(f"a key of type {type(key).__name__} has a hash but no canonical form")
+
+
 def key_group(key: Any, max_parallelism: int) -> int:
     """The key group of a key, 0 .. max_parallelism - 1. Raises KeyTypeError."""
     return stable_hash(key) % max_parallelism

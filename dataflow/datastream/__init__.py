@@ -1,5 +1,7 @@
 """The DataStream API: programs on streams, in PyFlink's names."""
 
+from dataflow.datastream.async_data_stream import AsyncDataStream
+from dataflow.datastream.broadcast_stream import BroadcastConnectedStream, BroadcastStream
 from dataflow.datastream.checkpoint_config import CheckpointConfig
 from dataflow.datastream.checkpoint_storage import (
     CheckpointStorage,
@@ -7,6 +9,7 @@ from dataflow.datastream.checkpoint_storage import (
     JobManagerCheckpointStorage,
 )
 from dataflow.datastream.checkpointing_mode import CheckpointingMode
+from dataflow.datastream.connected_streams import ConnectedStreams
 from dataflow.datastream.data_stream import (
     CloseableIterator,
     DataStream,
@@ -18,11 +21,21 @@ from dataflow.datastream.externalized_checkpoint_retention import ExternalizedCh
 from dataflow.datastream.failed_record import FailedRecord
 from dataflow.datastream.functions import (
     AggregateFunction,
+    AsyncFunction,
+    AsyncRetryPredicate,
+    AsyncRetryStrategy,
+    BroadcastProcessFunction,
+    CoFlatMapFunction,
+    CoMapFunction,
+    CoProcessFunction,
     FilterFunction,
     FlatMapFunction,
+    KeyedBroadcastProcessFunction,
+    KeyedCoProcessFunction,
     KeyedProcessFunction,
     KeySelector,
     MapFunction,
+    MapPartitionFunction,
     Partitioner,
     ProcessFunction,
     ProcessWindowFunction,
@@ -31,6 +44,7 @@ from dataflow.datastream.functions import (
     WindowFunction,
 )
 from dataflow.datastream.output_tag import OutputTag
+from dataflow.datastream.partition_windowed_stream import Order, PartitionWindowedStream
 from dataflow.datastream.slot_sharing_group import MemorySize, SlotSharingGroup
 from dataflow.datastream.state_backend import (
     EmbeddedRocksDBStateBackend,
@@ -45,10 +59,21 @@ from dataflow.datastream.windowed_stream import WindowedStream
 
 __all__ = [
     "AggregateFunction",
+    "AsyncDataStream",
+    "AsyncFunction",
+    "AsyncRetryPredicate",
+    "AsyncRetryStrategy",
+    "BroadcastConnectedStream",
+    "BroadcastProcessFunction",
+    "BroadcastStream",
     "CheckpointConfig",
     "CheckpointStorage",
     "CheckpointingMode",
     "CloseableIterator",
+    "CoFlatMapFunction",
+    "CoMapFunction",
+    "CoProcessFunction",
+    "ConnectedStreams",
     "DataStream",
     "DataStreamSink",
     "EmbeddedRocksDBStateBackend",
@@ -60,11 +85,16 @@ __all__ = [
     "HashMapStateBackend",
     "JobManagerCheckpointStorage",
     "KeySelector",
+    "KeyedBroadcastProcessFunction",
+    "KeyedCoProcessFunction",
     "KeyedProcessFunction",
     "KeyedStream",
     "MapFunction",
+    "MapPartitionFunction",
     "MemorySize",
+    "Order",
     "OutputTag",
+    "PartitionWindowedStream",
     "Partitioner",
     "ProcessFunction",
     "ProcessWindowFunction",

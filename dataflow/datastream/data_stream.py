@@ -25,6 +25,12 @@ from dataflow.datastream.arguments import (
     projected_type,
     title_of,
 )
+from dataflow.datastream.broadcast_stream import (
+    BroadcastConnectedStream,
+    BroadcastStream,
+    checked_descriptors,
+)
+from dataflow.datastream.connected_streams import ConnectedStreams, same_job
 from dataflow.datastream.connectors.base import Sink
 from dataflow.datastream.fields import FieldAggregate, FieldsSelector
 from dataflow.datastream.functions import (
@@ -41,8 +47,10 @@ from dataflow.datastream.functions import (
     as_partitioner,
     as_reduce_function,
 )
+from dataflow.datastream.interval_join import IntervalJoin
 from dataflow.datastream.operator_settings import OperatorSettings
 from dataflow.datastream.output_tag import OutputTag
+from dataflow.datastream.partition_windowed_stream import PartitionWindowedStream
 from dataflow.datastream.process_adapters import FilterAsProcess, FlatMapAsProcess, MapAsProcess
 from dataflow.datastream.window import WindowAssigner
 from dataflow.datastream.windowed_stream import WindowedStream
@@ -67,6 +75,7 @@ if TYPE_CHECKING:
 
     from dataflow.common.execution_config import ExecutionConfig
     from dataflow.common.job_client import JobClient
+    from dataflow.datastream.state import MapStateDescriptor
     from dataflow.datastream.stream_execution_environment import StreamExecutionEnvironment
 
 
@@ -156,6 +165,10 @@ class DataStream(OperatorSettings):
         spec = TimestampsSpec(strategy)
         return self._operate("timestamps", "Timestamps/Watermarks", spec, self._type)
 
+    def full_window_partition(self) -> PartitionWindowedStream:
+        """All records of each subtask as one piece; in BATCH mode only."""
+        return PartitionWindowedStream(self, None)
+
     def _operate(
         self,
         kind: str,
@@ -190,6 +203,21 @@ class DataStream(OperatorSettings):
             inputs += stream._inputs
         return DataStream(self._env, inputs, None, self._type) if streams else self
 
+    @overload
+    def connect(self, ds: DataStream) -> ConnectedStreams: ...
+
+    @overload
+    def connect(self, ds: BroadcastStream) -> BroadcastConnectedStream: ...
+
+    def connect(
+        self, ds: DataStream | BroadcastStream
+    ) -> ConnectedStreams | BroadcastConnectedStream:
+        """This stream and another for one operator, which gets the records of both."""
+        if isinstance(ds, BroadcastStream):
+            same_job("connect", self, ds.input_stream, DataStream)
+            return BroadcastConnectedStream(self, ds, ds.broadcast_state_descriptors)
+        return ConnectedStreams(self, same_job("connect", self, ds, DataStream))
+
     def get_side_output(self, output_tag: OutputTag) -> DataStream:
         """What the operator emits to ``output_tag``."""
         operator = self._operator("get_side_output")
@@ -212,9 +240,27 @@ class DataStream(OperatorSettings):
         """To the same subtask; needs equal parallelisms."""
         return self._partition(Partitioning.FORWARD)
 
-    def broadcast(self) -> DataStream:
-        """Every record to every subtask."""
-        return self._partition(Partitioning.BROADCAST)
+    @overload
+    def broadcast(self) -> DataStream: ...
+
+    @overload
+    def broadcast(
+        self,
+        broadcast_state_descriptor: MapStateDescriptor,
+        *other_broadcast_state_descriptors: MapStateDescriptor,
+    ) -> BroadcastStream: ...
+
+    def broadcast(
+        self,
+        broadcast_state_descriptor: MapStateDescriptor | None = None,
+        *other_broadcast_state_descriptors: MapStateDescriptor,
+    ) -> DataStream | BroadcastStream:
+        """Every record to every subtask; with descriptors, to be connected and kept in state."""
+        stream = self._partition(Partitioning.BROADCAST)
+        if broadcast_state_descriptor is None:
+            return stream
+        descriptors = (broadcast_state_descriptor, *other_broadcast_state_descriptors)
+        return BroadcastStream(stream, checked_descriptors(descriptors))
 
     def global_(self) -> DataStream:
         """Everything to the first subtask."""
@@ -431,9 +477,17 @@ class KeyedStream(DataStream):
                 raise JobGraphError(f"{method}(): the key has the field {name!r} twice")
         return columns
 
+    def full_window_partition(self) -> PartitionWindowedStream:
+        """All records of each key as one piece; in BATCH mode only."""
+        return PartitionWindowedStream(self, self._key_selector)
+
     def window(self, window_assigner: WindowAssigner[Any, Any]) -> WindowedStream:
         """Group the records of each key into windows."""
         return WindowedStream(self, instance_of("window", window_assigner, WindowAssigner))
+
+    def interval_join(self, other: KeyedStream) -> IntervalJoin:
+        """Pairs of records of equal keys, of this and the other stream, that are close in time."""
+        return IntervalJoin(self, same_job("interval_join", self, other, KeyedStream))
 
 
 class DataStreamSink(OperatorSettings):

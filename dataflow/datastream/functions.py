@@ -18,17 +18,22 @@ if TYPE_CHECKING:
     from dataflow.datastream.state import (
         AggregatingState,
         AggregatingStateDescriptor,
+        BroadcastState,
         ListState,
         ListStateDescriptor,
         MapState,
         MapStateDescriptor,
+        ReadOnlyBroadcastState,
         ReducingState,
         ReducingStateDescriptor,
+        StateDescriptor,
         ValueState,
         ValueStateDescriptor,
     )
 
 IN = TypeVar("IN")
+IN1 = TypeVar("IN1")
+IN2 = TypeVar("IN2")
 OUT = TypeVar("OUT")
 KEY = TypeVar("KEY")
 W = TypeVar("W")
@@ -159,6 +164,14 @@ class ReduceFunction(Function):
     def reduce(self, value1: Any, value2: Any) -> Any: ...
 
 
+class MapPartitionFunction(Function):
+    """Turns all records of a partition into results."""
+
+    @abstractmethod
+    def map_partition(self, values: Iterable[Any]) -> Iterable[Any]:
+        """``values`` can be gone through once; results are returned or yielded."""
+
+
 class AggregateFunction(Function):
     """Records into an accumulator, and that into a result."""
 
@@ -234,6 +247,256 @@ class KeyedProcessFunction(Function):
     def process_element(self, value: Any, ctx: Context) -> Iterable[Any] | None: ...
 
     def on_timer(self, timestamp: int, ctx: OnTimerContext) -> Iterable[Any] | None:
+        """A timer of the current key is due."""
+        return None
+
+
+class AsyncFunction(Function):
+    """Calls something outside for every record, many at once; see ``AsyncDataStream``.
+
+    It has no state, and ``open`` runs before there is an event loop: what needs one (a session of
+    an HTTP client) is made by the first ``async_invoke``. The record must not be changed.
+    """
+
+    @abstractmethod
+    async def async_invoke(self, value: Any) -> list[Any]:
+        """The results of one record, any number of them; an exception fails the job."""
+
+    def timeout(self, value: Any) -> list[Any]:
+        """The results of a record whose call took too long; here, that fails the job."""
+        raise TimeoutError(f"the asynchronous call has timed out for the record {value!r:.200}")
+
+
+class AsyncRetryPredicate(ABC):
+    """Which outcomes of an asynchronous call are reasons to make it again."""
+
+    @abstractmethod
+    def result_predicate(self) -> Callable[[list[Any]], bool] | None:
+        """True for results that are not good enough; None: all are."""
+
+    @abstractmethod
+    def exception_predicate(self) -> Callable[[Exception], bool] | None:
+        """True for exceptions that may go away; None: none does."""
+
+
+class AsyncRetryStrategy(ABC):
+    """Whether and when an asynchronous call is made again."""
+
+    @abstractmethod
+    def can_retry(self, current_attempts: int) -> bool:
+        """Whether there may be one more, after this many attempts."""
+
+    @abstractmethod
+    def get_backoff_time_millis(self, current_attempts: int) -> int:
+        """How long to wait before the next attempt, in ms."""
+
+    @abstractmethod
+    def get_retry_predicate(self) -> AsyncRetryPredicate: ...
+
+    @staticmethod
+    def no_restart() -> AsyncRetryStrategy:
+        """One attempt."""
+        from dataflow.datastream.async_retry_strategies import NO_RETRY_STRATEGY
+
+        return NO_RETRY_STRATEGY
+
+    @staticmethod
+    def fixed_delay(
+        max_attempts: int,
+        backoff_time_millis: int,
+        result_predicate: Callable[[list[Any]], bool] | None = None,
+        exception_predicate: Callable[[Exception], bool] | None = None,
+    ) -> AsyncRetryStrategy:
+        """Up to ``max_attempts`` more attempts, ``backoff_time_millis`` ms apart."""
+        from dataflow.datastream.async_retry_strategies import FixedDelayRetryStrategy
+
+        return FixedDelayRetryStrategy(
+            max_attempts, backoff_time_millis, result_predicate, exception_predicate
+        )
+
+    @staticmethod
+    def exponential_backoff(
+        max_attempts: int,
+        initial_delay: int,
+        max_retry_delay: int,
+        multiplier: float,
+        result_predicate: Callable[[list[Any]], bool] | None = None,
+        exception_predicate: Callable[[Exception], bool] | None = None,
+    ) -> AsyncRetryStrategy:
+        """Up to ``max_attempts`` more attempts, with growing delays between them (ms)."""
+        from dataflow.datastream.async_retry_strategies import ExponentialBackoffDelayRetryStrategy
+
+        return ExponentialBackoffDelayRetryStrategy(
+            max_attempts,
+            initial_delay,
+            max_retry_delay,
+            multiplier,
+            result_predicate,
+            exception_predicate,
+        )
+
+
+# ------------------------------------------------------------------------------------- two inputs
+
+
+class CoMapFunction(Function):
+    """One result at most for each record of two streams; None is no result, as in PyFlink."""
+
+    @abstractmethod
+    def map1(self, value: Any) -> Any: ...
+
+    @abstractmethod
+    def map2(self, value: Any) -> Any: ...
+
+
+class CoFlatMapFunction(Function):
+    """Any number of results for each record of two streams: an iterable, or None."""
+
+    @abstractmethod
+    def flat_map1(self, value: Any) -> Iterable[Any] | None: ...
+
+    @abstractmethod
+    def flat_map2(self, value: Any) -> Iterable[Any] | None: ...
+
+
+class CoProcessFunction(Function):
+    """As ProcessFunction, for two streams."""
+
+    class Context(ABC):
+        @abstractmethod
+        def timer_service(self) -> TimerService:
+            """Times; timers need keyed streams."""
+
+        @abstractmethod
+        def timestamp(self) -> int | None:
+            """The record's event time in ms, or None."""
+
+    @abstractmethod
+    def process_element1(self, value: Any, ctx: Context) -> Iterable[Any] | None: ...
+
+    @abstractmethod
+    def process_element2(self, value: Any, ctx: Context) -> Iterable[Any] | None: ...
+
+
+class KeyedCoProcessFunction(Function):
+    """As KeyedProcessFunction, for two streams; both see the same state and timers of a key."""
+
+    class Context(ABC):
+        @abstractmethod
+        def get_current_key(self) -> Any: ...
+
+        @abstractmethod
+        def timer_service(self) -> TimerService: ...
+
+        @abstractmethod
+        def timestamp(self) -> int | None:
+            """Event time in ms of the record or event-time timer, or None."""
+
+    class OnTimerContext(Context):
+        @abstractmethod
+        def time_domain(self) -> TimeDomain: ...
+
+    @abstractmethod
+    def process_element1(self, value: Any, ctx: Context) -> Iterable[Any] | None: ...
+
+    @abstractmethod
+    def process_element2(self, value: Any, ctx: Context) -> Iterable[Any] | None: ...
+
+    def on_timer(self, timestamp: int, ctx: OnTimerContext) -> Iterable[Any] | None:
+        """A timer of the current key is due."""
+        return None
+
+
+class KeyedStateFunction(ABC):
+    """What ``apply_to_keyed_state`` does with the state of each key. PyFlink lacks it."""
+
+    @abstractmethod
+    def process(self, key: Any, state: Any) -> None:
+        """``state`` is that of ``key``, and may be changed."""
+
+
+class BaseBroadcastProcessFunction(Function):
+    """What the functions with broadcast state share: their contexts."""
+
+    class BaseContext(ABC):
+        @abstractmethod
+        def timestamp(self) -> int | None:
+            """Event time in ms of the record or event-time timer, or None."""
+
+        @abstractmethod
+        def current_processing_time(self) -> int: ...
+
+        @abstractmethod
+        def current_watermark(self) -> int: ...
+
+    class Context(BaseContext):
+        @abstractmethod
+        def get_broadcast_state(
+            self, state_descriptor: MapStateDescriptor
+        ) -> BroadcastState[Any, Any]:
+            """One of the states given to ``broadcast()``."""
+
+    class ReadOnlyContext(BaseContext):
+        @abstractmethod
+        def get_broadcast_state(
+            self, state_descriptor: MapStateDescriptor
+        ) -> ReadOnlyBroadcastState[Any, Any]:
+            """One of the states given to ``broadcast()``; it cannot be changed."""
+
+
+class BroadcastProcessFunction(BaseBroadcastProcessFunction, Generic[IN1, IN2, OUT]):
+    """A stream without keys, and a broadcast stream whose state it reads.
+
+    Every subtask gets every broadcast record, and must do the same with it.
+    """
+
+    class Context(BaseBroadcastProcessFunction.Context, ABC):
+        """Of broadcast records."""
+
+    class ReadOnlyContext(BaseBroadcastProcessFunction.ReadOnlyContext, ABC):
+        """Of other records."""
+
+    @abstractmethod
+    def process_element(self, value: IN1, ctx: ReadOnlyContext) -> Iterable[OUT] | None: ...
+
+    @abstractmethod
+    def process_broadcast_element(self, value: IN2, ctx: Context) -> Iterable[OUT] | None: ...
+
+
+class KeyedBroadcastProcessFunction(BaseBroadcastProcessFunction, Generic[KEY, IN1, IN2, OUT]):
+    """A keyed stream with its state and timers, and a broadcast stream whose state it reads."""
+
+    class Context(BaseBroadcastProcessFunction.Context, ABC):
+        """Of broadcast records, which have no key."""
+
+        @abstractmethod
+        def apply_to_keyed_state(
+            self,
+            state_descriptor: StateDescriptor,
+            function: KeyedStateFunction | Callable[[Any, Any], None],
+        ) -> None:
+            """Call ``function(key, state)`` for every key of this subtask that has the state."""
+
+    class ReadOnlyContext(BaseBroadcastProcessFunction.ReadOnlyContext, ABC):
+        """Of keyed records."""
+
+        @abstractmethod
+        def timer_service(self) -> TimerService: ...
+
+        @abstractmethod
+        def get_current_key(self) -> Any: ...
+
+    class OnTimerContext(ReadOnlyContext, ABC):
+        @abstractmethod
+        def time_domain(self) -> TimeDomain: ...
+
+    @abstractmethod
+    def process_element(self, value: IN1, ctx: ReadOnlyContext) -> Iterable[OUT] | None: ...
+
+    @abstractmethod
+    def process_broadcast_element(self, value: IN2, ctx: Context) -> Iterable[OUT] | None: ...
+
+    def on_timer(self, timestamp: int, ctx: OnTimerContext) -> Iterable[OUT] | None:
         """A timer of the current key is due."""
         return None
 
@@ -340,6 +603,14 @@ class _Reduce(ReduceFunction):
         raise NotImplementedError
 
 
+class _MapPartition(MapPartitionFunction):
+    def __init__(self, function: Callable[[Iterable[Any]], Iterable[Any]]) -> None:
+        vars(self).update(map_partition=function)
+
+    def map_partition(self, values: Iterable[Any]) -> Iterable[Any]:
+        raise NotImplementedError
+
+
 class _Key(KeySelector):
     def __init__(self, function: Callable[[Any], Any]) -> None:
         vars(self).update(get_key=function)
@@ -385,6 +656,15 @@ def as_reduce_function(function: ReduceFunction | Callable[[Any, Any], Any]) -> 
         return function
     require_arity("reduce()", function, 2)
     return _Reduce(function)
+
+
+def as_map_partition_function(
+    function: MapPartitionFunction | Callable[[Iterable[Any]], Iterable[Any]],
+) -> MapPartitionFunction:
+    if isinstance(function, MapPartitionFunction):
+        return function
+    require_arity("map_partition()", function, 1)
+    return _MapPartition(function)
 
 
 def as_key_selector(function: KeySelector | Callable[[Any], Any]) -> KeySelector:

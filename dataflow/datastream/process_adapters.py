@@ -9,8 +9,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from dataflow.datastream.functions import (
+    CoFlatMapFunction,
+    CoMapFunction,
     FilterFunction,
     FlatMapFunction,
+    KeyedCoProcessFunction,
     KeyedProcessFunction,
     MapFunction,
     RuntimeContext,
@@ -59,6 +62,46 @@ class FilterAsProcess(_AsProcess):
 
     def process_element(self, value: Any, ctx: KeyedProcessFunction.Context) -> Iterable[Any]:
         return (value,) if self.function.filter(value) else ()
+
+
+class CoMapAsProcess(KeyedCoProcessFunction):
+    """A CoMapFunction, with keys or without; None is no result."""
+
+    def __init__(self, function: CoMapFunction) -> None:
+        self.function = function
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        self.function.open(runtime_context)
+
+    def close(self) -> None:
+        self.function.close()
+
+    def process_element1(self, value: Any, ctx: Any) -> Iterable[Any] | None:
+        result = self.function.map1(value)
+        return None if result is None else (result,)
+
+    def process_element2(self, value: Any, ctx: Any) -> Iterable[Any] | None:
+        result = self.function.map2(value)
+        return None if result is None else (result,)
+
+
+class CoFlatMapAsProcess(KeyedCoProcessFunction):
+    """A CoFlatMapFunction, with keys or without."""
+
+    def __init__(self, function: CoFlatMapFunction) -> None:
+        self.function = function
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        self.function.open(runtime_context)
+
+    def close(self) -> None:
+        self.function.close()
+
+    def process_element1(self, value: Any, ctx: Any) -> Iterable[Any] | None:
+        return self.function.flat_map1(value)
+
+    def process_element2(self, value: Any, ctx: Any) -> Iterable[Any] | None:
+        return self.function.flat_map2(value)
 
 
 def no_results(produced: Any) -> TypeError:

@@ -100,7 +100,7 @@ class StreamExecutionEnvironment:
         return self._execution_config.get_max_parallelism()
 
     def set_runtime_mode(self, execution_mode: RuntimeExecutionMode) -> StreamExecutionEnvironment:
-        """STREAMING, or AUTOMATIC, which is the same: programs that end do so by themselves."""
+        """STREAMING, BATCH (see docs/batch.md), or AUTOMATIC: BATCH if every source ends."""
         self._configuration.set(ConfigOptions.RUNTIME_MODE, execution_mode.name)
         return self
 
@@ -308,6 +308,7 @@ class StreamExecutionEnvironment:
             configuration=(self._setting(ConfigOptions.GLOBAL_JOB_PARAMETERS) or {})
             | configuration,
             faults=tuple(validate(configuration)),
+            runtime_mode=self._setting(ConfigOptions.RUNTIME_MODE),
         )
         if job_name is None:
             job_name = self._setting(ConfigOptions.PIPELINE_NAME) or DEFAULT_JOB_NAME

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 from dataflow.common.config_options import ConfigOptions
 from dataflow.datastream.output_tag import OutputTag
 from dataflow.errors import FunctionPicklingError, JobGraphError
+from dataflow.graph.batch_mode import batch_faults, in_batch, is_batch, without_checkpoints
 from dataflow.graph.chaining import Chain, build_chains
 from dataflow.graph.job_graph import (
     JobEdge,
@@ -36,8 +38,12 @@ def build_job_graph(
 ) -> JobGraph:
     """Compile a program. Raises JobGraphError with every fault of it."""
     graph = build_stream_graph(transformations, settings)
-    faults = find_faults(name, graph)
-    blobs = _Blobs(graph)
+    batch = is_batch(graph)
+    if batch:
+        configuration = without_checkpoints(settings.configuration)
+        graph.settings = settings = replace(settings, configuration=configuration)
+    faults = [*find_faults(name, graph), *batch_faults(graph)]
+    blobs = _Blobs(graph, batch)
     if faults:
         raise JobGraphError(faults + blobs.faults)
     if blobs.faults:
@@ -57,14 +63,15 @@ def build_job_graph(
 class _Blobs:
     """Everything pickled, and what could not be."""
 
-    def __init__(self, graph: StreamGraph) -> None:
+    def __init__(self, graph: StreamGraph, batch: bool) -> None:
         self.faults: list[str] = []
         self.specs: dict[Node, bytes] = {}
         self.functions: dict[Link, bytes] = {}
         self.main_classes = b""
         for node in graph.nodes:
             try:
-                self.specs[node] = dump_spec(operator_spec(node.transformation), node.label)
+                spec = operator_spec(node.transformation, batch)
+                self.specs[node] = dump_spec(spec, node.label)
                 for link in node.inputs:
                     if link.input.function is not None:
                         part = _PARTS[link.partitioning]
@@ -78,12 +85,12 @@ class _Blobs:
             self.faults += error.faults
 
 
-def operator_spec(transformation: Transformation) -> OperatorSpec:
+def operator_spec(transformation: Transformation, batch: bool) -> OperatorSpec:
     """What the operator does, with its error policy; without one there is nothing to add."""
     spec, policy = transformation.spec, transformation.on_error
-    if policy == "fail" or not isinstance(spec, CAN_SKIP):  # then validation has found the fault
-        return spec
-    return OnErrorSpec(spec, policy if isinstance(policy, OutputTag) else None)
+    if policy != "fail" and isinstance(spec, CAN_SKIP):  # otherwise validation has found the fault
+        spec = OnErrorSpec(spec, policy if isinstance(policy, OutputTag) else None)
+    return in_batch(spec) if batch else spec
 
 
 _PARTS = {Partitioning.HASH: "key selector", Partitioning.CUSTOM: "partitioner or key selector"}
@@ -106,6 +113,7 @@ def _edges(chains: list[Chain], blobs: _Blobs) -> dict[Link, JobEdge]:
                 source=ids[link.source],
                 target=ids[link.target],
                 partitioning=link.partitioning,
+                input_index=link.input.index,
                 function=blobs.functions.get(link),
             )
     return edges

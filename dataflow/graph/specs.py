@@ -16,15 +16,23 @@ if TYPE_CHECKING:  # at run time this module needs nothing, so that anything may
     from dataflow.datastream.connectors.base import Sink, Source
     from dataflow.datastream.functions import (
         AggregateFunction,
+        AsyncFunction,
+        AsyncRetryStrategy,
+        BroadcastProcessFunction,
+        CoProcessFunction,
         FilterFunction,
         FlatMapFunction,
+        KeyedBroadcastProcessFunction,
+        KeyedCoProcessFunction,
         KeyedProcessFunction,
         MapFunction,
+        MapPartitionFunction,
         ProcessFunction,
         ProcessWindowFunction,
         ReduceFunction,
         WindowFunction,
     )
+    from dataflow.datastream.join_functions import ProcessJoinFunction
     from dataflow.datastream.output_tag import OutputTag
     from dataflow.datastream.window import TimeWindow, WindowAssigner
 
@@ -88,10 +96,62 @@ class ProcessSpec(OperatorSpec):
 
 
 @dataclass(frozen=True)
+class CoProcessSpec(OperatorSpec):
+    """Two inputs; ``key_selectors`` None is a CoProcessFunction on streams without keys."""
+
+    function: CoProcessFunction | KeyedCoProcessFunction
+    key_selectors: tuple[KeySelector, KeySelector] | None
+
+
+@dataclass(frozen=True)
+class BroadcastProcessSpec(OperatorSpec):
+    """The second input is broadcast, and writes the ``states`` (names) that the first reads.
+
+    ``key_selector`` None is a BroadcastProcessFunction on a stream without keys.
+    """
+
+    function: (
+        BroadcastProcessFunction[Any, Any, Any] | KeyedBroadcastProcessFunction[Any, Any, Any, Any]
+    )
+    key_selector: KeySelector | None
+    states: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class IntervalJoinSpec(OperatorSpec):
+    """Pairs of one key with ``left + lower_ms <= right <= left + upper_ms``.
+
+    Of the pairs left and right: the side outputs of late records, and whether records without a
+    match come out too, with None as the other one.
+    """
+
+    function: ProcessJoinFunction
+    key_selectors: tuple[KeySelector, KeySelector]
+    lower_ms: int
+    upper_ms: int
+    late_tags: tuple[OutputTag | None, OutputTag | None]
+    outer: tuple[bool, bool]
+
+
+@dataclass(frozen=True)
 class TimestampsSpec(OperatorSpec):
     """Gives records new timestamps and the stream new watermarks."""
 
     strategy: WatermarkStrategy
+
+
+@dataclass(frozen=True)
+class AsyncWaitSpec(OperatorSpec):
+    """Any number of records for each record, by a coroutine; at most ``capacity`` in flight.
+
+    ``timeout_ms`` 0 never ends one. ``ordered``: results come in the order of their records.
+    """
+
+    function: AsyncFunction
+    ordered: bool
+    timeout_ms: int
+    capacity: int
+    retry: AsyncRetryStrategy
 
 
 @dataclass(frozen=True)
@@ -180,6 +240,29 @@ class OnErrorSpec(OperatorSpec):
 
 #: Operators with an error policy: those that work a record at a time.
 CAN_SKIP = (MapSpec, FlatMapSpec, FilterSpec, ProcessSpec, ReduceSpec)
+
+
+@dataclass(frozen=True)
+class PartitionSpec(OperatorSpec):
+    """All records of a key, or without keys of a subtask, as one piece: exactly one of the four."""
+
+    key_selector: KeySelector | None
+    map_: MapPartitionFunction | None = None
+    sort_by: KeySelector | None = None
+    descending: bool = False
+    reduce: ReduceFunction | None = None
+    aggregate: AggregateFunction | None = None
+
+
+@dataclass(frozen=True)
+class SortedInputSpec(OperatorSpec):
+    """In BATCH: ``operator``, of BY_KEY and perhaps in OnErrorSpec, gets its input key by key."""
+
+    operator: OperatorSpec
+
+
+#: Keyed operators that can do with one key at a time. The others are as right without.
+BY_KEY = (ProcessSpec, ReduceSpec, WindowSpec, PartitionSpec)
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ def build_stream_graph(
             if before is not None:
                 _link(source, before, before.transformation.inputs[0])
                 nodes[before.transformation] = source = before
-                read = Input(before.transformation, None, read.partitioning, read.function)
+                read = replace(read, source=before.transformation, tag=None)
             _link(source, node, read)
         nodes[transformation] = node
     _label(list(nodes.values()))
@@ -117,11 +117,16 @@ def _uids(transformations: Sequence[Transformation]) -> dict[Transformation, str
         if t.uid is not None:
             uids[t] = t.uid
             continue
-        inputs = [f"{uids[i.source]}\n{i.tag or ''}" for i in t.inputs]
+        inputs = [f"{uids[i.source]}\n{i.tag or ''}{_feeds(i)}" for i in t.inputs]
         base = f"{t.kind}-{stable_id(t.kind, t.name, *inputs)}"
         seen[base] += 1
         uids[t] = base if seen[base] == 1 else f"{base}-{seen[base]}"
     return uids
+
+
+def _feeds(read: Input) -> str:
+    """What tells the inputs of an operator apart; nothing for the first, which all have."""
+    return f"\n{read.index}" if read.index else ""
 
 
 def _settle(

@@ -25,17 +25,22 @@ class Input:
 
     ``partitioning`` None leaves the choice to the compiler: forward between equal parallelisms,
     otherwise rebalance. ``function`` is the key selector of HASH, and the pair of partitioner and
-    key selector of CUSTOM.
+    key selector of CUSTOM. ``index`` is the input it feeds of an operator with two: 0 or 1.
     """
 
     source: Transformation
     tag: str | None = None
     partitioning: Partitioning | None = None
     function: Any = None
+    index: int = 0
 
     def partitioned(self, partitioning: Partitioning, function: Any = None) -> Input:
         """The same records distributed differently; the last choice before an operator counts."""
         return replace(self, partitioning=partitioning, function=function)
+
+    def feeding(self, index: int) -> Input:
+        """The same records for another input of the operator."""
+        return replace(self, index=index)
 
 
 @dataclass(eq=False)
@@ -77,6 +82,7 @@ class GraphSettings:
     slot_profiles: dict[str, dict[str, float]] = field(default_factory=dict)
     configuration: dict[str, str] = field(default_factory=dict)
     faults: tuple[str, ...] = ()
+    runtime_mode: str = "STREAMING"  # or "BATCH" or "AUTOMATIC"
 
 
 def reachable(transformations: Sequence[Transformation]) -> list[Transformation]:

@@ -138,7 +138,7 @@ class OperatorTestHarness:
                 "number of key groups"
             )
         self._driver = OperatorDriver(
-            operator_spec(transformation),
+            operator_spec(transformation, batch=False),
             transformation.name,
             transformation.inputs,
             parallelism,

@@ -5,13 +5,13 @@ task's thread alone, never blocks, and knows neither clocks nor Ray: everything 
 through ``OperatorContext``.
 
 Order of calls: ``open`` (after which ``restore`` has been seen, if there was a snapshot), any
-number of ``process_*`` and ``prepare_barrier``/``snapshot`` pairs, ``finish`` at the end of input,
-``close`` always and last.
+number of ``process_*`` and ``prepare_barrier``/``snapshot`` pairs, ``finish`` at the end of input
+once nothing is in flight any more, ``close`` always and last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 from dataflow.common.batch import ArrowBatch, Batch, RowBatch
@@ -66,6 +66,16 @@ class OperatorContext(Protocol):
     ) -> None:
         """Run blocking ``work`` on an I/O thread, then ``done(result, error)`` on the task."""
 
+    def run_coroutine(
+        self,
+        start: Callable[[], Coroutine[Any, Any, Any]],
+        done: Callable[[Any, BaseException | None], None],
+    ) -> Callable[[], None]:
+        """Run what ``start`` makes on an event loop, then ``done(result, error)`` on the task.
+
+        What is returned cancels the coroutine; ``done`` may be called nevertheless.
+        """
+
     def request_split(self) -> None:
         """Source readers only: ask the enumerator upstream for one more split."""
 
@@ -102,6 +112,10 @@ class Operator:
         """Records of the first (or only) input."""
         raise NotImplementedError
 
+    def inputs(self) -> tuple[Callable[[Any], None], ...]:
+        """What takes a batch of each input, in the order of their ``input_index``."""
+        return (self.process_batch,)
+
     def process_watermark(self, timestamp: int) -> None:
         """Event time has advanced to ``timestamp``."""
         self.output.emit_watermark(timestamp)
@@ -137,8 +151,33 @@ class Operator:
     def abort_checkpoint(self, checkpoint_id: int) -> None:
         """The checkpoint will never complete."""
 
+    def has_in_flight(self) -> bool:
+        """True while results are to come that started elsewhere: the end of input waits for them.
+
+        Asked at the end of input only; records, timers and barriers go on until then.
+        """
+        return False
+
     def finish(self) -> None:
-        """End of input: emit what is still held back. The maximum watermark came before."""
+        """End of input: emit what is still held back. The maximum watermark came before.
+
+        Nothing is in flight, and every operator before this one has finished.
+        """
 
     def close(self) -> None:
         """Release everything; also after a failure, also when ``open`` was never called."""
+
+
+class TwoInputOperator(Operator):
+    """Base of operators with two inputs, each of which may be a union of several streams.
+
+    It always is the head of its chain, because a chain has one way in. Watermarks and idleness
+    come to it as those of all its channels together, and barriers are aligned over all of them.
+    """
+
+    def process_batch2(self, batch: RowBatch | ArrowBatch) -> None:
+        """Records of the second input."""
+        raise NotImplementedError
+
+    def inputs(self) -> tuple[Callable[[Any], None], ...]:
+        return (self.process_batch, self.process_batch2)

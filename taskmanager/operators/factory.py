@@ -8,33 +8,49 @@ from typing import Any
 from dataflow.datastream.process_adapters import FilterAsProcess, FlatMapAsProcess, MapAsProcess
 from dataflow.errors import JobGraphError
 from dataflow.graph.specs import (
+    AsyncWaitSpec,
+    BroadcastProcessSpec,
     ColumnarWindowSpec,
+    CoProcessSpec,
     EnumeratorSpec,
     FilterSpec,
     FlatMapSpec,
+    IntervalJoinSpec,
     MapBatchesSpec,
     MapSpec,
     OnErrorSpec,
     OperatorSpec,
+    PartitionSpec,
     PreAggregateSpec,
     ProcessSpec,
     ReduceSpec,
     RunningAggregateSpec,
     SinkSpec,
+    SortedInputSpec,
     SourceSpec,
     TimestampsSpec,
     ToColumnsSpec,
     WindowSpec,
 )
+from taskmanager.operators.async_wait import AsyncWaitOperator
 from taskmanager.operators.base import Operator
+from taskmanager.operators.broadcast import (
+    BroadcastProcessOperator,
+    KeyedBroadcastProcessOperator,
+)
+from taskmanager.operators.co_process import CoProcessOperator, KeyedCoProcessOperator
 from taskmanager.operators.columnar.pre_aggregate import PreAggregateOperator, ToColumnsOperator
 from taskmanager.operators.columnar.running import RunningAggregateOperator
 from taskmanager.operators.columnar.window import ColumnarWindowOperator
 from taskmanager.operators.enumerator import EnumeratorOperator
 from taskmanager.operators.error_policy import Skip
+from taskmanager.operators.interval_join import IntervalJoinOperator
+from taskmanager.operators.keyed_operator import KeyedOperator
+from taskmanager.operators.partition import KeyedPartitionOperator, PartitionOperator
 from taskmanager.operators.process import KeyedProcessOperator, ProcessOperator
-from taskmanager.operators.reduce import ReduceOperator, SkippingReduceOperator
+from taskmanager.operators.reduce import FinalReduceOperator, ReduceOperator, SkippingReduceOperator
 from taskmanager.operators.sink import SinkOperator
+from taskmanager.operators.sorted_input import SortedInputOperator
 from taskmanager.operators.source import SourceOperator
 from taskmanager.operators.stateless import (
     FilterOperator,
@@ -49,6 +65,16 @@ from taskmanager.operators.window import WindowOperator
 def _process(spec: ProcessSpec, on_error: Skip | None = None) -> Operator:
     operator = ProcessOperator if spec.key_selector is None else KeyedProcessOperator
     return operator(spec, on_error)
+
+
+def _co_process(spec: CoProcessSpec) -> Operator:
+    keyed = spec.key_selectors is not None
+    return KeyedCoProcessOperator(spec) if keyed else CoProcessOperator(spec)
+
+
+def _broadcast(spec: BroadcastProcessSpec) -> Operator:
+    keyed = spec.key_selector is not None
+    return KeyedBroadcastProcessOperator(spec) if keyed else BroadcastProcessOperator(spec)
 
 
 _AS_PROCESS: dict[type[OperatorSpec], Callable[[Any], Any]] = {
@@ -69,6 +95,19 @@ def _on_error(spec: OnErrorSpec) -> Operator:
     return _process(ProcessSpec(adapt(operator.function), None), skip)
 
 
+def _sorted_input(spec: SortedInputSpec) -> Operator:
+    if isinstance(spec.operator, ReduceSpec):
+        return SortedInputOperator(FinalReduceOperator(spec.operator))
+    operator = create_operator(spec.operator)
+    assert isinstance(operator, KeyedOperator)
+    return SortedInputOperator(operator)
+
+
+def _partition(spec: PartitionSpec) -> Operator:
+    operator = PartitionOperator if spec.key_selector is None else KeyedPartitionOperator
+    return operator(spec)
+
+
 _OPERATORS: dict[type[OperatorSpec], Callable[[Any], Operator]] = {
     SourceSpec: SourceOperator,
     EnumeratorSpec: EnumeratorOperator,
@@ -77,6 +116,10 @@ _OPERATORS: dict[type[OperatorSpec], Callable[[Any], Operator]] = {
     FilterSpec: FilterOperator,
     MapBatchesSpec: MapBatchesOperator,
     ProcessSpec: _process,
+    AsyncWaitSpec: AsyncWaitOperator,
+    CoProcessSpec: _co_process,
+    BroadcastProcessSpec: _broadcast,
+    IntervalJoinSpec: IntervalJoinOperator,
     TimestampsSpec: TimestampsAndWatermarksOperator,
     ReduceSpec: ReduceOperator,
     WindowSpec: WindowOperator,
@@ -85,6 +128,8 @@ _OPERATORS: dict[type[OperatorSpec], Callable[[Any], Operator]] = {
     ColumnarWindowSpec: ColumnarWindowOperator,
     RunningAggregateSpec: RunningAggregateOperator,
     OnErrorSpec: _on_error,
+    PartitionSpec: _partition,
+    SortedInputSpec: _sorted_input,
     SinkSpec: SinkOperator,
 }
 

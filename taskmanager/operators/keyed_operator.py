@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from dataflow.common.batch import MAX_TIMESTAMP
 from dataflow.datastream.functions import KeyedStateStore
 from state.heap_backend import KeyedStateBackend
 from state.keyed_state import HeapKeyedStateStore
@@ -33,6 +34,28 @@ class KeyedOperator(FunctionOperator):
 
     def keyed_state_store(self) -> KeyedStateStore | None:
         return HeapKeyedStateStore(self.backend)
+
+    def select_keys(self, rows: list[Any]) -> list[Any]:
+        """The key of every row. Fails as the operator itself would on a bad one."""
+        key_of = self.key_selector
+        known = self.backend.known_keys
+        pending = iter(rows)
+        key: Any = None
+        keys = []
+        try:
+            for row in pending:
+                key = key_of(row)
+                if key not in known:
+                    self.backend.key_group(key)
+                keys.append(key)
+        except BaseException as error:
+            self.fail_for_key(error, key, rows, pending)
+        return keys
+
+    def end_of_key(self) -> None:
+        """In BATCH: the key's last record is through, so its time ends and it is forgotten."""
+        self.process_watermark(MAX_TIMESTAMP)
+        self.backend.clear()
 
     def restore(self, snapshot: OperatorSnapshot) -> None:
         self.backend.restore(snapshot.keyed)

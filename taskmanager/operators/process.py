@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from itertools import repeat
-from typing import Any
+from typing import Any, Protocol
 
-from dataflow.common.batch import MIN_TIMESTAMP, ArrowBatch, RowBatch
-from dataflow.datastream.functions import KeyedProcessFunction, ProcessFunction
+from dataflow.common.batch import MAX_TIMESTAMP, MIN_TIMESTAMP, ArrowBatch, RowBatch
+from dataflow.datastream.functions import (
+    CoProcessFunction,
+    KeyedCoProcessFunction,
+    KeyedProcessFunction,
+    ProcessFunction,
+)
 from dataflow.datastream.time_domain import TimeDomain
 from dataflow.datastream.timerservice import TimerService
-from dataflow.graph.specs import ProcessSpec
+from dataflow.graph.specs import KeySelector, ProcessSpec
 from state.timers import InternalTimerService
 from taskmanager.operators.base import OperatorContext, Output
 from taskmanager.operators.collector import BATCH_ROWS, Collector
@@ -18,28 +23,27 @@ from taskmanager.operators.function_operator import FunctionOperator, not_iterab
 from taskmanager.operators.keyed_operator import KeyedOperator
 
 
-class ProcessOperator(FunctionOperator):
-    """A ProcessFunction on a stream without keys: no state and no timers."""
+class CurrentRecord(Protocol):
+    """A context that is told the timestamp of each record."""
 
-    def __init__(self, spec: ProcessSpec, on_error: Skip | None = None) -> None:
-        super().__init__(spec.function)
-        self._process: ProcessElement = spec.function.process_element
-        self._on_error = on_error
-        self._watermark = MIN_TIMESTAMP
+    current_timestamp: int | None
 
-    def setup(self, context: OperatorContext, output: Output) -> None:
-        super().setup(context, output)
-        self._collector = Collector(output)
-        if self._on_error is not None:
-            self._process = self._on_error.around(self._process, self._collector, context)
-        self._context = _ProcessContext(self)
 
-    def current_watermark(self) -> int:
-        return self._watermark
+class Processing(FunctionOperator):
+    """What operators share that call a process function: the loop over records without a key."""
 
-    def process_batch(self, batch: RowBatch | ArrowBatch) -> None:
+    _collector: Collector
+
+    def _process_rows(
+        self,
+        batch: RowBatch | ArrowBatch,
+        process: ProcessElement,
+        context: CurrentRecord,
+        method: str = "process_element",
+    ) -> None:
+        """Call ``process`` for every record; ``method`` is what errors name it."""
         assert isinstance(batch, RowBatch)
-        process, context, take = self._process, self._context, self._collector.take
+        take = self._collector.take
         pending = iter(batch.rows)
         produced: Any = None
         try:
@@ -49,44 +53,79 @@ class ProcessOperator(FunctionOperator):
                 if produced is not None:
                     take(produced, timestamp)
         except BaseException as error:
-            error = not_iterable(error, produced, "process_element")
+            error = not_iterable(error, produced, method)
             self.fail_in_batch(error, batch.rows, pending)
         self._collector.flush()
+
+
+class UnkeyedProcessing(Processing):
+    """What those of them share whose stream has no keys."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__(function)
+        self._watermark = MIN_TIMESTAMP
+
+    def setup(self, context: OperatorContext, output: Output) -> None:
+        super().setup(context, output)
+        self._collector = Collector(output)
+
+    def current_watermark(self) -> int:
+        return self._watermark
 
     def process_watermark(self, timestamp: int) -> None:
         self._watermark = timestamp
         self.output.emit_watermark(timestamp)
 
 
-class KeyedProcessOperator(KeyedOperator):
-    """A KeyedProcessFunction with keyed state and timers.
-
-    Results carry the timestamp of their record or event timer; those of a processing-time timer
-    carry none, as in Flink.
-    """
+class ProcessOperator(UnkeyedProcessing):
+    """A ProcessFunction on a stream without keys: no state and no timers."""
 
     def __init__(self, spec: ProcessSpec, on_error: Skip | None = None) -> None:
-        assert spec.key_selector is not None
-        super().__init__(spec.function, spec.key_selector)
+        super().__init__(spec.function)
         self._process: ProcessElement = spec.function.process_element
         self._on_error = on_error
 
     def setup(self, context: OperatorContext, output: Output) -> None:
         super().setup(context, output)
-        self._collector = Collector(output, self.backend)
         if self._on_error is not None:
             self._process = self._on_error.around(self._process, self._collector, context)
+        self._context = ProcessContext(self)
+
+    def process_batch(self, batch: RowBatch | ArrowBatch) -> None:
+        self._process_rows(batch, self._process, self._context)
+
+
+class KeyedProcessing(KeyedOperator, Processing):
+    """What those of them share that have keyed state and timers.
+
+    Results carry the timestamp of their record or event timer; those of a processing-time timer
+    carry none, as in Flink.
+    """
+
+    def setup(self, context: OperatorContext, output: Output) -> None:
+        super().setup(context, output)
+        self._collector = Collector(output, self.backend)
 
     def open(self) -> None:
         self.timers = InternalTimerService(
             self.backend, self._on_event_timer, self._on_processing_timer
         )
-        self._context = _KeyedProcessContext(self)
+        self._context = self._create_context()
         super().open()
 
-    def process_batch(self, batch: RowBatch | ArrowBatch) -> None:
+    def _create_context(self) -> KeyedProcessContext:
+        return KeyedProcessContext(self)
+
+    def _process_keyed_rows(
+        self,
+        batch: RowBatch | ArrowBatch,
+        process: ProcessElement,
+        key_of: KeySelector,
+        method: str = "process_element",
+    ) -> None:
+        """Call ``process`` for every record and its key; ``method`` is what errors name it."""
         assert isinstance(batch, RowBatch)
-        process, key_of, context = self._process, self.key_selector, self._context
+        context = self._context
         backend, take = self.backend, self._collector.take
         known = backend.known_keys
         pending = iter(batch.rows)
@@ -102,7 +141,7 @@ class KeyedProcessOperator(KeyedOperator):
                 if produced is not None:
                     take(produced, timestamp)
         except BaseException as error:
-            error = not_iterable(error, produced, "process_element")
+            error = not_iterable(error, produced, method)
             self.fail_for_key(error, key, batch.rows, pending)
         self._collector.flush()
 
@@ -110,6 +149,12 @@ class KeyedProcessOperator(KeyedOperator):
         self.timers.advance_watermark(timestamp)
         self._collector.flush()
         self.output.emit_watermark(timestamp)
+
+    def end_of_key(self) -> None:
+        """Its processing-time timers fire too, once: nobody waits for them (as in Flink)."""
+        self.on_processing_time(MAX_TIMESTAMP)
+        super().end_of_key()
+        self.timers.end_of_key()
 
     def next_timer_at(self) -> int | None:
         return self.timers.next_processing_time()
@@ -139,8 +184,28 @@ class KeyedProcessOperator(KeyedOperator):
             self._collector.flush()
 
 
-class _ProcessContext(ProcessFunction.Context):
-    def __init__(self, operator: ProcessOperator) -> None:
+class KeyedProcessOperator(KeyedProcessing):
+    """A KeyedProcessFunction with keyed state and timers."""
+
+    def __init__(self, spec: ProcessSpec, on_error: Skip | None = None) -> None:
+        assert spec.key_selector is not None
+        super().__init__(spec.function, spec.key_selector)
+        self._process: ProcessElement = spec.function.process_element
+        self._on_error = on_error
+
+    def setup(self, context: OperatorContext, output: Output) -> None:
+        super().setup(context, output)
+        if self._on_error is not None:
+            self._process = self._on_error.around(self._process, self._collector, context)
+
+    def process_batch(self, batch: RowBatch | ArrowBatch) -> None:
+        self._process_keyed_rows(batch, self._process, self.key_selector)
+
+
+class ProcessContext(ProcessFunction.Context, CoProcessFunction.Context):
+    """The context of functions on streams without keys."""
+
+    def __init__(self, operator: UnkeyedProcessing) -> None:
         self.current_timestamp: int | None = None
         self._timer_service = _TimeOnly(operator)
 
@@ -151,8 +216,12 @@ class _ProcessContext(ProcessFunction.Context):
         return self._timer_service
 
 
-class _KeyedProcessContext(KeyedProcessFunction.OnTimerContext):
-    def __init__(self, operator: KeyedProcessOperator) -> None:
+class KeyedProcessContext(
+    KeyedProcessFunction.OnTimerContext, KeyedCoProcessFunction.OnTimerContext
+):
+    """The context of functions with a current key."""
+
+    def __init__(self, operator: KeyedProcessing) -> None:
         self.current_timestamp: int | None = None
         self.current_domain = TimeDomain.EVENT_TIME
         self._backend = operator.backend
@@ -197,7 +266,7 @@ class _KeyedTimers(TimerService):
 class _TimeOnly(TimerService):
     """Tells the time, but has no timers: these belong to a key."""
 
-    def __init__(self, operator: ProcessOperator) -> None:
+    def __init__(self, operator: UnkeyedProcessing) -> None:
         self._operator = operator
 
     def current_processing_time(self) -> int:

@@ -73,6 +73,35 @@ class ReduceOperator(KeyedOperator):
         return self._copying
 
 
+class FinalReduceOperator(ReduceOperator):
+    """In BATCH: emits the last aggregate of each key alone, with its last record's timestamp."""
+
+    def open(self) -> None:
+        super().open()
+        self._last_timestamp: int | None = None
+
+    def process_batch(self, batch: RowBatch | ArrowBatch) -> None:
+        assert isinstance(batch, RowBatch)
+        key_of, reduce, aggregates = self.key_selector, self._reduce, self._aggregates
+        pending = iter(batch.rows)
+        key: Any = None
+        try:
+            for value in pending:
+                key = key_of(value)
+                aggregate = aggregates.get(key, MISSING)
+                aggregates[key] = value if aggregate is MISSING else reduce(aggregate, value)
+        except BaseException as error:
+            self.fail_for_key(error, key, batch.rows, pending)
+        self._last_timestamp = batch.timestamps[-1] if batch.timestamps else None
+
+    def end_of_key(self) -> None:
+        stamp = self._last_timestamp
+        results = list(self._aggregates.values())
+        if results:
+            self.output.emit(RowBatch(results, None if stamp is None else [stamp] * len(results)))
+        super().end_of_key()
+
+
 class SkippingReduceOperator(KeyedProcessOperator):
     """A rolling reduce with an error policy; its state is that of ReduceOperator."""
 

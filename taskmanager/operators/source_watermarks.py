@@ -8,6 +8,7 @@ idleness: a gap between polls that the source did not ask for counts for one int
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import repeat
 from operator import index
@@ -68,7 +69,10 @@ class SourceWatermarks:
         split = self._splits.get(split_id)
         if split is None:
             strategy = self._strategy
-            generator = NoWatermarks() if strategy is None else strategy.create_generator()
+            try:
+                generator = NoWatermarks() if strategy is None else strategy.create_generator()
+            except BaseException as error:
+                self._operator.fail(error, "making a watermark generator")
             split = self._splits[split_id] = _Split(generator, self._polled_ms)
         return split
 
@@ -101,14 +105,24 @@ class SourceWatermarks:
         self._set_idle(False)
         if self._assigner is not None:
             batch = self._with_timestamps(batch, self._assigner)
-        try:
-            watermark = split.generator.on_batch(batch)
-        except BaseException as error:
-            self._operator.fail(error, "in the watermark generator")
-        if watermark is not None:
-            split.watermark = max(split.watermark, watermark)
+        if self._advance(split, split.generator.on_batch, batch):
             self._due = True
         return batch
+
+    def _advance(self, split: _Split, ask: Callable[..., int | None], *given: Batch) -> bool:
+        """Whether the split's generator, asked for it, had a new watermark."""
+        try:
+            watermark = ask(*given)
+            if watermark is None:
+                return False
+            if type(watermark) is not int or not MIN_TIMESTAMP <= watermark <= TIMESTAMP_MAX:
+                watermark = _checked_watermark(watermark)
+        except BaseException as error:
+            self._operator.fail(error, "in the watermark generator")
+        advanced = watermark > split.watermark
+        if advanced:
+            split.watermark = watermark
+        return advanced
 
     def after_batch(self) -> None:
         """The batch was emitted: so may be the watermark that its records carried."""
@@ -134,9 +148,7 @@ class SourceWatermarks:
 
     def _emit_periodic(self) -> None:
         for split in self._splits.values():
-            watermark = split.generator.on_periodic_emit()
-            if watermark is not None and watermark > split.watermark:
-                split.watermark = watermark
+            self._advance(split, split.generator.on_periodic_emit)
         self._emit_combined()
 
     def _emit_combined(self) -> None:
@@ -209,6 +221,18 @@ def _checked_column(timestamps: Any, rows: int) -> pa.Int64Array:
     for timestamp in limits.values():
         _checked(timestamp.as_py())
     return timestamps
+
+
+def _checked_watermark(watermark: Any) -> int:
+    if isinstance(watermark, bool) or not hasattr(watermark, "__index__"):
+        raise TypeError(f"a watermark is an int of ms or None, not {type(watermark).__name__}")
+    number = index(watermark)
+    if not MIN_TIMESTAMP <= number <= TIMESTAMP_MAX:
+        raise ValueError(
+            f"the watermark {number} is out of range: ms since 1970, at most {TIMESTAMP_MAX}; the "
+            "end of a stream is announced without the generator"
+        )
+    return number
 
 
 def _checked(timestamp: Any) -> int:

@@ -101,6 +101,10 @@ class WindowOperator(KeyedOperator):
         }
         return super().snapshot(checkpoint_id)
 
+    def end_of_key(self) -> None:
+        super().end_of_key()
+        self._watermark = MIN_TIMESTAMP
+
     def current_watermark(self) -> int:
         return self._watermark
 

@@ -27,8 +27,10 @@ from state.checkpoint_store import (
 )
 from state.columnar_state import ColumnarState, Runs
 from state.heap_backend import KeyedStateBackend
+from state.snapshot import OperatorSnapshot
 from taskmanager.channel import ChannelLimits, OutputChannel
 from taskmanager.messages import CheckpointAcknowledged, DataMessage, Feedback, TaskId
+from taskmanager.operators.async_wait import AsyncWaitOperator
 from taskmanager.operators.columnar.pre_aggregate import PreAggregateOperator
 from taskmanager.operators.sink import SinkOperator
 from taskmanager.processing_time import ProcessingTime
@@ -383,6 +385,32 @@ def forget_watermarks() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def forget_what_is_in_flight() -> Iterator[None]:
+    """19: a checkpoint without the records that wait for their answers."""
+    with mock.patch.object(AsyncWaitOperator, "snapshot", return_value=OperatorSnapshot()):
+        yield
+
+
+@contextmanager
+def overtake_what_is_in_flight() -> Iterator[None]:
+    """20: watermarks do not wait for the records before them."""
+
+    def process_watermark(self: AsyncWaitOperator, timestamp: int) -> None:
+        self.output.emit_watermark(timestamp)
+
+    with mock.patch.object(AsyncWaitOperator, "process_watermark", process_watermark):
+        yield
+
+
+@contextmanager
+def end_with_answers_missing() -> Iterator[None]:
+    """21: the end of input does not wait for them."""
+    with mock.patch.object(AsyncWaitOperator, "has_in_flight", return_value=False):
+        yield
+
+
+_ASYNC = Options(scenario="faults", kind="async", rates=_busy)
 _LEDGER = Options(scenario="faults", kind="ledger", rates=_busy)
 _COLUMNS = Options(scenario="faults", kind="columns", rates=_busy)
 _WINDOWS = Options(scenario="faults", kind="windows", rates=_busy)
@@ -430,4 +458,7 @@ CANARIES = (
     Canary("records held across the barrier", hold_records_across_the_barrier, _COLUMNS),
     Canary("gathered rows forgotten", forget_gathered_rows, _COLUMNS),
     Canary("watermarks of windows forgotten", forget_watermarks, _WINDOWS),
+    Canary("records in flight forgotten", forget_what_is_in_flight, _ASYNC),
+    Canary("records in flight overtaken", overtake_what_is_in_flight, _ASYNC),
+    Canary("an end with answers missing", end_with_answers_missing, _ASYNC),
 )

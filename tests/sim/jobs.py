@@ -14,7 +14,7 @@ from typing import Any
 
 from dataflow.common import Configuration, Duration, Types, WatermarkStrategy
 from dataflow.common.batch import RowBatch
-from dataflow.datastream import DataStream
+from dataflow.datastream import AsyncDataStream, DataStream
 from dataflow.datastream import aggregates as agg
 from dataflow.datastream.connectors.base import (
     InputStatus,
@@ -29,6 +29,8 @@ from dataflow.datastream.connectors.files.rolling import RollingPolicy
 from dataflow.datastream.connectors.files.sink import FileSink
 from dataflow.datastream.functions import (
     AggregateFunction,
+    AsyncFunction,
+    AsyncRetryStrategy,
     KeyedProcessFunction,
     ProcessWindowFunction,
     RuntimeContext,
@@ -38,6 +40,7 @@ from dataflow.datastream.state import ValueStateDescriptor
 from dataflow.datastream.stream_execution_environment import StreamExecutionEnvironment
 from dataflow.datastream.window import SlidingEventTimeWindows, TumblingEventTimeWindows
 from dataflow.graph.job_graph import JobGraph
+from tests.coroutines import pause
 from tests.sim.ledger import LedgerSink, current
 
 Record = tuple[int, int, int, int]
@@ -50,7 +53,7 @@ LATE = OutputTag("late")
 class Shape:
     """What a seed chooses about its job."""
 
-    kind: str  # "ledger", "windows", "columns", "splits", "regions" or "files"
+    kind: str  # one of ``_BUILDERS``
     parallelism: int
     sizes: tuple[int, ...]  # records per source (split)
     keys: int
@@ -295,6 +298,38 @@ class CountAndRemind(KeyedProcessFunction):
         yield ("timer", ctx.get_current_key(), timestamp)
 
 
+class TouchLater(AsyncFunction):
+    """As ``_touch``, after a while that differs from record to record."""
+
+    async def async_invoke(self, value: Record) -> list[Record]:
+        for _ in range(value[1] % 4):
+            await pause()
+        return [_touch(value)]
+
+
+class PairLater(AsyncFunction):
+    """As ``_pair``; some have to be asked twice, and some never answer."""
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        self._refused: set[Record] = set()
+
+    async def async_invoke(self, value: Record) -> list[tuple[int, int, int]]:
+        await pause()
+        if value[1] % 5 == 0 and value not in self._refused:
+            self._refused.add(value)
+            raise ConnectionError
+        while value[1] % 11 == 0:
+            await pause()
+        return [_pair(value)]
+
+    def timeout(self, value: Record) -> list[tuple[int, int, int]]:
+        return [_pair(value)]
+
+
+def _is_refusal(error: Exception) -> bool:
+    return isinstance(error, ConnectionError)
+
+
 class Gather(AggregateFunction):
     """The identities of a window's records."""
 
@@ -346,11 +381,27 @@ def _stream(environment: StreamExecutionEnvironment, shape: Shape) -> Any:
 
 def _ledger(environment: StreamExecutionEnvironment, shape: Shape, output: str) -> None:
     mapped = _stream(environment, shape).map(_touch).uid("map")
+    _count_and_sum(shape, mapped, mapped.map(_pair).uid("pair"))
+
+
+def _async(environment: StreamExecutionEnvironment, shape: Shape, output: str) -> None:
+    """The ledger's job, with its maps done asynchronously: first in order, then not."""
+    touched = AsyncDataStream.ordered_wait(
+        _stream(environment, shape), TouchLater(), timeout=0, capacity=shape.rows_per_poll
+    )
+    retry = AsyncRetryStrategy.fixed_delay(3, 40, None, _is_refusal)
+    pairs = AsyncDataStream.unordered_wait_with_retry(
+        touched.uid("map"), PairLater(), Duration.of_millis(700), retry, capacity=4
+    )
+    _count_and_sum(shape, touched, pairs.uid("pair"))
+
+
+def _count_and_sum(shape: Shape, mapped: DataStream, pairs: DataStream) -> None:
     counted = mapped.key_by(_key).process(CountAndRemind()).uid("count")
     if shape.rebalance:
         counted = counted.rebalance().map(_touch).uid("after")
     counted.sink_to(LedgerSink("records")).uid("records")
-    sums = mapped.map(_pair).uid("pair").key_by(_first).reduce(_add).uid("sum")
+    sums = pairs.key_by(_first).reduce(_add).uid("sum")
     sums.sink_to(LedgerSink("sums")).uid("sums")
 
 
@@ -425,6 +476,7 @@ def _regions(environment: StreamExecutionEnvironment, shape: Shape, output: str)
 
 
 _BUILDERS: dict[str, Callable[[StreamExecutionEnvironment, Shape, str], None]] = {
+    "async": _async,
     "columns": _columns,
     "files": _files,
     "ledger": _ledger,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from state.checkpoint_store import CheckpointStore
@@ -21,6 +21,7 @@ from taskmanager.messages import (
 from taskmanager.processing_time import ProcessingTime
 from taskmanager.task import Task
 from taskmanager.task_executor import TaskExecutor
+from tests.coroutines import HeldCoroutine
 from tests.sim.world import EPOCH_MS, MS, SECOND
 from tests.store_faults import Crash
 
@@ -140,6 +141,20 @@ class SimTaskManager(SimProcess):
                 self.after(before, run)
 
         self.after(delay_ms * MS, begin)
+
+    def run_coroutine(
+        self,
+        start: Callable[[], Coroutine[Any, Any, Any]],
+        done: Callable[[Any, BaseException | None], None],
+    ) -> Callable[[], None]:
+        coroutine = HeldCoroutine(start, done)
+
+        def resume() -> None:
+            if not coroutine.cancelled and coroutine.step():
+                self.after(self.cluster.nemesis.io_delays()[1], resume)
+
+        self.after(self.cluster.nemesis.io_delays()[0], resume)
+        return coroutine.cancel
 
     def latency_clock(self) -> int:
         return (EPOCH_MS + self.skew_ms) * 1_000_000 + self.world.now_us * 1_000

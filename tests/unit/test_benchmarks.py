@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib
 import json
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import benchmarks
 from benchmarks.__main__ import WORKLOADS, main, parser
 from benchmarks.backpressure import flatness
 from benchmarks.bids import (
@@ -221,9 +223,10 @@ def sink_of(records: int, batch: int, sources: int = 2) -> Tail:
     turn = 0
     while any(queues):
         taken = batch * (1 + 6 * (turn % 2))
-        numbers, queues[turn % sources] = queues[turn % sources][:taken], queues[turn % sources][
-            taken:
-        ]
+        numbers, queues[turn % sources] = (
+            queues[turn % sources][:taken],
+            queues[turn % sources][taken:],
+        )
         rows = []
         for key, value in map(pair, numbers):
             sums[key] = add(sums[key], (key, value)) if key in sums else (key, value)
@@ -583,6 +586,15 @@ def test_a_reader_without_a_rate_always_has_a_batch() -> None:
 
 
 # --------------------------------------------------------------------------------- the command
+
+
+@pytest.mark.parametrize(
+    "module", sorted(Path(benchmarks.__file__).parent.glob("*.py")), ids=lambda path: path.stem
+)
+def test_every_module_can_be_imported(module: Path) -> None:
+    """Workloads import what they need when they run, so that a wrong name would be found late."""
+    if module.stem != "__main__":
+        importlib.import_module(f"benchmarks.{module.stem}")
 
 
 def test_the_help_names_every_workload(capsys: pytest.CaptureFixture[str]) -> None:

@@ -97,7 +97,7 @@ def test_values_are_read_by_type(key: str, text: str, value: Any) -> None:
         ("execution.checkpointing.max-concurrent-checkpoints", "2", "not supported yet; only 1"),
         ("execution.checkpointing.unaligned.enabled", "true", "not supported yet; only false"),
         ("execution.checkpointing.dir", " ", "must not be empty"),
-        ("execution.runtime-mode", "BATCH", "not supported yet"),
+        ("execution.runtime-mode", "BATHC", "BATCH"),
         ("metrics.latency.granularity", "task", "single or operator or subtask is allowed"),
         ("metrics.latency.history-size", "0", "1 to 10000 is allowed"),
         ("state.backend.type", "rocksdb", "not supported yet; hashmap is allowed"),
@@ -190,7 +190,6 @@ UNREAD = {
     "CHECKPOINTING_ALIGNED_TIMEOUT": "only 0 is allowed",
     "CHECKPOINTING_UNALIGNED": "only false is allowed",
     "STATE_BACKEND": "only hashmap is allowed",
-    "RUNTIME_MODE": "only STREAMING is allowed",
 }
 
 

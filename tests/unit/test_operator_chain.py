@@ -104,7 +104,7 @@ def test_records_pass_down_the_chain_and_out() -> None:
         (MapSpec(Map(lambda x: x + 1)), [to(chained=1)]),
         (MapSpec(Map(lambda x: x * 10)), [to(edge="a")]),
     )
-    chain.process_batch(RowBatch([1, 2]))
+    chain.inputs[0](RowBatch([1, 2]))
     assert sent(outputs, "a") == [20, 30]
     assert [counter.records for counter in chain.counters] == [2, 2]
 
@@ -114,7 +114,7 @@ def test_one_operator_feeds_chained_operators_and_edges_alike() -> None:
         (MapSpec(Map(lambda x: x)), [to(chained=1), to(edge="a")]),
         (FilterSpec(Filter(lambda x: x > 1)), [to(edge="b")]),
     )
-    chain.process_batch(RowBatch([1, 2]))
+    chain.inputs[0](RowBatch([1, 2]))
     chain.head.process_watermark(5)
     chain.head.process_status(True)
     assert sent(outputs, "a") == [1, 2, Watermark(5), WatermarkStatus(True)]
@@ -126,7 +126,7 @@ def test_side_outputs_go_their_own_way_and_unread_ones_nowhere() -> None:
         (ProcessSpec(SplitOff(), None), [to(chained=1), to(edge="b", tag="late")]),
         (ProcessSpec(SplitOff(), None), [to(edge="a")]),
     )
-    chain.process_batch(RowBatch([1, 2, 3]))
+    chain.inputs[0](RowBatch([1, 2, 3]))
     assert (sent(outputs, "a"), sent(outputs, "b")) == ([2], [1, 3])
 
 
@@ -135,7 +135,7 @@ def test_a_watermark_reaches_an_operator_once_also_by_two_ways() -> None:
         (ProcessSpec(SplitOff(), None), [to(chained=1), to(chained=1, tag="late")]),
         (MapSpec(Map(lambda x: x)), [to(edge="a")]),
     )
-    chain.process_batch(RowBatch([1, 2]))
+    chain.inputs[0](RowBatch([1, 2]))
     chain.head.process_watermark(7)
     values = sent(outputs, "a")
     assert sorted(values[:2]) == [1, 2]
@@ -147,14 +147,14 @@ def test_columns_become_rows_only_where_an_operator_needs_them() -> None:
         (MapBatchesSpec(lambda batch: batch), [to(chained=1), to(edge="a")]),
         (MapSpec(Map(lambda row: row["v"] * 2)), [to(edge="b")]),
     )
-    chain.process_batch(ArrowBatch(pa.record_batch({"v": [1, 2]})))
+    chain.inputs[0](ArrowBatch(pa.record_batch({"v": [1, 2]})))
     assert outputs.channels[ChannelId("a", 0, 0)]._arrow, "still columns"
     assert sent(outputs, "b") == [2, 4]
 
 
 def test_empty_batches_bother_nobody() -> None:
     chain, outputs = chain_of((MapSpec(Map(lambda x: x)), [to(edge="a")]))
-    chain.process_batch(RowBatch([]))
+    chain.inputs[0](RowBatch([]))
     assert sent(outputs, "a") == []
     assert chain.counters[0].records == 0
 

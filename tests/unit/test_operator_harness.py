@@ -15,6 +15,8 @@ from dataflow.common import Duration, Types, WatermarkStrategy
 from dataflow.common.keys import key_group, subtask_for
 from dataflow.datastream import (
     AggregateFunction,
+    AsyncDataStream,
+    KeyedCoProcessFunction,
     KeyedProcessFunction,
     MapFunction,
     OutputTag,
@@ -276,7 +278,60 @@ def test_close_closes_the_function_once() -> None:
     assert closed == [1]
 
 
+class Merged(KeyedCoProcessFunction):
+    def open(self, runtime_context: RuntimeContext) -> None:
+        self.count = runtime_context.get_state(COUNT)
+
+    def process_element1(self, value: Any, ctx: KeyedCoProcessFunction.Context) -> Iterable[Any]:
+        self.count.update((self.count.value() or 0) + value[1])
+        return ()
+
+    def process_element2(self, value: Any, ctx: KeyedCoProcessFunction.Context) -> Iterable[Any]:
+        yield value[0], self.count.value()
+
+
+def test_two_inputs_of_different_types_share_the_state_of_a_key() -> None:
+    snapshot = None
+    for parallelism in (1, 3, 2):
+        with OperatorTestHarness.of(
+            lambda one, other: (
+                one.connect(other).key_by(lambda r: r[0], lambda r: r[0]).process(Merged())
+            ),
+            parallelism=parallelism,
+            restore=snapshot,
+        ) as harness:
+            harness.process_all([("a", 1), ("b", 10)], stream=0)
+            harness.process_all([("a",), ("b",)], stream=1)
+            snapshot = harness.snapshot()
+            results = sorted(harness.values)
+    assert results == [("a", 3), ("b", 30)]
+
+
+def test_coroutines_are_run_to_their_end() -> None:
+    async def doubled(value: int) -> list[int]:
+        return [value * 2]
+
+    with OperatorTestHarness.of(
+        lambda s: AsyncDataStream.ordered_wait(s, doubled, timeout=Duration.of_seconds(1))
+    ) as harness:
+        assert harness.process_all([1, 2]).end_input().values == [2, 4]
+
+
 # ----------------------------------------------------------------------------------- user mistakes
+
+
+def test_a_timer_that_always_sets_another_for_now_is_told() -> None:
+    class Restless(KeyedProcessFunction):
+        def process_element(self, value: Any, ctx: KeyedProcessFunction.Context) -> None:
+            ctx.timer_service().register_processing_time_timer(5)
+
+        def on_timer(self, timestamp: int, ctx: KeyedProcessFunction.OnTimerContext) -> None:
+            ctx.timer_service().register_processing_time_timer(timestamp)
+
+    with OperatorTestHarness.of(Restless(), key_by=lambda r: r) as harness:
+        harness.process("a")
+        with pytest.raises(JobExecutionError, match="10000 times in a row"):
+            harness.processing_time(5)
 
 
 def test_an_error_of_the_function_is_reported_as_a_job_reports_it() -> None:

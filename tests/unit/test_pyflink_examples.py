@@ -100,7 +100,6 @@ PENDING = {
     "windowing/session_with_gap_window.py": "session windows",
     "windowing/session_with_dynamic_gap_window.py": "session windows",
     "windowing/tumbling_count_window.py": "count windows",
-    "word_count.py": "RuntimeExecutionMode.BATCH",
 }
 
 #: Examples that are not tried.

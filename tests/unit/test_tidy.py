@@ -276,6 +276,8 @@ EXEMPT: dict[str, dict[str, str]] = {
     "boto3_only_in_s3": {"dataflow/filesystem/s3.py": "the S3 file system"},
     "no_threads": {
         "taskmanager/actor.py": "sends to other actors from a thread of its own",
+        "taskmanager/operator_driver.py": "runs the coroutines of a tested operator to their end",
+        "taskmanager/event_loop.py": "the thread that runs coroutines",
         "taskmanager/threaded.py": "the threads that step tasks and do their blocking I/O",
         "jobmanager/actor.py": "ends the actor after its last answer",
         "jobmanager/client.py": "waits for the job in the background of execute_async()",

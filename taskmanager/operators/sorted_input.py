@@ -1,0 +1,163 @@
+"""BATCH execution of a keyed operator: one key at a time, over sorted input.
+
+All input is taken first, sorted by key (on disk where it does not fit), and then given to the
+operator key by key, each key's records in order of time. After the last record of a key the
+operator's event time goes to its end, which fires its windows and timers, and then it forgets the
+key. So an operator holds the state of a single key, however many there are.
+
+The input has ended when the maximum watermark comes: no other is passed on by the sources of a
+job in BATCH mode. What follows is handed out a batch per step of the task, so that the outputs'
+bounds hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from itertools import groupby, islice
+from operator import itemgetter
+from typing import Any
+
+from dataflow.common.batch import MAX_TIMESTAMP, MIN_TIMESTAMP, ArrowBatch, Batch, RowBatch
+from dataflow.common.config_options import ConfigOptions
+from dataflow.common.configuration import Configuration
+from dataflow.datastream.output_tag import OutputTag
+from taskmanager.operators.base import Operator, OperatorContext, Output
+from taskmanager.operators.key_sorter import KeyedEntry, KeySorter
+from taskmanager.operators.keyed_operator import KeyedOperator
+
+BATCH_ROWS = 2_048
+
+_AT_ONCE = MIN_TIMESTAMP  # as the time of a timer
+
+
+#: Records of one key, and whether they are its last.
+Piece = tuple[list[KeyedEntry], bool]
+
+
+class SortedInputOperator(Operator):
+    """Sorts for ``operator``; see the module's text."""
+
+    def __init__(self, operator: KeyedOperator) -> None:
+        self._operator = operator
+        self._ended = False
+        self._pieces: Iterator[Piece] = iter(())
+        self._following: Piece | None = None  # the first that has not been handed out
+
+    def setup(self, context: OperatorContext, output: Output) -> None:
+        super().setup(context, output)
+        options = Configuration(context.configuration)
+        self._sorter = KeySorter(options.get(ConfigOptions.SORTED_INPUTS_MEMORY))
+        self._results = _Results(output)
+        self._operator.setup(context, self._results)
+        context.add_metric("sortedInputBytesOnDisk", lambda: self._sorter.spilled_bytes)
+
+    def open(self) -> None:
+        self._operator.open()
+
+    def process_batch(self, batch: RowBatch | ArrowBatch) -> None:
+        assert isinstance(batch, RowBatch)
+        keys = self._operator.select_keys(batch.rows)
+        self._sorter.add(keys, batch.rows, batch.timestamps)
+
+    def process_watermark(self, timestamp: int) -> None:
+        if timestamp == MAX_TIMESTAMP:
+            self._ended = True
+            self._pieces = _pieces(self._sorter.sorted())
+            self._following = next(self._pieces, None)
+
+    def process_status(self, idle: bool) -> None:
+        """An idle input is not at its end."""
+
+    def has_in_flight(self) -> bool:
+        return not self._ended or self._busy()
+
+    def _busy(self) -> bool:
+        return self._following is not None or self._operator.has_in_flight()
+
+    def next_timer_at(self) -> int | None:
+        return _AT_ONCE if self._ended and self._busy() else None
+
+    def on_processing_time(self, now: int) -> None:
+        """Hand out the next batch, unless the operator has results of the last key left."""
+        if self._operator.has_in_flight():
+            self._operator.on_processing_time(now)
+            if self._operator.has_in_flight():
+                self._results.flush()
+                return
+        left = BATCH_ROWS
+        while left > 0 and not self._results.full and self._following is not None:
+            piece, is_last = self._following
+            self._following = next(self._pieces, None)
+            left -= len(piece)
+            rows = [row for _, _, _, row in piece]
+            stamped = piece[0][1] != MIN_TIMESTAMP
+            stamps = [stamp for _, stamp, _, _ in piece] if stamped else None
+            self._operator.process_batch(RowBatch(rows, stamps))
+            if is_last:
+                self._operator.end_of_key()
+                while self._operator.has_in_flight() and not self._results.full:
+                    self._operator.on_processing_time(now)
+                if self._operator.has_in_flight():
+                    break
+        self._results.flush()
+
+    def finish(self) -> None:
+        self._operator.finish()
+        self._results.flush()
+        self.output.emit_watermark(MAX_TIMESTAMP)
+
+    def close(self) -> None:
+        try:
+            self._operator.close()
+        finally:
+            if hasattr(self, "_sorter"):
+                self._sorter.close()
+
+
+def _pieces(entries: Iterator[KeyedEntry]) -> Iterator[Piece]:
+    for _, of_key in groupby(entries, itemgetter(0)):
+        pieces = iter(partial(_take, of_key), [])
+        piece = next(pieces)
+        for following in pieces:
+            yield piece, False
+            piece = following
+        yield piece, True
+
+
+def _take(entries: Iterator[KeyedEntry]) -> list[KeyedEntry]:
+    return list(islice(entries, BATCH_ROWS))
+
+
+class _Results:
+    """The operator's output: gathers what the keys bring, and leaves out their watermarks."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._rows: list[Any] = []
+        self._timestamps: list[int] = []
+
+    @property
+    def full(self) -> bool:
+        return len(self._rows) >= BATCH_ROWS
+
+    def emit(self, batch: Batch) -> None:
+        rows = batch if isinstance(batch, RowBatch) else batch.to_rows()
+        if self._rows and bool(self._timestamps) != (rows.timestamps is not None):
+            self.flush()
+        self._rows += rows.rows
+        self._timestamps += rows.timestamps or ()
+
+    def flush(self) -> None:
+        if self._rows:
+            rows, timestamps = self._rows, self._timestamps
+            self._rows, self._timestamps = [], []
+            self._output.emit(RowBatch(rows, timestamps or None))
+
+    def emit_side(self, tag: OutputTag, batch: Batch) -> None:
+        self._output.emit_side(tag, batch)
+
+    def emit_watermark(self, timestamp: int) -> None:
+        """Each key has its own time."""
+
+    def emit_status(self, idle: bool) -> None: ...

@@ -122,6 +122,21 @@ class KeyedStateBackend:
         for table in self._tables.values():
             table.namespaces.pop(namespace, None)
 
+    def forget(self, namespace: Any, key: Any) -> None:
+        """Forget what the user's states hold for one key in a namespace."""
+        for table in self._tables.values():
+            values = table.namespaces.get(namespace)
+            if values is not None and not table.name.startswith("$"):
+                values.pop(key, None)
+                if not values:
+                    del table.namespaces[namespace]
+
+    def drop_if_empty(self, namespace: Any) -> None:
+        """Free what a namespace without any value takes up."""
+        for table in self._tables.values():
+            if namespace is not None and table.namespaces.get(namespace) == {}:
+                del table.namespaces[namespace]
+
     @property
     def known_keys(self) -> Mapping[Any, int]:
         """Keys that ``key_group`` has already accepted: some, not all of them."""

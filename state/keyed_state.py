@@ -46,6 +46,26 @@ class _HeapState:
             self._backend.shares_mutable = True
 
 
+class MergeableState(_HeapState):
+    """State of which that of two namespaces can become one."""
+
+    __slots__ = ()
+
+    def merge_from(self, other: MergeableState) -> None:
+        """Take over what ``other``, the same state of another namespace, has of the current key."""
+        key = self._backend.current_key
+        theirs = other._cells.read(other._values, key)
+        other.clear()
+        if theirs is not MISSING:
+            ours = self._cells.read(self._values, key)
+            merged = theirs if ours is MISSING else self._combine(ours, theirs)
+            self._note(merged)
+            self._cells.write(self._values, key, merged)
+
+    def _combine(self, ours: Any, theirs: Any) -> Any:
+        raise NotImplementedError
+
+
 class HeapValueState(_HeapState, ValueState[Any]):
     """One value; None means none."""
 
@@ -63,7 +83,7 @@ class HeapValueState(_HeapState, ValueState[Any]):
         self._cells.write(self._values, self._backend.current_key, value)
 
 
-class HeapListState(_HeapState, ListState[Any]):
+class HeapListState(MergeableState, ListState[Any]):
     """A list; what it hands out is a copy."""
 
     __slots__ = ()
@@ -96,6 +116,11 @@ class HeapListState(_HeapState, ListState[Any]):
         updated = list(values)
         self.clear()
         self.add_all(updated)
+
+    def merge_from(self, other: MergeableState) -> None:
+        cells = other._values.pop(self._backend.current_key, None)
+        if cells:
+            self._values.setdefault(self._backend.current_key, []).extend(cells)
 
 
 class HeapMapState(_HeapState, MapState[Any, Any]):
@@ -155,7 +180,7 @@ class HeapMapState(_HeapState, MapState[Any, Any]):
             self.clear()
 
 
-class HeapReducingState(_HeapState, ReducingState[Any]):
+class HeapReducingState(MergeableState, ReducingState[Any]):
     """Combines what is added as it comes."""
 
     __slots__ = ("_reduce",)
@@ -169,6 +194,9 @@ class HeapReducingState(_HeapState, ReducingState[Any]):
     ) -> None:
         super().__init__(backend, values, cells)
         self._reduce = function.reduce
+
+    def _combine(self, ours: Any, theirs: Any) -> Any:
+        return self._reduce(ours, theirs)
 
     def get(self) -> Any:
         """The reduced value, or None if nothing was added."""
@@ -184,7 +212,7 @@ class HeapReducingState(_HeapState, ReducingState[Any]):
         self._cells.write(self._values, key, value)
 
 
-class HeapAggregatingState(_HeapState, AggregatingState[Any, Any]):
+class HeapAggregatingState(MergeableState, AggregatingState[Any, Any]):
     """Keeps the accumulator; every ``get`` computes the result anew."""
 
     __slots__ = ("_function",)
@@ -198,6 +226,9 @@ class HeapAggregatingState(_HeapState, AggregatingState[Any, Any]):
     ) -> None:
         super().__init__(backend, values, cells)
         self._function = function
+
+    def _combine(self, ours: Any, theirs: Any) -> Any:
+        return self._function.merge(ours, theirs)
 
     def get(self) -> Any:
         """The aggregate's result, or None if nothing was added."""

@@ -365,6 +365,12 @@ class ConfigOptions:
         16 << 20,
         "Size of one record; a larger one fails the job",
     )
+    CEP_PARTIAL_MATCHES_MAX = _option(
+        "pipeline.cep.partial-matches-max",
+        integer(1, 2**31 - 1),
+        100_000,
+        "Partial matches of a pattern for one key, and matches held back; more fail the job",
+    )
     LATENCY_INTERVAL = _option(
         "metrics.latency.interval",
         duration(),

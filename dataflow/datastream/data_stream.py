@@ -14,6 +14,7 @@ from dataflow.common.callables import require_arity, require_plain
 from dataflow.common.typeinfo import TypeInformation, Types
 from dataflow.common.watermark_strategy import WatermarkStrategy
 from dataflow.datastream.aggregates import Aggregate, checked
+from dataflow.datastream.all_windowed_stream import AllWindowedStream
 from dataflow.datastream.arguments import (
     CastTo,
     KeySelection,
@@ -32,7 +33,7 @@ from dataflow.datastream.broadcast_stream import (
 )
 from dataflow.datastream.connected_streams import ConnectedStreams, same_job
 from dataflow.datastream.connectors.base import Sink
-from dataflow.datastream.fields import FieldAggregate, FieldsSelector
+from dataflow.datastream.fields import FieldsSelector, field_aggregate
 from dataflow.datastream.functions import (
     FilterFunction,
     FlatMapFunction,
@@ -52,7 +53,7 @@ from dataflow.datastream.operator_settings import OperatorSettings
 from dataflow.datastream.output_tag import OutputTag
 from dataflow.datastream.partition_windowed_stream import PartitionWindowedStream
 from dataflow.datastream.process_adapters import FilterAsProcess, FlatMapAsProcess, MapAsProcess
-from dataflow.datastream.window import WindowAssigner
+from dataflow.datastream.window import WindowAssigner, count_windows
 from dataflow.datastream.windowed_stream import WindowedStream
 from dataflow.errors import JobGraphError
 from dataflow.graph.job_graph import Partitioning
@@ -281,6 +282,16 @@ class DataStream(OperatorSettings):
         inputs = tuple(i.partitioned(partitioning, function) for i in self._inputs)
         return DataStream(self._env, inputs, None, self._type)
 
+    # --------------------------------------------------------------- windows over the whole stream
+
+    def window_all(self, window_assigner: WindowAssigner[Any, Any]) -> AllWindowedStream:
+        """Group all records into windows, in one subtask: keys are what makes work parallel."""
+        return AllWindowedStream(self, instance_of("window_all", window_assigner, WindowAssigner))
+
+    def count_window_all(self, size: int, slide: int = 0) -> AllWindowedStream:
+        """Windows of ``size`` records, one after the other or one every ``slide`` records."""
+        return self.window_all(count_windows(size, slide))
+
     # ------------------------------------------------------------------------------------ ends
 
     def sink_to(self, sink: Sink[Any]) -> DataStreamSink:
@@ -443,12 +454,8 @@ class KeyedStream(DataStream):
         return self._aggregate_field("max_by", position_to_max_by)
 
     def _aggregate_field(self, aggregation: Any, field: int | str | None) -> DataStream:
-        if isinstance(field, bool) or not isinstance(field, (int, str, type(None))):
-            raise JobGraphError(
-                f"{aggregation}({field!r:.60}): a field's position (int) or name (str) is needed"
-            )
         title = f"Keyed {aggregation.replace('_', ' ').title()}"
-        return self._reduce(title, FieldAggregate(aggregation, field))
+        return self._reduce(title, field_aggregate(aggregation, field))
 
     def _reduce(self, title: str, function: ReduceFunction) -> DataStream:
         spec = ReduceSpec(function, self._key_selector)
@@ -488,6 +495,10 @@ class KeyedStream(DataStream):
     def interval_join(self, other: KeyedStream) -> IntervalJoin:
         """Pairs of records of equal keys, of this and the other stream, that are close in time."""
         return IntervalJoin(self, same_job("interval_join", self, other, KeyedStream))
+
+    def count_window(self, size: int, slide: int = 0) -> WindowedStream:
+        """Windows of ``size`` records of a key, one after the other or one every ``slide``."""
+        return self.window(count_windows(size, slide))
 
 
 class DataStreamSink(OperatorSettings):

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from dataflow.common.types import Row
 from dataflow.common.watermark_strategy import TimestampAssigner
 from dataflow.datastream.functions import ReduceFunction
+from dataflow.errors import JobGraphError
 
 Getter = Callable[[Any], Any]
 Setter = Callable[[Any, Any], Any]
@@ -236,3 +237,12 @@ class FieldAggregate(ReduceFunction):
 
     def __reduce__(self) -> tuple[type[FieldAggregate], tuple[Aggregation, str | int | None]]:
         return FieldAggregate, (self._aggregation, self._field)
+
+
+def field_aggregate(aggregation: Aggregation, field: Any) -> FieldAggregate:
+    """Raises JobGraphError for what cannot be a field."""
+    if isinstance(field, bool) or not isinstance(field, (int, str, type(None))):
+        raise JobGraphError(
+            f"{aggregation}({field!r:.60}): a field's position (int) or name (str) is needed"
+        )
+    return FieldAggregate(aggregation, field)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dataflow.common.callables import require_arity, require_plain
 from dataflow.common.time import DurationLike, to_millis
@@ -17,6 +17,7 @@ from dataflow.datastream.arguments import (
     listed,
     title_of,
 )
+from dataflow.datastream.fields import Aggregation, field_aggregate
 from dataflow.datastream.functions import (
     AggregateFunction,
     ProcessWindowFunction,
@@ -25,7 +26,17 @@ from dataflow.datastream.functions import (
     as_reduce_function,
 )
 from dataflow.datastream.output_tag import OutputTag
-from dataflow.datastream.window import WindowAssigner
+from dataflow.datastream.window import (
+    Evictor,
+    GlobalWindows,
+    MergingWindowAssigner,
+    NeverTrigger,
+    SlidingEventTimeWindows,
+    Trigger,
+    TumblingEventTimeWindows,
+    WindowAssigner,
+)
+from dataflow.errors import JobGraphError
 from dataflow.graph.specs import ColumnarWindowSpec, WindowSpec
 
 if TYPE_CHECKING:
@@ -33,6 +44,8 @@ if TYPE_CHECKING:
 
     from dataflow.datastream.data_stream import DataStream, KeyedStream
     from dataflow.datastream.stream_execution_environment import StreamExecutionEnvironment
+
+S = TypeVar("S", bound="WindowedStream")
 
 
 class WindowedStream:
@@ -43,6 +56,8 @@ class WindowedStream:
         self._assigner = assigner
         self._allowed_lateness_ms = 0
         self._late_tag: OutputTag | None = None
+        self._trigger: Trigger[Any, Any] | None = None
+        self._evictor: Evictor[Any] | None = None
 
     def get_execution_environment(self) -> StreamExecutionEnvironment:
         return self._stream.get_execution_environment()
@@ -50,12 +65,29 @@ class WindowedStream:
     def get_input_type(self) -> TypeInformation:
         return self._stream.get_type()
 
-    def allowed_lateness(self, time_ms: DurationLike) -> WindowedStream:
+    def trigger(self: S, trigger: Trigger[Any, Any]) -> S:
+        """When windows are evaluated and emptied, instead of as their assigner has it."""
+        instance_of("trigger", trigger, Trigger)
+        if isinstance(self._assigner, MergingWindowAssigner) and not trigger.can_merge():
+            raise JobGraphError(
+                f"trigger({type(trigger).__name__}): the windows of "
+                f"{type(self._assigner).__name__} merge, and the trigger cannot (its can_merge() "
+                "is not true)"
+            )
+        self._trigger = trigger
+        return self
+
+    def evictor(self: S, evictor: Evictor[Any]) -> S:
+        """Take records out of windows when they are evaluated; all records are kept until then."""
+        self._evictor = instance_of("evictor", evictor, Evictor)
+        return self
+
+    def allowed_lateness(self: S, time_ms: DurationLike) -> S:
         """Keep windows this much longer (ms if an int); each late record fires its window again."""
         self._allowed_lateness_ms = to_millis(time_ms, "allowed_lateness")
         return self
 
-    def side_output_late_data(self, output_tag: OutputTag) -> WindowedStream:
+    def side_output_late_data(self: S, output_tag: OutputTag) -> S:
         """Send records that are too late to ``output_tag`` instead of dropping them."""
         self._late_tag = instance_of("side_output_late_data", output_tag, OutputTag)
         return self
@@ -107,6 +139,30 @@ class WindowedStream:
         function = instance_of("process", process_window_function, ProcessWindowFunction)
         return self._window("process", function, output_type, None, None, function)
 
+    def sum(self, position_to_sum: int | str | None = 0) -> DataStream:
+        """The sum of a field; the other fields are those of the window's first record."""
+        return self._aggregate_field("sum", position_to_sum)
+
+    def min(self, position_to_min: int | str | None = 0) -> DataStream:
+        """The minimum of a field; the other fields are those of the window's first record."""
+        return self._aggregate_field("min", position_to_min)
+
+    def max(self, position_to_max: int | str | None = 0) -> DataStream:
+        """The maximum of a field; the other fields are those of the window's first record."""
+        return self._aggregate_field("max", position_to_max)
+
+    def min_by(self, position_to_min_by: int | str | None = 0) -> DataStream:
+        """The window's record with the smallest field, the earliest of equal ones."""
+        return self._aggregate_field("min_by", position_to_min_by)
+
+    def max_by(self, position_to_max_by: int | str | None = 0) -> DataStream:
+        """The window's record with the largest field, the earliest of equal ones."""
+        return self._aggregate_field("max_by", position_to_max_by)
+
+    def _aggregate_field(self, aggregation: Aggregation, field: int | str | None) -> DataStream:
+        function = field_aggregate(aggregation, field)
+        return self._window(aggregation, aggregation, self._stream._type, function, None, None)
+
     def agg(self, **aggregates: Aggregate) -> DataStream:
         """Compute ``aggregates`` of each window: a record with the key, the window and the results.
 
@@ -140,6 +196,17 @@ class WindowedStream:
         aggregates: dict[str, Aggregate] | None,
         function: Callable[..., Any] | None,
     ) -> DataStream:
+        if not isinstance(self._assigner, (TumblingEventTimeWindows, SlidingEventTimeWindows)):
+            raise JobGraphError(
+                f"{method}() works on columns, in TumblingEventTimeWindows or "
+                f"SlidingEventTimeWindows, and not in {type(self._assigner).__name__}: use reduce, "
+                "aggregate, apply or process"
+            )
+        if self._trigger is not None or self._evictor is not None:
+            raise JobGraphError(
+                f"{method}() works on columns, where windows have neither triggers nor evictors: "
+                "use reduce, aggregate, apply or process"
+            )
         spec = ColumnarWindowSpec(
             assigner=self._assigner,
             keys=self._stream._key_columns(method),
@@ -151,6 +218,19 @@ class WindowedStream:
         title = f"{type(self._assigner).__name__}({titled})"
         return self._stream._operate("columnar_window", title, spec, stateful=True)
 
+    def _require_trigger(self) -> None:
+        trigger = self._trigger or self._assigner.get_default_trigger(self._stream._env)
+        if isinstance(self._assigner, GlobalWindows) and isinstance(trigger, NeverTrigger):
+            raise JobGraphError(
+                "a window over GlobalWindows needs a trigger, or it is never evaluated and keeps "
+                "all records for ever: call trigger(), with PurgingTrigger.of(...) to empty it"
+            )
+        if isinstance(self._assigner, MergingWindowAssigner) and not trigger.can_merge():
+            raise JobGraphError(
+                f"{type(self._assigner).__name__}: the default trigger is a "
+                f"{type(trigger).__name__}, which cannot merge windows"
+            )
+
     def _window(
         self,
         method: str,
@@ -160,6 +240,7 @@ class WindowedStream:
         aggregate: AggregateFunction | None,
         function: Any,
     ) -> DataStream:
+        self._require_trigger()
         if function is not None:
             instance_of(method, function, WindowFunction, ProcessWindowFunction)
             require_plain(method, function, "apply", "process", may_yield=True)
@@ -171,6 +252,8 @@ class WindowedStream:
             reduce=reduce,
             aggregate=aggregate,
             function=function,
+            trigger=self._trigger,
+            evictor=self._evictor,
         )
         title = title_of(type(self._assigner).__name__, titled)
         return self._stream._operate("window", title, spec, output_type, stateful=True)

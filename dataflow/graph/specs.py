@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # at run time this module needs nothing, so that anything may import it
+    from dataflow.cep.functions import PatternProcessFunction
+    from dataflow.cep.pattern import Pattern
     from dataflow.common.watermark_strategy import WatermarkStrategy
     from dataflow.datastream.aggregates import Aggregate
     from dataflow.datastream.connectors.base import Sink, Source
@@ -34,7 +36,7 @@ if TYPE_CHECKING:  # at run time this module needs nothing, so that anything may
     )
     from dataflow.datastream.join_functions import ProcessJoinFunction
     from dataflow.datastream.output_tag import OutputTag
-    from dataflow.datastream.window import TimeWindow, WindowAssigner
+    from dataflow.datastream.window import Evictor, TimeWindow, Trigger, WindowAssigner
 
 KeySelector = Callable[[Any], Any]
 
@@ -176,6 +178,8 @@ class WindowSpec(OperatorSpec):
     reduce: ReduceFunction | None
     aggregate: AggregateFunction | None
     function: ProcessWindowFunction[Any, Any, Any, Any] | WindowFunction[Any, Any, Any, Any] | None
+    trigger: Trigger[Any, Any] | None = None  # None is the assigner's own
+    evictor: Evictor[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -225,6 +229,21 @@ class RunningAggregateSpec(OperatorSpec):
 
     keys: tuple[str, ...]
     aggregates: Mapping[str, Aggregate]
+
+
+@dataclass(frozen=True)
+class CepSpec(OperatorSpec):
+    """Looks for ``pattern`` in the events of each key and gives ``function`` what it finds.
+
+    ``comparator`` orders events of the same timestamp; it and ``late_tag`` are about event time.
+    """
+
+    pattern: Pattern
+    function: PatternProcessFunction
+    key_selector: KeySelector
+    late_tag: OutputTag | None
+    event_time: bool
+    comparator: Callable[[Any, Any], int] | None
 
 
 @dataclass(frozen=True)

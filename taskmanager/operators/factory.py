@@ -6,10 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 from dataflow.datastream.process_adapters import FilterAsProcess, FlatMapAsProcess, MapAsProcess
+from dataflow.datastream.window import (
+    EventTimeSessionWindows,
+    EventTimeTrigger,
+    SlidingEventTimeWindows,
+    TumblingEventTimeWindows,
+)
 from dataflow.errors import JobGraphError
 from dataflow.graph.specs import (
     AsyncWaitSpec,
     BroadcastProcessSpec,
+    CepSpec,
     ColumnarWindowSpec,
     CoProcessSpec,
     EnumeratorSpec,
@@ -38,6 +45,7 @@ from taskmanager.operators.broadcast import (
     BroadcastProcessOperator,
     KeyedBroadcastProcessOperator,
 )
+from taskmanager.operators.cep import CepOperator
 from taskmanager.operators.co_process import CoProcessOperator, KeyedCoProcessOperator
 from taskmanager.operators.columnar.pre_aggregate import PreAggregateOperator, ToColumnsOperator
 from taskmanager.operators.columnar.running import RunningAggregateOperator
@@ -49,6 +57,7 @@ from taskmanager.operators.keyed_operator import KeyedOperator
 from taskmanager.operators.partition import KeyedPartitionOperator, PartitionOperator
 from taskmanager.operators.process import KeyedProcessOperator, ProcessOperator
 from taskmanager.operators.reduce import FinalReduceOperator, ReduceOperator, SkippingReduceOperator
+from taskmanager.operators.session_window import SessionWindowOperator
 from taskmanager.operators.sink import SinkOperator
 from taskmanager.operators.sorted_input import SortedInputOperator
 from taskmanager.operators.source import SourceOperator
@@ -59,6 +68,7 @@ from taskmanager.operators.stateless import (
     MapOperator,
 )
 from taskmanager.operators.timestamps import TimestampsAndWatermarksOperator
+from taskmanager.operators.triggered_window import TriggeredWindowOperator
 from taskmanager.operators.window import WindowOperator
 
 
@@ -108,6 +118,16 @@ def _partition(spec: PartitionSpec) -> Operator:
     return operator(spec)
 
 
+def _window(spec: WindowSpec) -> Operator:
+    by_event_time = spec.trigger is None or type(spec.trigger) is EventTimeTrigger
+    if by_event_time and spec.evictor is None:
+        if type(spec.assigner) in (TumblingEventTimeWindows, SlidingEventTimeWindows):
+            return WindowOperator(spec)
+        if type(spec.assigner) is EventTimeSessionWindows:
+            return SessionWindowOperator(spec)
+    return TriggeredWindowOperator(spec)
+
+
 _OPERATORS: dict[type[OperatorSpec], Callable[[Any], Operator]] = {
     SourceSpec: SourceOperator,
     EnumeratorSpec: EnumeratorOperator,
@@ -122,11 +142,12 @@ _OPERATORS: dict[type[OperatorSpec], Callable[[Any], Operator]] = {
     IntervalJoinSpec: IntervalJoinOperator,
     TimestampsSpec: TimestampsAndWatermarksOperator,
     ReduceSpec: ReduceOperator,
-    WindowSpec: WindowOperator,
+    WindowSpec: _window,
     ToColumnsSpec: ToColumnsOperator,
     PreAggregateSpec: PreAggregateOperator,
     ColumnarWindowSpec: ColumnarWindowOperator,
     RunningAggregateSpec: RunningAggregateOperator,
+    CepSpec: CepOperator,
     OnErrorSpec: _on_error,
     PartitionSpec: _partition,
     SortedInputSpec: _sorted_input,

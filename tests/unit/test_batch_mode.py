@@ -26,7 +26,15 @@ from dataflow.datastream import (
 from dataflow.datastream.connectors.datagen import DataGeneratorSource
 from dataflow.datastream.functions import as_reduce_function
 from dataflow.datastream.state import ValueStateDescriptor
-from dataflow.datastream.window import SlidingEventTimeWindows, TumblingEventTimeWindows
+from dataflow.datastream.window import (
+    EventTimeSessionWindows,
+    EventTimeTrigger,
+    PurgingTrigger,
+    SessionWindowTimeGapExtractor,
+    SlidingEventTimeWindows,
+    TumblingEventTimeWindows,
+    TumblingProcessingTimeWindows,
+)
 from dataflow.errors import JobExecutionError, JobGraphError
 from dataflow.graph.specs import ProcessSpec, ReduceSpec, SortedInputSpec
 
@@ -109,6 +117,11 @@ class WithWindow(ProcessWindowFunction[Any, Any, Any, Any]):
         yield key, context.window().start, sorted(map(str, elements))
 
 
+class Gap(SessionWindowTimeGapExtractor):
+    def extract(self, element: Record) -> int:
+        return 10 + element[1] % 7
+
+
 PROGRAMS = {
     "timers": lambda stream: stream.process(Sessions()),
     "tumbling": lambda stream: stream.window(
@@ -118,6 +131,19 @@ PROGRAMS = {
         stream.window(SlidingEventTimeWindows.of(Duration.of_millis(100), Duration.of_millis(30)))
         .allowed_lateness(50)
         .aggregate(Mean(), WithWindow())
+    ),
+    "sessions": lambda stream: (
+        stream.window(EventTimeSessionWindows.with_gap(Duration.of_millis(20)))
+        .allowed_lateness(50)
+        .aggregate(Mean(), WithWindow())
+    ),
+    "sessions of any gap": lambda stream: stream.window(
+        EventTimeSessionWindows.with_dynamic_gap(Gap())
+    ).reduce(add),
+    "a trigger": lambda stream: (
+        stream.window(TumblingEventTimeWindows.of(Duration.of_millis(100)))
+        .trigger(PurgingTrigger.of(EventTimeTrigger.create()))
+        .process(WithWindow())
     ),
     "all records": lambda stream: stream.window(
         TumblingEventTimeWindows.of(Duration.of_millis(100))
@@ -137,6 +163,12 @@ def test_the_results_are_those_of_streaming_without_late_records(program: str) -
         results.append(Counter(map(repr, collected(PROGRAMS[program](stream.key_by(key_of))))))
     assert results[0] == results[1]
     assert results[0]
+
+
+def test_windows_of_processing_time_end_with_the_key() -> None:
+    windows = TumblingProcessingTimeWindows.of(Duration.of_days(36_500))
+    stream = environment(BATCH).from_collection(RECORDS).key_by(key_of).window(windows).reduce(add)
+    assert sum(record[1] for record in collected(stream)) == sum(range(300))
 
 
 def test_a_rolling_reduce_emits_the_last_aggregate_alone() -> None:

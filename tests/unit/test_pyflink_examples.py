@@ -96,11 +96,7 @@ EXPECTED: dict[str, list[str]] = {
 NO_ORDER = {"state_access.py", "event_time_timer.py", "word_count.py"}
 
 #: Examples that do not run yet. When one does, its test fails until it is taken out of here.
-PENDING = {
-    "windowing/session_with_gap_window.py": "session windows",
-    "windowing/session_with_dynamic_gap_window.py": "session windows",
-    "windowing/tumbling_count_window.py": "count windows",
-}
+PENDING: dict[str, str] = {}
 
 #: Examples that are not tried.
 LEFT_OUT = {

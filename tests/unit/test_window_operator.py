@@ -24,9 +24,8 @@ from dataflow.datastream.state import ValueStateDescriptor
 from dataflow.datastream.window import (
     SlidingEventTimeWindows,
     TumblingEventTimeWindows,
-    WindowAssigner,
 )
-from dataflow.errors import JobExecutionError, JobGraphError, KeyTypeError, UserFunctionError
+from dataflow.errors import JobExecutionError, KeyTypeError, UserFunctionError
 from dataflow.graph.specs import WindowSpec
 from state.heap_backend import StateTable
 from taskmanager.operators.window import WindowOperator
@@ -249,19 +248,6 @@ def test_a_window_function_has_state_per_window_and_per_key_and_clears_it() -> N
 def test_records_without_timestamps_are_refused() -> None:
     with pytest.raises(JobExecutionError, match=r"'under test' .*no timestamps: give the Water"):
         OperatorHarness(window(reduce=Add())).rows([("a", 1)])
-
-
-class Sessions(WindowAssigner[Any, Any]):
-    def assign_windows(self, element: Any, timestamp: int, context: Any) -> Any:
-        raise NotImplementedError
-
-    def is_event_time(self) -> bool:
-        return True
-
-
-def test_other_assigners_are_refused() -> None:
-    with pytest.raises(JobGraphError, match="windows of type Sessions are not supported"):
-        OperatorHarness(window(Sessions(), reduce=Add()))
 
 
 class Fails(ProcessWindowFunction[Any, Any, Any, Any]):

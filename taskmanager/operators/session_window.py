@@ -1,0 +1,168 @@
+"""Sessions by event time with one gap for all, without a trigger of their own.
+
+What ``TriggeredWindowOperator`` does for any merging windows takes a window object, a trigger and
+several timers per record. Here a record that belongs to the session of its key, as most do, only
+moves the session's end. A session is *due* once, at the end it had when that was noted; if it has
+grown since, it is due again at the new one.
+
+The sessions of a key are the state ``$window``, a list of them in order of time.
+"""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+from operator import itemgetter
+from typing import Any
+
+from dataflow.common.batch import MAX_TIMESTAMP, ArrowBatch, RowBatch
+from dataflow.datastream.windowing.assigners import EventTimeSessionWindows
+from dataflow.datastream.windowing.windows import TimeWindow
+from dataflow.graph.specs import WindowSpec
+from taskmanager.operators.collector import BATCH_ROWS
+from taskmanager.operators.window_base import KeyedWindowOperator
+
+#: A session is a list, because most records change it: when it starts (inclusive) and ends
+#: (exclusive), its cell, the number by which it is due, and whether it has fired.
+START, END, CELL, DUE, FIRED = range(5)
+Session = list[Any]
+
+_GONE = -1  # the number of a session that has become a part of another
+
+
+class SessionWindowOperator(KeyedWindowOperator):
+    """Fires a session once the watermark has passed it, and again for each late record."""
+
+    def __init__(self, spec: WindowSpec) -> None:
+        super().__init__(spec)
+        assert isinstance(spec.assigner, EventTimeSessionWindows)
+        self._gap = spec.assigner.session_gap
+        self._due: list[tuple[int, int, Any, Session]] = []  # heap of time, number, key, session
+        self._next_due = 0
+
+    def open(self) -> None:
+        self._sessions: dict[Any, list[Session]] = self.open_windows("sessions")
+        self.backend.shares_mutable |= (
+            self._lateness > 0
+        )  # contents live on after they were emitted
+        for key, sessions in self._sessions.items():
+            for session in sessions:
+                self._note_due(key, session)
+        super().open()
+
+    # ------------------------------------------------------------------------------------- records
+
+    def process_batch(self, batch: RowBatch | ArrowBatch) -> None:
+        assert isinstance(batch, RowBatch)
+        self.require_timestamps(batch)
+        key_of, backend, known = self.key_selector, self.backend, self.backend.known_keys
+        gap, add, sessions_of = self._gap, self._contents.add, self._sessions.get
+        # The end of a session that is not late lies behind this.
+        watermark = max([self.marks.current, *self.marks.ahead.values()])
+        pending = iter(batch.rows)
+        key: Any = None
+        try:
+            for value, timestamp in zip(pending, batch.timestamps or [], strict=True):
+                key = key_of(value)
+                sessions = sessions_of(key)
+                if sessions is not None:
+                    session = sessions[-1]  # growing, the last one meets no other
+                    if session[0] <= timestamp <= session[1] and session[1] > watermark + 1:
+                        if timestamp + gap > session[1]:
+                            session[1] = timestamp + gap
+                        add(session[2], value, timestamp)
+                        continue
+                if key not in known:
+                    backend.key_group(key)
+                backend.current_key = key
+                self._add(key, value, timestamp)
+        except BaseException as error:
+            self.fail_for_key(error, key, batch.rows, pending)
+        self._collector.flush()
+
+    def _add(self, key: Any, value: Any, timestamp: int) -> None:
+        """A record that is late, or starts a session, or may make several sessions one."""
+        watermark = self.current_watermark()
+        sessions = self._sessions.get(key, [])
+        start, end = timestamp, timestamp + self._gap
+        is_last = not sessions or start > sessions[-1][END]
+        touching = [] if is_last else [s for s in sessions if s[START] <= end and start <= s[END]]
+        if not touching:
+            if end - 1 + self._lateness <= watermark:
+                self.take_late(value, timestamp)
+                return
+            session: Session = [start, end, [], _GONE, False]
+            sessions.append(session)
+            if not is_last:
+                sessions.sort(key=itemgetter(START))
+            self._sessions[key] = sessions
+            self._contents.add(session[CELL], value, timestamp)
+            self._note_due(key, session)
+        else:
+            session, *later = touching
+            session[START] = min(start, session[START])
+            session[END] = max(end, session[END], *(other[END] for other in later))
+            for other in later:
+                self._contents.merge(session[CELL], other[CELL])
+                other[CELL], other[DUE] = [], _GONE
+                session[FIRED] = session[FIRED] and other[FIRED]
+            if later:
+                sessions[:] = [s for s in sessions if s is session or s[DUE] != _GONE]
+                self._note_due(key, session)
+            self._contents.add(session[CELL], value, timestamp)
+        if session[END] - 1 <= watermark:
+            session[FIRED] = True
+            self._note_due(key, session)
+            self._fire(key, session)
+        elif session[FIRED]:
+            session[FIRED] = False  # it has grown, and will fire once more
+            self._note_due(key, session)
+
+    # ---------------------------------------------------------------------------------- event time
+
+    def process_watermark(self, timestamp: int) -> None:
+        if self.marks.advance(timestamp):
+            due = self._due
+            while due and due[0][0] <= timestamp:
+                _, number, key, session = heappop(due)
+                if session[DUE] == number:
+                    self._on_due(key, session, timestamp)
+                if len(self._collector) >= BATCH_ROWS:
+                    self._collector.flush()
+            self._collector.flush()
+        self.output.emit_watermark(timestamp)
+
+    def _note_due(self, key: Any, session: Session) -> None:
+        """Look at the session when it is to fire, or to be forgotten if it has fired."""
+        number = self._next_due
+        self._next_due = number + 1
+        session[DUE] = number
+        heappush(self._due, (self._due_at(session), number, key, session))
+
+    def _due_at(self, session: Session) -> int:
+        last: int = session[END] - 1
+        return min(last + self._lateness if session[FIRED] else last, MAX_TIMESTAMP)
+
+    def _on_due(self, key: Any, session: Session, watermark: int) -> None:
+        if self._due_at(session) > watermark:  # it has grown
+            self._note_due(key, session)
+            return
+        self.backend.current_key = key
+        try:
+            if not session[FIRED]:
+                session[FIRED] = True
+                self._fire(key, session)
+                if self._due_at(session) > watermark:
+                    self._note_due(key, session)
+                    return
+            sessions = self._sessions[key]
+            sessions[:] = [other for other in sessions if other is not session]
+            if not sessions:
+                del self._sessions[key]
+            if self._clears:
+                self.clear_function(TimeWindow(session[START], session[END]))
+        except BaseException as error:
+            self.fail(error, f"firing the session [{session[START]}, {session[END]})")
+
+    def _fire(self, key: Any, session: Session) -> None:
+        window = TimeWindow(session[START], session[END])
+        self.emit(key, window, self._contents.elements(session[CELL]))

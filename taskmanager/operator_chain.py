@@ -168,16 +168,24 @@ class OperatorChain:
         """Have it called at its times, after the operators."""
         self._with_timers.append(timed)
 
+    def _timed(self) -> Sequence[Timed]:
+        """Who may act now: what is emitted before a blocked operator has to wait, as input does."""
+        for bounded in reversed(self._with_bounds):
+            if bounded.blocked():
+                held = self.operators[: self.operators.index(bounded)]
+                return [timed for timed in self._with_timers if timed not in held]
+        return self._with_timers
+
     def next_timer_at(self) -> int | None:
         earliest = None
-        for timed in self._with_timers:
+        for timed in self._timed():
             time = timed.next_timer_at()
             if time is not None and (earliest is None or time < earliest):
                 earliest = time
         return earliest
 
     def on_processing_time(self, now: int) -> None:
-        for timed in self._with_timers:
+        for timed in self._timed():
             due = timed.next_timer_at()
             if due is not None and due <= now:
                 timed.on_processing_time(now)

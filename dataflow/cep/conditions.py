@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dataflow.common.callables import require_arity, require_plain
+from dataflow.errors import JobGraphError
 
 
 class IterativeCondition(ABC):
@@ -105,6 +106,8 @@ def either(first: Condition | None, second: Condition) -> Condition:
 def as_predicate(method: str, condition: Any, pattern: str) -> Predicate:
     """What a user gave to ``method``. Raises JobGraphError naming the pattern."""
     where = f"{method}() of pattern {pattern!r}"
+    if isinstance(condition, type) and issubclass(condition, IterativeCondition):
+        raise JobGraphError(f"{where}: give an instance: {condition.__name__}(...)")
     if isinstance(condition, IterativeCondition):
         require_plain(where, condition, "filter")
         return Predicate(condition.filter, not isinstance(condition, SimpleCondition), pattern)

@@ -7,6 +7,7 @@ can begin with it.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -283,15 +284,21 @@ class Nfa:
 
     def _skipping(self, matching: Matching, done: list[Partial]) -> list[Node]:
         """Emit from the earliest on, until a partial match that began earlier is in the way."""
+        # Both lists are in the order of their starts, so that what is discarded is in front.
         waiting = sorted(matching.held_back + done, key=_start_of)
+        partials = matching.partials
+        first = first_partial = 0
         matches: list[Node] = []
-        while waiting and (not matching.partials or waiting[0].start <= matching.partials[0].start):
-            match = waiting.pop(0)
+        while first < len(waiting):
+            match = waiting[first]
+            if first_partial < len(partials) and partials[first_partial].start < match.start:
+                break
             matches.append(match.node)
             resume = _resume(self._skip, match)
-            matching.partials = [p for p in matching.partials if p.start >= resume]
-            waiting = [p for p in waiting if p.start >= resume]
-        matching.held_back = waiting
+            first = bisect_left(waiting, resume, first + 1, key=_start_of)
+            first_partial = bisect_left(partials, resume, first_partial, key=_start_of)
+        matching.held_back = waiting[first:]
+        matching.partials = partials[first_partial:]
         return matches
 
 

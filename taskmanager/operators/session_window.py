@@ -41,9 +41,8 @@ class SessionWindowOperator(KeyedWindowOperator):
 
     def open(self) -> None:
         self._sessions: dict[Any, list[Session]] = self.open_windows("sessions")
-        self.backend.shares_mutable |= (
-            self._lateness > 0
-        )  # contents live on after they were emitted
+        if self._lateness:  # contents live on after they were emitted
+            self.backend.shares_mutable = True
         for key, sessions in self._sessions.items():
             for session in sessions:
                 self._note_due(key, session)
@@ -104,10 +103,8 @@ class SessionWindowOperator(KeyedWindowOperator):
             for other in later:
                 self._contents.merge(session[CELL], other[CELL])
                 other[CELL], other[DUE] = [], _GONE
-                session[FIRED] = session[FIRED] and other[FIRED]
             if later:
-                sessions[:] = [s for s in sessions if s is session or s[DUE] != _GONE]
-                self._note_due(key, session)
+                sessions[:] = [s for s in sessions if s[DUE] != _GONE]
             self._contents.add(session[CELL], value, timestamp)
         if session[END] - 1 <= watermark:
             session[FIRED] = True

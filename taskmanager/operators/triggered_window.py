@@ -50,7 +50,8 @@ class TriggeredWindowOperator(KeyedWindowOperator):
 
     def __init__(self, spec: WindowSpec) -> None:
         super().__init__(spec)
-        self.trigger = spec.trigger or spec.assigner.get_default_trigger()
+        trigger = spec.trigger
+        self.trigger = spec.assigner.get_default_trigger(None) if trigger is None else trigger
         self._evictor = spec.evictor
         self._merging: MergingWindowSet | None = None
         if isinstance(spec.assigner, MergingWindowAssigner):

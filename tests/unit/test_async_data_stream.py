@@ -19,10 +19,15 @@ from dataflow.common.time import Duration, Time
 from dataflow.common.watermark_strategy import WatermarkStrategy
 from dataflow.datastream.async_data_stream import AsyncDataStream
 from dataflow.datastream.async_retry_strategies import NO_RETRY_STRATEGY
-from dataflow.datastream.functions import AsyncFunction, AsyncRetryStrategy, RuntimeContext
+from dataflow.datastream.functions import (
+    AsyncFunction,
+    AsyncRetryStrategy,
+    KeyedProcessFunction,
+    RuntimeContext,
+)
 from dataflow.datastream.stream_execution_environment import StreamExecutionEnvironment
 from dataflow.errors import ConfigError, JobExecutionError, JobGraphError
-from dataflow.graph.specs import AsyncWaitSpec, MapSpec, SourceSpec
+from dataflow.graph.specs import AsyncWaitSpec, MapSpec, ProcessSpec, SourceSpec
 from dataflow.testing.scripted_source import Crash, Record, ScriptedSource, WaitForCheckpoint
 from taskmanager.channel import ChannelLimits
 from taskmanager.elements import END_OF_INPUT, Barrier, Watermark
@@ -118,6 +123,35 @@ def test_without_room_downstream_answers_wait() -> None:
     for _ in range(20):
         answer(harness).emitted()
     assert harness.emitted() == list(range(40))
+
+
+class Ticking(KeyedProcessFunction):
+    """Emits every millisecond, for ever."""
+
+    def process_element(self, value: Any, ctx: KeyedProcessFunction.Context) -> Iterator[Any]:
+        ctx.timer_service().register_processing_time_timer(value)
+        yield from ()
+
+    def on_timer(self, timestamp: int, ctx: KeyedProcessFunction.OnTimerContext) -> Iterator[int]:
+        ctx.timer_service().register_processing_time_timer(timestamp + 1)
+        yield timestamp
+
+
+def test_timers_before_a_full_operator_wait_as_input_does() -> None:
+    two = AsyncWaitSpec(Echo(), True, 0, 2, NO_RETRY_STRATEGY)
+    ticking = ProcessSpec(Ticking(), lambda value: value)
+    harness = TaskHarness(ticking, two, inputs=1, outputs=1).started()
+    harness.feed(0, RowBatch([1_000]))
+    for _ in range(10):
+        harness.services.now += 1
+        harness.run()
+    assert len(harness.services.coroutines) == 2
+    assert harness.task.wait_until() is None  # though a timer is due
+    answer(harness)
+    assert harness.task.wait_until() == 1_002
+    while len(harness.emitted()) < 11:
+        answer(harness)
+    assert harness.emitted() == list(range(1_000, 1_011))
 
 
 def test_an_error_fails_the_task_and_cancels_the_others() -> None:

@@ -89,6 +89,7 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
         lambda: a().one_or_more().greedy().next("b").optional(),
         "optional() of pattern 'b': the part 'a' before it is greedy",
     ),
+    (lambda: a().where(SimpleCondition), "where() of pattern 'a': give an instance: SimpleC"),
     (lambda: a().where(7), "where() of pattern 'a': a callable is needed"),
     (lambda: a().where(lambda: True), "is called with 1 or 2 arguments, which it does not take"),
     (lambda: a().subtype("str"), "subtype('str') of pattern 'a': a class is needed"),

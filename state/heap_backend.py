@@ -105,6 +105,10 @@ class KeyedStateBackend:
             )
         return table
 
+    def tables(self) -> list[StateTable]:
+        """All states, the operator's own and the user's."""
+        return list(self._tables.values())
+
     def clear(self) -> None:
         """Forget everything; dicts that operators hold stay the same objects."""
         for table in self._tables.values():

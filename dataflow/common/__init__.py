@@ -1,5 +1,6 @@
 """What every program uses: durations, rows, types, watermarks and configuration."""
 
+from dataflow.common.completable_future import CompletableFuture
 from dataflow.common.config_options import ConfigOption, ConfigOptions
 from dataflow.common.configuration import Configuration
 from dataflow.common.execution_config import ExecutionConfig
@@ -26,6 +27,7 @@ from dataflow.common.watermark_strategy import (
 
 __all__ = [
     "ByteArraySchema",
+    "CompletableFuture",
     "ConfigOption",
     "ConfigOptions",
     "Configuration",

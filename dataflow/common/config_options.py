@@ -96,6 +96,12 @@ class ConfigOptions:
         "Whether operators may share a task",
         "pipeline.operator-chaining",
     )
+    AUTO_GENERATE_UIDS = _option(
+        "pipeline.auto-generate-uids",
+        parse_boolean,
+        True,
+        "Whether operators without a uid get one from their name and place, or are refused",
+    )
     AUTO_WATERMARK_INTERVAL = _option(
         "pipeline.auto-watermark-interval",
         duration(at_least=1),

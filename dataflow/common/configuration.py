@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import json
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -122,6 +123,19 @@ class Configuration:
             return parse_duration(text)
         except ValueError as error:
             raise ConfigError(f"{key} = {text!r:.80}: {error}") from None
+
+    @staticmethod
+    def parse_list_value(value: str) -> list[str]:
+        """The items of ``a;b`` or of a JSON list of texts."""
+        if not value:
+            return []
+        if value.lstrip().startswith("["):
+            try:
+                items = json.loads(value)
+            except ValueError:
+                items = [item.strip() for item in value.strip().strip("[]").split(",")]
+            return [str(item) for item in items]
+        return value.split(";")
 
     # ------------------------------------------------------------------------------------ whole
 

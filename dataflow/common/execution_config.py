@@ -66,6 +66,27 @@ class ExecutionConfig:
     def is_object_reuse_enabled(self) -> bool:
         return self._configuration.get(ConfigOptions.OBJECT_REUSE)
 
+    def enable_auto_generated_uids(self) -> ExecutionConfig:
+        return self._set(ConfigOptions.AUTO_GENERATE_UIDS, True)
+
+    def disable_auto_generated_uids(self) -> ExecutionConfig:
+        """Refuse, when the job is compiled, operators that were not given a ``uid``."""
+        return self._set(ConfigOptions.AUTO_GENERATE_UIDS, False)
+
+    def has_auto_generated_uids_enabled(self) -> bool:
+        return self._configuration.get(ConfigOptions.AUTO_GENERATE_UIDS)
+
+    def enable_closure_cleaner(self) -> ExecutionConfig:
+        """Accepted for PyFlink's sake: functions are pickled with what they refer to, no more."""
+        return self
+
+    def disable_closure_cleaner(self) -> ExecutionConfig:
+        """Accepted for PyFlink's sake."""
+        return self
+
+    def is_closure_cleaner_enabled(self) -> bool:
+        return False
+
     def set_global_job_parameters(
         self, global_job_parameters_dict: Mapping[str, Any]
     ) -> ExecutionConfig:

@@ -6,6 +6,8 @@ import codecs
 from abc import ABC, abstractmethod
 from typing import Any
 
+from dataflow.common.text import encoded
+from dataflow.common.typeinfo import TypeInformation
 from dataflow.errors import ConfigError
 
 
@@ -53,18 +55,30 @@ class Encoder(ABC):
     @abstractmethod
     def encode(self, element: Any) -> bytes: ...
 
+    def for_type(self, type_info: TypeInformation | None) -> Encoder:
+        """The encoder for records of that declared type."""
+        return self
+
     @staticmethod
     def simple_string_encoder(charset_name: str = "UTF-8") -> Encoder:
-        """One line per record: its ``str`` and a line end."""
+        """One line per record: its text, as ``print()`` writes it, and a line end."""
         return _StringEncoder(_charset(charset_name))
 
 
 class _StringEncoder(Encoder):
-    def __init__(self, charset: str) -> None:
+    def __init__(self, charset: str, type_info: TypeInformation | None = None) -> None:
         self._charset = charset
+        self._type = type_info
+        self._as_text = encoded(type_info)
+
+    def for_type(self, type_info: TypeInformation | None) -> Encoder:
+        return _StringEncoder(self._charset, type_info)
 
     def encode(self, element: Any) -> bytes:
-        return f"{element}\n".encode(self._charset)
+        return f"{self._as_text(element)}\n".encode(self._charset)
+
+    def __reduce__(self) -> Any:
+        return _StringEncoder, (self._charset, self._type)
 
 
 def _charset(name: str) -> str:

@@ -65,14 +65,14 @@ class Instant:
         return self.seconds * 1000 + self.nanos // _NANOS_PER_MILLI
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, init=False)
 class Time:
     """A span of time in milliseconds; PyFlink's older name for what Duration is."""
 
     _milliseconds: int
 
-    def __post_init__(self) -> None:
-        _whole("Time", self._milliseconds)
+    def __init__(self, milliseconds: int) -> None:
+        object.__setattr__(self, "_milliseconds", _whole("Time", milliseconds))
 
     def to_milliseconds(self) -> int:
         return self._milliseconds

@@ -3,6 +3,11 @@
 from dataflow.datastream.async_data_stream import AsyncDataStream
 from dataflow.datastream.broadcast_stream import BroadcastConnectedStream, BroadcastStream
 from dataflow.datastream.checkpoint_config import CheckpointConfig
+from dataflow.datastream.checkpoint_storage import (
+    CheckpointStorage,
+    FileSystemCheckpointStorage,
+    JobManagerCheckpointStorage,
+)
 from dataflow.datastream.checkpointing_mode import CheckpointingMode
 from dataflow.datastream.connected_streams import ConnectedStreams
 from dataflow.datastream.data_stream import (
@@ -41,6 +46,11 @@ from dataflow.datastream.functions import (
 from dataflow.datastream.output_tag import OutputTag
 from dataflow.datastream.partition_windowed_stream import Order, PartitionWindowedStream
 from dataflow.datastream.slot_sharing_group import MemorySize, SlotSharingGroup
+from dataflow.datastream.state_backend import (
+    EmbeddedRocksDBStateBackend,
+    HashMapStateBackend,
+    StateBackend,
+)
 from dataflow.datastream.stream_execution_environment import StreamExecutionEnvironment
 from dataflow.datastream.time_domain import TimeDomain
 from dataflow.datastream.timerservice import TimerService
@@ -57,6 +67,7 @@ __all__ = [
     "BroadcastProcessFunction",
     "BroadcastStream",
     "CheckpointConfig",
+    "CheckpointStorage",
     "CheckpointingMode",
     "CloseableIterator",
     "CoFlatMapFunction",
@@ -65,10 +76,14 @@ __all__ = [
     "ConnectedStreams",
     "DataStream",
     "DataStreamSink",
+    "EmbeddedRocksDBStateBackend",
     "ExternalizedCheckpointRetention",
     "FailedRecord",
+    "FileSystemCheckpointStorage",
     "FilterFunction",
     "FlatMapFunction",
+    "HashMapStateBackend",
+    "JobManagerCheckpointStorage",
     "KeySelector",
     "KeyedBroadcastProcessFunction",
     "KeyedCoProcessFunction",
@@ -87,6 +102,7 @@ __all__ = [
     "RuntimeContext",
     "RuntimeExecutionMode",
     "SlotSharingGroup",
+    "StateBackend",
     "StreamExecutionEnvironment",
     "TimeDomain",
     "TimeWindow",

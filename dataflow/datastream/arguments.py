@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dataflow.common.callables import require_plain
+from dataflow.common.typeinfo import TupleTypeInfo, TypeInformation
 from dataflow.datastream.aggregates import Aggregate
 from dataflow.datastream.fields import FieldSelector, FieldsSelector
 from dataflow.datastream.functions import Function, KeySelector, as_key_selector
@@ -55,6 +56,19 @@ def _fields_selector(method: str, fields: Sequence[Any]) -> Callable[[Any], Any]
     if not fields:
         raise JobGraphError(f"{method}({fields!r}): at least one field is needed")
     return FieldSelector(fields[0]) if len(fields) == 1 else FieldsSelector(fields)
+
+
+def projected_type(positions: Sequence[int], kind: TypeInformation | None) -> TupleTypeInfo | None:
+    """The type of ``project(*positions)`` of tuples. Raises JobGraphError for wrong positions."""
+    fields = kind.field_types if isinstance(kind, TupleTypeInfo) else None
+    for position in positions:
+        whole = isinstance(position, int) and not isinstance(position, bool) and position >= 0
+        if not whole or (fields is not None and position >= len(fields)):
+            there = "" if fields is None else f", of which there are {len(fields)}"
+            raise JobGraphError(f"project({position!r:.60}): positions of fields, from 0{there}")
+    if not positions:
+        raise JobGraphError("project(): at least one field's position is needed")
+    return None if fields is None else TupleTypeInfo([fields[p] for p in positions])
 
 
 def has_open(function: Function) -> bool:

@@ -8,6 +8,10 @@ from typing import Any, TypeVar
 from dataflow.common.config_options import ConfigOption, ConfigOptions
 from dataflow.common.configuration import Configuration
 from dataflow.common.time import Duration, DurationLike, to_millis
+from dataflow.datastream.checkpoint_storage import (
+    CheckpointStorage,
+    FileSystemCheckpointStorage,
+)
 from dataflow.datastream.checkpointing_mode import CheckpointingMode
 from dataflow.datastream.externalized_checkpoint_retention import ExternalizedCheckpointRetention
 from dataflow.errors import ConfigError
@@ -101,8 +105,12 @@ class CheckpointConfig:
 
     # ------------------------------------------------------------------------------------ storage
 
-    def set_checkpoint_storage(self, storage: str | os.PathLike[str]) -> CheckpointConfig:
+    def set_checkpoint_storage(
+        self, storage: str | os.PathLike[str] | CheckpointStorage
+    ) -> CheckpointConfig:
         """Where checkpoints are kept: ``s3://bucket/prefix``, ``file:///folder`` or a path."""
+        if isinstance(storage, FileSystemCheckpointStorage):
+            storage = storage.get_checkpoint_path()
         if not isinstance(storage, (str, os.PathLike)) or not os.fspath(storage):
             raise ConfigError(
                 f"set_checkpoint_storage({storage!r:.80}): a location such as 's3://bucket/jobs' "
@@ -155,6 +163,22 @@ class CheckpointConfig:
     def get_aligned_checkpoint_timeout(self) -> Duration:
         millis = self._configuration.get(ConfigOptions.CHECKPOINTING_ALIGNED_TIMEOUT)
         return Duration.of_millis(millis)
+
+    def set_alignment_timeout(self, alignment_timeout: DurationLike) -> CheckpointConfig:
+        """PyFlink's older name of ``set_aligned_checkpoint_timeout``."""
+        return self.set_aligned_checkpoint_timeout(alignment_timeout)
+
+    def get_alignment_timeout(self) -> Duration:
+        return self.get_aligned_checkpoint_timeout()
+
+    def set_force_unaligned_checkpoints(
+        self, force_unaligned_checkpoints: bool = True
+    ) -> CheckpointConfig:
+        """ConfigError when switched on: unaligned checkpoints are not supported yet."""
+        return self.enable_unaligned_checkpoints(force_unaligned_checkpoints)
+
+    def is_force_unaligned_checkpoints(self) -> bool:
+        return self.is_unaligned_checkpoints_enabled()
 
 
 def _member(kind: type[E], value: E) -> E:

@@ -23,6 +23,7 @@ from dataflow.datastream.arguments import (
     instance_of,
     listed,
     process_function,
+    projected_type,
     title_of,
 )
 from dataflow.datastream.broadcast_stream import (
@@ -32,7 +33,7 @@ from dataflow.datastream.broadcast_stream import (
 )
 from dataflow.datastream.connected_streams import ConnectedStreams, same_job
 from dataflow.datastream.connectors.base import Sink
-from dataflow.datastream.fields import field_aggregate
+from dataflow.datastream.fields import FieldsSelector, field_aggregate
 from dataflow.datastream.functions import (
     FilterFunction,
     FlatMapFunction,
@@ -73,6 +74,7 @@ from dataflow.graph.transformation import Input, Transformation
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from dataflow.common.execution_config import ExecutionConfig
     from dataflow.common.job_client import JobClient
     from dataflow.datastream.state import MapStateDescriptor
     from dataflow.datastream.stream_execution_environment import StreamExecutionEnvironment
@@ -101,6 +103,10 @@ class DataStream(OperatorSettings):
     def get_execution_environment(self) -> StreamExecutionEnvironment:
         return self._env
 
+    def get_execution_config(self) -> ExecutionConfig:
+        """The environment's ``get_config()``."""
+        return self._env.get_config()
+
     # ------------------------------------------------------------------------------- operators
 
     def map(
@@ -127,6 +133,11 @@ class DataStream(OperatorSettings):
         """The records for which ``func`` is true."""
         function = as_filter_function(require_plain("filter", func, "filter"))
         return self._operate("filter", title_of("Filter", func), FilterSpec(function), self._type)
+
+    def project(self, *field_indexes: int) -> DataStream:
+        """Tuples of these fields of every record, by position and in that order."""
+        output_type = projected_type(field_indexes, self._type)
+        return self.map(FieldsSelector(field_indexes), output_type).name("Projection")
 
     def map_batches(
         self, func: Callable[[pa.RecordBatch], Any], output_schema: pa.Schema | None = None
@@ -285,7 +296,7 @@ class DataStream(OperatorSettings):
 
     def sink_to(self, sink: Sink[Any]) -> DataStreamSink:
         """End the stream in ``sink``."""
-        instance_of("sink_to", sink, Sink)
+        sink = instance_of("sink_to", sink, Sink).for_type(self._type)
         kind = type(sink)
         stateful = (
             kind.create_committer is not Sink.create_committer
@@ -296,7 +307,10 @@ class DataStream(OperatorSettings):
         return DataStreamSink(self._env, stream._operator("sink_to"))
 
     def print(self, sink_identifier: str | None = None) -> DataStreamSink:
-        """Print every record where the program runs, with ``sink_identifier`` before it."""
+        """Print every record where the program runs, with ``sink_identifier`` before it.
+
+        As PyFlink prints it: the ``str`` of a record, unless the stream has a declared type.
+        """
         from dataflow.datastream.connectors.print_sink import PrintSink
 
         title = "Sink: print" if sink_identifier is None else f"Sink: print({sink_identifier})"

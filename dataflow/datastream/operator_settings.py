@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+from dataflow.common.time import DurationLike, to_millis
 from dataflow.datastream.output_tag import OutputTag
 from dataflow.datastream.slot_sharing_group import SlotSharingGroup
 from dataflow.errors import JobGraphError
@@ -70,6 +71,12 @@ class OperatorSettings:
         operator = self._operator("force_non_parallel")
         operator.parallelism = operator.max_parallelism = 1
         operator.non_parallel = True
+        return self
+
+    def set_buffer_timeout(self: S, timeout_millis: DurationLike) -> S:
+        """Accepted for Flink's sake (-1 too): a batch leaves as soon as its channel is free."""
+        self._operator("set_buffer_timeout")
+        to_millis(timeout_millis, "set_buffer_timeout", at_least=-1)
         return self
 
     def start_new_chain(self: S) -> S:

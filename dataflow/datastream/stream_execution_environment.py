@@ -19,7 +19,7 @@ from dataflow.common.job_client import JobClient
 from dataflow.common.job_execution_result import JobExecutionResult
 from dataflow.common.restart_strategy import RestartStrategyConfiguration
 from dataflow.common.time import DurationLike, to_millis
-from dataflow.common.typeinfo import RowTypeInfo, TypeInformation
+from dataflow.common.typeinfo import RowTypeInfo, TypeInformation, Types
 from dataflow.common.types import Row
 from dataflow.common.watermark_strategy import WatermarkStrategy
 from dataflow.datastream.checkpoint_config import CheckpointConfig
@@ -28,6 +28,7 @@ from dataflow.datastream.connectors.base import Source
 from dataflow.datastream.data_stream import DataStream
 from dataflow.datastream.execution_mode import RuntimeExecutionMode
 from dataflow.datastream.slot_sharing_group import SlotSharingGroup
+from dataflow.datastream.state_backend import StateBackend
 from dataflow.errors import ConfigError, JobGraphError
 from dataflow.graph.job_graph import JobGraph
 from dataflow.graph.specs import SourceSpec
@@ -119,6 +120,10 @@ class StreamExecutionEnvironment:
     def is_chaining_enabled(self) -> bool:
         return self._configuration.get(ConfigOptions.OPERATOR_CHAINING)
 
+    def is_chaining_of_operators_with_different_max_parallelism_enabled(self) -> bool:
+        """The maximum parallelism does not keep operators from being chained."""
+        return self.is_chaining_enabled()
+
     def enable_checkpointing(
         self,
         interval: DurationLike,
@@ -141,6 +146,25 @@ class StreamExecutionEnvironment:
 
     def get_checkpointing_mode(self) -> CheckpointingMode:
         return self._checkpoint_config.get_checkpointing_mode()
+
+    def get_checkpointing_consistency_mode(self) -> CheckpointingMode:
+        """PyFlink's newer name of ``get_checkpointing_mode``."""
+        return self.get_checkpointing_mode()
+
+    def is_unaligned_checkpoints_enabled(self) -> bool:
+        return self._checkpoint_config.is_unaligned_checkpoints_enabled()
+
+    def is_force_unaligned_checkpoints(self) -> bool:
+        return self._checkpoint_config.is_force_unaligned_checkpoints()
+
+    def set_state_backend(self, state_backend: StateBackend) -> StreamExecutionEnvironment:
+        """Where working state is kept; only HashMapStateBackend for now."""
+        if not isinstance(state_backend, StateBackend):
+            raise ConfigError(
+                f"set_state_backend({state_backend!r:.60}): HashMapStateBackend() is one"
+            )
+        self._configuration.set(ConfigOptions.STATE_BACKEND, state_backend.name)
+        return self
 
     def set_restart_strategy(
         self, restart_strategy: RestartStrategyConfiguration
@@ -241,6 +265,15 @@ class StreamExecutionEnvironment:
 
         return self._source(NumberSequenceSource(start, end), None, "Sequence Source", None)
 
+    def read_text_file(self, file_path: str, charset_name: str = "UTF-8") -> DataStream:
+        """The lines of a file, or of the files of a folder; local or ``s3://``."""
+        from dataflow.datastream.connectors.file_system import FileSource, StreamFormat
+
+        source = FileSource.for_record_stream_format(
+            StreamFormat.text_line_format(charset_name), file_path
+        ).build()
+        return self._source(source, None, f"Text File {file_path}", Types.STRING())
+
     def _source(
         self,
         source: Source[Any, Any],
@@ -269,6 +302,7 @@ class StreamExecutionEnvironment:
             parallelism=self._setting(ConfigOptions.PARALLELISM),
             max_parallelism=self._setting(ConfigOptions.MAX_PARALLELISM),
             chaining=self._setting(ConfigOptions.OPERATOR_CHAINING),
+            generated_uids=self._setting(ConfigOptions.AUTO_GENERATE_UIDS),
             slot_profiles=dict(self._slot_profiles),
             # Functions look up job parameters by their own names.
             configuration=(self._setting(ConfigOptions.GLOBAL_JOB_PARAMETERS) or {})
@@ -294,6 +328,10 @@ class StreamExecutionEnvironment:
     def execute_async(self, job_name: str | None = None) -> JobClient:
         """Run the program; the client is its handle."""
         return self._submit(job_name, attached=False)
+
+    def close(self) -> None:
+        """Drop the operators that no job has run; there is nothing else to release."""
+        self._transformations.clear()
 
     @staticmethod
     def attach_to_job(job_id: str) -> JobClient:

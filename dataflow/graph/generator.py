@@ -70,7 +70,8 @@ class _Blobs:
         self.main_classes = b""
         for node in graph.nodes:
             try:
-                self.specs[node] = dump_spec(_spec(node.transformation, batch), node.label)
+                spec = operator_spec(node.transformation, batch)
+                self.specs[node] = dump_spec(spec, node.label)
                 for link in node.inputs:
                     if link.input.function is not None:
                         part = _PARTS[link.partitioning]
@@ -84,7 +85,7 @@ class _Blobs:
             self.faults += error.faults
 
 
-def _spec(transformation: Transformation, batch: bool) -> OperatorSpec:
+def operator_spec(transformation: Transformation, batch: bool) -> OperatorSpec:
     """What the operator does, with its error policy; without one there is nothing to add."""
     spec, policy = transformation.spec, transformation.on_error
     if policy != "fail" and isinstance(spec, CAN_SKIP):  # otherwise validation has found the fault

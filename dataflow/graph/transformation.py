@@ -78,6 +78,7 @@ class GraphSettings:
     parallelism: int = 1
     max_parallelism: int | None = None
     chaining: bool = True
+    generated_uids: bool = True
     slot_profiles: dict[str, dict[str, float]] = field(default_factory=dict)
     configuration: dict[str, str] = field(default_factory=dict)
     faults: tuple[str, ...] = ()

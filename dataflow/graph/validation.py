@@ -13,6 +13,8 @@ from dataflow.graph.job_graph import Partitioning
 from dataflow.graph.specs import CAN_SKIP, ProcessSpec, SourceSpec
 from dataflow.graph.stream_graph import NAME_CHARS_MAX, Node, StreamGraph
 
+#: Operators that the compiler adds; they have the uid of the one that they were added for.
+INSERTED_KINDS = ("enumerator", "before_shuffle")
 SUBTASKS_MAX = 10_000
 
 
@@ -57,6 +59,11 @@ def _node_faults(node: Node, graph: StreamGraph) -> Iterator[str]:
     yield from _text_faults("an operator's name", transformation.name)
     if transformation.uid is not None:
         yield from _text_faults(f"the uid of {node.label}", transformation.uid)
+    elif not graph.settings.generated_uids and transformation.kind not in INSERTED_KINDS:
+        yield (
+            f"{node.label} has no uid, and generated ones are switched off "
+            "(disable_auto_generated_uids): call uid() on it"
+        )
     yield from _parallelism_faults(node)
     yield from _resource_faults(node, graph)
     yield from _function_faults(node)

@@ -1,5 +1,7 @@
 """For tests of jobs: public, and as stable as the rest."""
 
+from dataflow.testing.mini_cluster import MiniCluster
+from dataflow.testing.operator_harness import HarnessSnapshot, OperatorTestHarness, StreamRecord
 from dataflow.testing.scripted_source import (
     Crash,
     Record,
@@ -12,9 +14,13 @@ from dataflow.testing.scripted_source import (
 
 __all__ = [
     "Crash",
+    "HarnessSnapshot",
+    "MiniCluster",
+    "OperatorTestHarness",
     "Record",
     "ScriptedCrash",
     "ScriptedSource",
+    "StreamRecord",
     "Wait",
     "WaitForCheckpoint",
     "Watermark",

@@ -186,10 +186,11 @@ def test_a_slot_sharing_group_is_rays_resources() -> None:
 def test_types_are_values_that_show_what_they_are() -> None:
     named = Types.ROW_NAMED(["a", "b"], [Types.INT(), Types.LIST(Types.STRING())])
     assert named == Types.ROW_NAMED(["a", "b"], [Types.INT(), Types.LIST(Types.STRING())])
-    assert repr(named) == "Row(a: Integer, b: List<String>)"
+    assert repr(named) == "RowTypeInfo(a: Integer, b: ListTypeInfo<String>)"
     assert named.get_field_index("b") == 1
     assert (
-        repr(Types.MAP(Types.STRING(), Types.TUPLE([Types.LONG()]))) == "Map<String, Tuple(Long)>"
+        repr(Types.MAP(Types.STRING(), Types.TUPLE([Types.LONG()])))
+        == "MapTypeInfo<String, TupleTypeInfo(Long)>"
     )
     with pytest.raises(JobGraphError, match=r"Types\.LIST: a type such as"):
         Types.LIST(str)  # type: ignore[arg-type]

@@ -25,6 +25,7 @@ from enum import Enum
 from typing import Any, Generic, Protocol, TypeVar
 
 from dataflow.common.batch import Batch, RowBatch
+from dataflow.common.typeinfo import TypeInformation
 
 T = TypeVar("T")
 SplitT = TypeVar("SplitT")
@@ -376,6 +377,10 @@ class AsyncCommitter(ABC, Generic[CommT]):
 
 class Sink(ABC, Generic[T]):
     """A factory for writers; it is pickled, so it opens nothing itself."""
+
+    def for_type(self, type_info: TypeInformation | None) -> Sink[T]:
+        """The sink for records of that declared type; what is written as text depends on it."""
+        return self
 
     @abstractmethod
     def create_writer(self, context: WriterInitContext) -> SinkWriter[T]:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from dataflow.common.batch import ArrowBatch, Batch, to_arrow
 from dataflow.common.serialization import Encoder
+from dataflow.common.typeinfo import TypeInformation
 from dataflow.errors import JobExecutionError
 
 _ROW_GROUP_ROWS = 65_536
@@ -45,6 +46,10 @@ class FileEncoding(ABC):
 
     suffix = ""
 
+    def for_type(self, type_info: TypeInformation | None) -> FileEncoding:
+        """The encoding for records of that declared type."""
+        return self
+
     @abstractmethod
     def create(self) -> PartEncoder: ...
 
@@ -61,6 +66,9 @@ class RowEncoding(FileEncoding):
     """A user's encoder, which writes each record with its own line end."""
 
     encoder: Encoder
+
+    def for_type(self, type_info: TypeInformation | None) -> FileEncoding:
+        return RowEncoding(self.encoder.for_type(type_info))
 
     def create(self) -> PartEncoder:
         return _RowByRow(self.encoder)

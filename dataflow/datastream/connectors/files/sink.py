@@ -24,6 +24,7 @@ import pyarrow as pa
 
 from dataflow.common.batch import MIN_TIMESTAMP, Batch, RowBatch
 from dataflow.common.serialization import Encoder
+from dataflow.common.typeinfo import TypeInformation
 from dataflow.datastream.connectors.base import (
     Committer,
     CommittingSinkWriter,
@@ -105,6 +106,9 @@ class FileSink(Sink[Any]):
         return FileSinkBuilder(
             FileSink(base_path, writer_factory, RollingPolicy.on_checkpoint_rolling_policy())
         )
+
+    def for_type(self, type_info: TypeInformation | None) -> FileSink:
+        return replace(self, encoding=self.encoding.for_type(type_info))
 
     def create_writer(self, context: WriterInitContext) -> FileWriter:
         return FileWriter(self, context)

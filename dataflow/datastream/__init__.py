@@ -24,6 +24,7 @@ from dataflow.datastream.functions import (
     KeyedBroadcastProcessFunction,
     KeyedCoProcessFunction,
     KeyedProcessFunction,
+    KeyedStateFunction,
     KeySelector,
     MapFunction,
     Partitioner,
@@ -33,12 +34,20 @@ from dataflow.datastream.functions import (
     RuntimeContext,
     WindowFunction,
 )
+from dataflow.datastream.interval_join import IntervalJoin
+from dataflow.datastream.join_functions import (
+    CoGroupFunction,
+    FlatJoinFunction,
+    JoinFunction,
+    ProcessJoinFunction,
+)
 from dataflow.datastream.output_tag import OutputTag
 from dataflow.datastream.slot_sharing_group import MemorySize, SlotSharingGroup
 from dataflow.datastream.stream_execution_environment import StreamExecutionEnvironment
 from dataflow.datastream.time_domain import TimeDomain
 from dataflow.datastream.timerservice import TimerService
 from dataflow.datastream.window import TimeWindow, Window, WindowAssigner
+from dataflow.datastream.window_join import CoGroupedStreams, JoinedStreams
 from dataflow.datastream.windowed_stream import WindowedStream
 
 __all__ = [
@@ -50,6 +59,8 @@ __all__ = [
     "CheckpointingMode",
     "CloseableIterator",
     "CoFlatMapFunction",
+    "CoGroupFunction",
+    "CoGroupedStreams",
     "CoMapFunction",
     "CoProcessFunction",
     "ConnectedStreams",
@@ -58,17 +69,23 @@ __all__ = [
     "ExternalizedCheckpointRetention",
     "FailedRecord",
     "FilterFunction",
+    "FlatJoinFunction",
     "FlatMapFunction",
+    "IntervalJoin",
+    "JoinFunction",
+    "JoinedStreams",
     "KeySelector",
     "KeyedBroadcastProcessFunction",
     "KeyedCoProcessFunction",
     "KeyedProcessFunction",
+    "KeyedStateFunction",
     "KeyedStream",
     "MapFunction",
     "MemorySize",
     "OutputTag",
     "Partitioner",
     "ProcessFunction",
+    "ProcessJoinFunction",
     "ProcessWindowFunction",
     "ReduceFunction",
     "RuntimeContext",

@@ -38,6 +38,7 @@ from dataflow.datastream.state import ValueStateDescriptor
 from dataflow.datastream.stream_execution_environment import StreamExecutionEnvironment
 from dataflow.datastream.window import SlidingEventTimeWindows, TumblingEventTimeWindows
 from dataflow.graph.job_graph import JobGraph
+from tests.sim.joins import build_joins
 from tests.sim.ledger import LedgerSink, current
 
 Record = tuple[int, int, int, int]
@@ -50,7 +51,7 @@ LATE = OutputTag("late")
 class Shape:
     """What a seed chooses about its job."""
 
-    kind: str  # "ledger", "windows", "columns", "splits", "regions" or "files"
+    kind: str  # "ledger", "windows", "columns", "joins", "splits", "regions" or "files"
     parallelism: int
     sizes: tuple[int, ...]  # records per source (split)
     keys: int
@@ -73,7 +74,7 @@ class Shape:
 def draw_shape(rng: random.Random, kind: str | None = None) -> Shape:
     """A random job of a few hundred records."""
     kind = kind or rng.choice(
-        ["ledger", "ledger", "windows", "columns", "splits", "regions", "files"]
+        ["ledger", "ledger", "windows", "columns", "joins", "splits", "regions", "files"]
     )
     parallelism = rng.choice([2, 2, 3])
     sources = rng.choice([5, 6, 8]) if kind == "splits" else parallelism
@@ -409,6 +410,10 @@ def _columns(environment: StreamExecutionEnvironment, shape: Shape, output: str)
     sums.map(_sum_row).uid("row").sink_to(LedgerSink("sums")).uid("sums")
 
 
+def _joins(environment: StreamExecutionEnvironment, shape: Shape, output: str) -> None:
+    build_joins(_stream(environment, shape).map(_touch).uid("map"))
+
+
 def _files(environment: StreamExecutionEnvironment, shape: Shape, output: str) -> None:
     """Through the real exactly-once file sink."""
     mapped = _stream(environment, shape).map(_touch).uid("map")
@@ -427,6 +432,7 @@ def _regions(environment: StreamExecutionEnvironment, shape: Shape, output: str)
 _BUILDERS: dict[str, Callable[[StreamExecutionEnvironment, Shape, str], None]] = {
     "columns": _columns,
     "files": _files,
+    "joins": _joins,
     "ledger": _ledger,
     "splits": _ledger,
     "windows": _windows,

@@ -17,6 +17,7 @@ from dataflow.errors import StorageError
 from jobmanager.checkpoint_coordinator import CheckpointCoordinator
 from state import checkpoint_protocol as protocol
 from state import snapshot as snapshot_format
+from state.broadcast_state import BroadcastStates
 from state.checkpoint_metadata import EpochRecord, encode_epoch
 from state.checkpoint_paths import JobPaths
 from state.checkpoint_store import (
@@ -30,6 +31,7 @@ from state.heap_backend import KeyedStateBackend
 from taskmanager.channel import ChannelLimits, OutputChannel
 from taskmanager.messages import CheckpointAcknowledged, DataMessage, Feedback, TaskId
 from taskmanager.operators.columnar.pre_aggregate import PreAggregateOperator
+from taskmanager.operators.interval_join import IntervalJoinOperator
 from taskmanager.operators.sink import SinkOperator
 from taskmanager.processing_time import ProcessingTime
 from taskmanager.task import Task
@@ -383,7 +385,29 @@ def forget_watermarks() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def broadcast_state_forgotten() -> Iterator[None]:
+    """22: a restart empties the broadcast state."""
+    with mock.patch.object(BroadcastStates, "restore"):
+        yield
+
+
+@contextmanager
+def records_waiting_for_a_match_forgotten() -> Iterator[None]:
+    """23: after a restart nobody knows when the records of an interval join go."""
+    original = IntervalJoinOperator.open
+
+    def open_(self: IntervalJoinOperator) -> None:
+        original(self)
+        self._left._due.clear()
+        self._right._due.clear()
+
+    with mock.patch.object(IntervalJoinOperator, "open", open_):
+        yield
+
+
 _LEDGER = Options(scenario="faults", kind="ledger", rates=_busy)
+_JOINS = Options(scenario="faults", kind="joins", rates=_busy)
 _COLUMNS = Options(scenario="faults", kind="columns", rates=_busy)
 _WINDOWS = Options(scenario="faults", kind="windows", rates=_busy)
 
@@ -430,4 +454,6 @@ CANARIES = (
     Canary("records held across the barrier", hold_records_across_the_barrier, _COLUMNS),
     Canary("gathered rows forgotten", forget_gathered_rows, _COLUMNS),
     Canary("watermarks of windows forgotten", forget_watermarks, _WINDOWS),
+    Canary("broadcast state forgotten", broadcast_state_forgotten, _JOINS),
+    Canary("no match is ever given up", records_waiting_for_a_match_forgotten, _JOINS),
 )

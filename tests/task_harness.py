@@ -105,12 +105,16 @@ class Services:
 
 
 class TaskHarness:
-    """A task with ``inputs`` channels and, if ``outputs``, one channel to each downstream."""
+    """A task with ``inputs`` channels and, if ``outputs``, one channel to each downstream.
+
+    The channels of a second input come after those of the first.
+    """
 
     def __init__(
         self,
         *specs: OperatorSpec,
         inputs: int = 0,
+        second_inputs: int = 0,
         outputs: int = 0,
         restore: tuple[CheckpointAcknowledged, ...] = (),
         store: CheckpointStore | None = None,
@@ -128,16 +132,12 @@ class TaskHarness:
             attempt=attempt,
             attempt_number=attempt_number,
             vertex=vertex_of(specs, outputs > 0),
-            inputs=(
-                InputDescriptor("in", 0, 0, 0, ("peer",) * inputs),
-            )
-            if inputs
-            else (),
-            outputs=(
-                OutputDescriptor(edge, 128, 0, 0, ("peer",) * outputs),
-            )
-            if outputs
-            else (),
+            inputs=tuple(
+                InputDescriptor(edge_id, index, 0, 0, ("peer",) * count)
+                for index, (edge_id, count) in enumerate((("in", inputs), ("in2", second_inputs)))
+                if count
+            ),
+            outputs=(OutputDescriptor(edge, 128, 0, 0, ("peer",) * outputs),) if outputs else (),
             configuration={"metrics.latency.interval": "0 ms", **(configuration or {})},
         )
         if restore:
@@ -146,7 +146,8 @@ class TaskHarness:
             restored = RestoreDescriptor(ids.pop(), len(restore), handles)
             descriptor = replace(descriptor, restore=(restored,))
         self.task = Task(descriptor, self.services, limits or ChannelLimits())
-        self._sequence = [0] * inputs
+        self._inputs = inputs
+        self._sequence = [0] * (inputs + second_inputs)
         self._io_done = 0
 
     # ------------------------------------------------------------------------- from outside
@@ -186,7 +187,9 @@ class TaskHarness:
         self._sequence[channel] += len(elements)
         message = DataMessage(
             self.task.attempt,
-            ChannelId("in", channel, 0),
+            ChannelId("in", channel, 0)
+            if channel < self._inputs
+            else ChannelId("in2", channel - self._inputs, 0),
             first,
             list(elements),
             [1] * len(elements),

@@ -33,6 +33,7 @@ from dataflow.datastream.functions import (
     KeyedBroadcastProcessFunction,
     KeyedCoProcessFunction,
     KeyedProcessFunction,
+    KeyedStateFunction,
     KeySelector,
     MapFunction,
     MapPartitionFunction,
@@ -42,6 +43,13 @@ from dataflow.datastream.functions import (
     ReduceFunction,
     RuntimeContext,
     WindowFunction,
+)
+from dataflow.datastream.interval_join import IntervalJoin
+from dataflow.datastream.join_functions import (
+    CoGroupFunction,
+    FlatJoinFunction,
+    JoinFunction,
+    ProcessJoinFunction,
 )
 from dataflow.datastream.output_tag import OutputTag
 from dataflow.datastream.partition_windowed_stream import Order, PartitionWindowedStream
@@ -55,6 +63,7 @@ from dataflow.datastream.stream_execution_environment import StreamExecutionEnvi
 from dataflow.datastream.time_domain import TimeDomain
 from dataflow.datastream.timerservice import TimerService
 from dataflow.datastream.window import TimeWindow, Window, WindowAssigner
+from dataflow.datastream.window_join import CoGroupedStreams, JoinedStreams
 from dataflow.datastream.windowed_stream import WindowedStream
 
 __all__ = [
@@ -71,6 +80,8 @@ __all__ = [
     "CheckpointingMode",
     "CloseableIterator",
     "CoFlatMapFunction",
+    "CoGroupFunction",
+    "CoGroupedStreams",
     "CoMapFunction",
     "CoProcessFunction",
     "ConnectedStreams",
@@ -81,13 +92,18 @@ __all__ = [
     "FailedRecord",
     "FileSystemCheckpointStorage",
     "FilterFunction",
+    "FlatJoinFunction",
     "FlatMapFunction",
     "HashMapStateBackend",
+    "IntervalJoin",
     "JobManagerCheckpointStorage",
+    "JoinFunction",
+    "JoinedStreams",
     "KeySelector",
     "KeyedBroadcastProcessFunction",
     "KeyedCoProcessFunction",
     "KeyedProcessFunction",
+    "KeyedStateFunction",
     "KeyedStream",
     "MapFunction",
     "MapPartitionFunction",
@@ -97,6 +113,7 @@ __all__ = [
     "PartitionWindowedStream",
     "Partitioner",
     "ProcessFunction",
+    "ProcessJoinFunction",
     "ProcessWindowFunction",
     "ReduceFunction",
     "RuntimeContext",

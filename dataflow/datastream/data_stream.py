@@ -54,6 +54,7 @@ from dataflow.datastream.output_tag import OutputTag
 from dataflow.datastream.partition_windowed_stream import PartitionWindowedStream
 from dataflow.datastream.process_adapters import FilterAsProcess, FlatMapAsProcess, MapAsProcess
 from dataflow.datastream.window import WindowAssigner, count_windows
+from dataflow.datastream.window_join import CoGroupedStreams, JoinedStreams
 from dataflow.datastream.windowed_stream import WindowedStream
 from dataflow.errors import JobGraphError
 from dataflow.graph.job_graph import Partitioning
@@ -218,6 +219,15 @@ class DataStream(OperatorSettings):
             same_job("connect", self, ds.input_stream, DataStream)
             return BroadcastConnectedStream(self, ds, ds.broadcast_state_descriptors)
         return ConnectedStreams(self, same_job("connect", self, ds, DataStream))
+
+    def join(self, other_stream: DataStream) -> JoinedStreams:
+        """Pairs of records of this and the other stream with one key and in one window."""
+        return JoinedStreams("join", self, same_job("join", self, other_stream, DataStream))
+
+    def co_group(self, other_stream: DataStream) -> CoGroupedStreams:
+        """All records of this and the other stream with one key and in one window."""
+        other = same_job("co_group", self, other_stream, DataStream)
+        return CoGroupedStreams("co_group", self, other)
 
     def get_side_output(self, output_tag: OutputTag) -> DataStream:
         """What the operator emits to ``output_tag``."""

@@ -229,20 +229,23 @@ class IntervalJoinOperator(KeyedOperator, TwoInputOperator):
         """The pairs of a record with those from ``start`` to ``end`` of the other side."""
         context, take = self._context, self._collector.take
         process = self.function.process_element
-        times, rows, _ = found
+        pairs = zip(found[0][start:end], found[1][start:end], strict=True)
         produced: Any = None
         try:
-            for position in range(start, end):
-                other_time = times[position]
-                later = context.timestamp = max(timestamp, other_time)
-                if own.left:
-                    context.left, context.right = timestamp, other_time
-                    produced = process(value, rows[position], context)
-                else:
-                    context.left, context.right = other_time, timestamp
-                    produced = process(rows[position], value, context)
-                if produced is not None:
-                    take(produced, later)
+            if own.left:
+                context.left = timestamp
+                for other_time, other in pairs:
+                    context.right = other_time
+                    produced = process(value, other, context)
+                    if produced is not None:
+                        take(produced, timestamp if timestamp > other_time else other_time)
+            else:
+                context.right = timestamp
+                for other_time, other in pairs:
+                    context.left = other_time
+                    produced = process(other, value, context)
+                    if produced is not None:
+                        take(produced, timestamp if timestamp > other_time else other_time)
         except TypeError as error:
             clearer = not_iterable(error, produced, "process_element")
             if clearer is error:
@@ -276,7 +279,6 @@ class IntervalJoinOperator(KeyedOperator, TwoInputOperator):
         for timestamp, value, had_match in zip(timestamps, rows, matched, strict=True):
             if had_match:
                 continue
-            context.timestamp = timestamp
             try:
                 if side.left:
                     context.left, context.right = timestamp, None
@@ -297,7 +299,6 @@ class _JoinContext(ProcessJoinFunction.Context):
     def __init__(self) -> None:
         self.left: int | None = None
         self.right: int | None = None
-        self.timestamp = 0
 
     def get_left_timestamp(self) -> int | None:
         return self.left
@@ -306,4 +307,4 @@ class _JoinContext(ProcessJoinFunction.Context):
         return self.right
 
     def get_timestamp(self) -> int:
-        return self.timestamp
+        return max(time for time in (self.left, self.right) if time is not None)

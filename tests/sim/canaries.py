@@ -17,6 +17,7 @@ from dataflow.errors import StorageError
 from jobmanager.checkpoint_coordinator import CheckpointCoordinator
 from state import checkpoint_protocol as protocol
 from state import snapshot as snapshot_format
+from state.broadcast_state import BroadcastStates
 from state.checkpoint_metadata import EpochRecord, encode_epoch
 from state.checkpoint_paths import JobPaths
 from state.checkpoint_store import (
@@ -32,6 +33,7 @@ from taskmanager.channel import ChannelLimits, OutputChannel
 from taskmanager.messages import CheckpointAcknowledged, DataMessage, Feedback, TaskId
 from taskmanager.operators.async_wait import AsyncWaitOperator
 from taskmanager.operators.columnar.pre_aggregate import PreAggregateOperator
+from taskmanager.operators.interval_join import IntervalJoinOperator
 from taskmanager.operators.sink import SinkOperator
 from taskmanager.processing_time import ProcessingTime
 from taskmanager.task import Task
@@ -393,6 +395,13 @@ def forget_what_is_in_flight() -> Iterator[None]:
 
 
 @contextmanager
+def broadcast_state_forgotten() -> Iterator[None]:
+    """22: a restart empties the broadcast state."""
+    with mock.patch.object(BroadcastStates, "restore"):
+        yield
+
+
+@contextmanager
 def overtake_what_is_in_flight() -> Iterator[None]:
     """20: watermarks do not wait for the records before them."""
 
@@ -410,8 +419,23 @@ def end_with_answers_missing() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def records_waiting_for_a_match_forgotten() -> Iterator[None]:
+    """23: after a restart nobody knows when the records of an interval join go."""
+    original = IntervalJoinOperator.open
+
+    def open_(self: IntervalJoinOperator) -> None:
+        original(self)
+        self._left._due.clear()
+        self._right._due.clear()
+
+    with mock.patch.object(IntervalJoinOperator, "open", open_):
+        yield
+
+
 _ASYNC = Options(scenario="faults", kind="async", rates=_busy)
 _LEDGER = Options(scenario="faults", kind="ledger", rates=_busy)
+_JOINS = Options(scenario="faults", kind="joins", rates=_busy)
 _COLUMNS = Options(scenario="faults", kind="columns", rates=_busy)
 _WINDOWS = Options(scenario="faults", kind="windows", rates=_busy)
 
@@ -461,4 +485,6 @@ CANARIES = (
     Canary("records in flight forgotten", forget_what_is_in_flight, _ASYNC),
     Canary("records in flight overtaken", overtake_what_is_in_flight, _ASYNC),
     Canary("an end with answers missing", end_with_answers_missing, _ASYNC),
+    Canary("broadcast state forgotten", broadcast_state_forgotten, _JOINS),
+    Canary("no match is ever given up", records_waiting_for_a_match_forgotten, _JOINS),
 )

@@ -41,6 +41,7 @@ from dataflow.datastream.stream_execution_environment import StreamExecutionEnvi
 from dataflow.datastream.window import SlidingEventTimeWindows, TumblingEventTimeWindows
 from dataflow.graph.job_graph import JobGraph
 from tests.coroutines import pause
+from tests.sim.joins import build_joins
 from tests.sim.ledger import LedgerSink, current
 
 Record = tuple[int, int, int, int]
@@ -76,7 +77,7 @@ class Shape:
 def draw_shape(rng: random.Random, kind: str | None = None) -> Shape:
     """A random job of a few hundred records."""
     kind = kind or rng.choice(
-        ["ledger", "ledger", "windows", "columns", "splits", "regions", "files"]
+        ["ledger", "ledger", "windows", "columns", "joins", "splits", "regions", "files"]
     )
     parallelism = rng.choice([2, 2, 3])
     sources = rng.choice([5, 6, 8]) if kind == "splits" else parallelism
@@ -460,6 +461,10 @@ def _columns(environment: StreamExecutionEnvironment, shape: Shape, output: str)
     sums.map(_sum_row).uid("row").sink_to(LedgerSink("sums")).uid("sums")
 
 
+def _joins(environment: StreamExecutionEnvironment, shape: Shape, output: str) -> None:
+    build_joins(_stream(environment, shape).map(_touch).uid("map"))
+
+
 def _files(environment: StreamExecutionEnvironment, shape: Shape, output: str) -> None:
     """Through the real exactly-once file sink."""
     mapped = _stream(environment, shape).map(_touch).uid("map")
@@ -479,6 +484,7 @@ _BUILDERS: dict[str, Callable[[StreamExecutionEnvironment, Shape, str], None]] =
     "async": _async,
     "columns": _columns,
     "files": _files,
+    "joins": _joins,
     "ledger": _ledger,
     "splits": _ledger,
     "windows": _windows,

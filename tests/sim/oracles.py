@@ -10,11 +10,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from tests.sim import joins
 from tests.sim.jobs import TIMER_MS, WINDOW_MS, Record, Shape, source_log
 from tests.sim.ledger import Ledger
 
 SHOWN_MAX = 5
-SINKS = {"regions": ("left", "right"), "files": ("files",)}
+SINKS = {"regions": ("left", "right"), "files": ("files",), "joins": joins.SINKS}
 
 
 def check_output(
@@ -31,6 +32,9 @@ def check_output(
     elif shape.kind == "columns":
         yield from _same("windows", _summaries(shape), ledger.rows("windows"), complete)
         yield from _check_sums(shape, ledger, complete)
+    elif shape.kind == "joins":
+        for sink, expected in joins.expected_of(source_log(shape)).items():
+            yield from _same(sink, expected, ledger.rows(sink), complete)
     elif shape.kind in ("regions", "files"):
         for sink in SINKS[shape.kind]:
             yield from _same(sink, source_log(shape), ledger.rows(sink), complete)

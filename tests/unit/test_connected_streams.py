@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataflow.common.batch import MAX_TIMESTAMP
+from dataflow.common.batch import MAX_TIMESTAMP, RowBatch
 from dataflow.datastream import DataStream, OutputTag, StreamExecutionEnvironment
 from dataflow.datastream.functions import (
     CoFlatMapFunction,
@@ -24,7 +24,9 @@ from dataflow.datastream.state import ValueStateDescriptor
 from dataflow.datastream.time_domain import TimeDomain
 from dataflow.errors import JobGraphError, UserFunctionError
 from dataflow.graph.specs import CoProcessSpec
+from taskmanager.elements import END_OF_INPUT, Barrier, Watermark, WatermarkStatus
 from tests.harness import OperatorHarness, send_by_key, subtasks
+from tests.task_harness import TaskHarness, memory_store
 
 LATE = OutputTag("late")
 
@@ -177,6 +179,45 @@ def test_balances_survive_changes_of_parallelism(
             emitted.update(task.emitted)
     expected.update(("timer", key, balances[key], at) for key, at in timers)
     assert emitted == expected
+
+
+# ----------------------------------------------------------------------------------------- task
+
+
+def task() -> TaskHarness:
+    """Channels 0 and 1 are of the first input, 2 of the second."""
+    store = memory_store()
+    spec = CoProcessSpec(CoMapAsProcess(Signs()), None)
+    harness = TaskHarness(spec, inputs=2, second_inputs=1, outputs=1, store=store)
+    return harness.started()
+
+
+def test_a_task_gives_each_channels_records_to_its_input_and_counts_them_all() -> None:
+    harness = task()
+    harness.feed(0, RowBatch([1])).feed(2, RowBatch([2, 3])).feed(1, RowBatch([4]))
+    assert harness.emitted() == [1, -2, -3, 4]
+    assert harness.task.metrics().records_in == 4
+
+
+def test_the_watermark_is_the_smallest_of_both_inputs_that_are_not_idle() -> None:
+    harness = task().feed(0, Watermark(5)).feed(1, Watermark(9))
+    assert harness.emitted() == []
+    assert harness.feed(2, Watermark(7)).emitted() == [Watermark(5)]
+    assert harness.feed(0, WatermarkStatus(True)).emitted() == [Watermark(5), Watermark(7)]
+    assert harness.feed(2, WatermarkStatus(True)).emitted()[2:] == [Watermark(9)]
+
+
+def test_barriers_are_aligned_over_both_inputs() -> None:
+    harness = task().feed(2, Barrier(1), RowBatch([1])).feed(0, RowBatch([2]), Barrier(1))
+    assert harness.emitted() == [2], "what follows the barrier waits for the other input's"
+    harness.feed(1, RowBatch([3]), Barrier(1))
+    assert harness.emitted() == [2, 3, Barrier(1), -1]
+
+
+def test_the_end_of_one_input_is_not_the_end() -> None:
+    harness = task().feed(2, Watermark(MAX_TIMESTAMP), END_OF_INPUT)
+    assert harness.feed(0, RowBatch([1]), END_OF_INPUT).emitted() == [1]
+    assert harness.feed(1, END_OF_INPUT).emitted() == [1, END_OF_INPUT]
 
 
 # ---------------------------------------------------------------------------------------- graph

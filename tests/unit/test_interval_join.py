@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataflow.common import Duration
@@ -129,7 +129,7 @@ steps = st.lists(
     st.tuples(
         st.sampled_from(["left", "right", "left", "right", "watermark"]),
         st.integers(0, 1),
-        st.integers(0, 12),
+        st.integers(0, 8),
     ),
     max_size=50,
 )
@@ -192,6 +192,7 @@ def tied(
     )
 
 
+@settings(max_examples=300)
 @given(steps, bounds, outers, st.integers(1, 7), st.tuples(st.integers(0, 50), st.integers(0, 50)))
 def test_joins_are_those_of_brute_force_at_any_parallelism(
     steps: list[Step],

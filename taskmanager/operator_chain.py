@@ -146,11 +146,13 @@ class OperatorChain:
         ]
         self._with_bounds = [o for o in self.operators if type(o).blocked is not Operator.blocked]
 
-    def restore(self, snapshots: dict[str, OperatorSnapshot]) -> None:
+    def initialize_state(
+        self, snapshots: dict[str, OperatorSnapshot], checkpoint_id: int | None = None
+    ) -> None:
+        """Also at a fresh start, with no snapshots."""
         for node, operator in zip(self.nodes, self.operators, strict=True):
             snapshot = snapshots.get(node.uid)
-            if snapshot is not None:
-                operator.restore(snapshot)
+            operator.initialize_state(snapshot, None if snapshot is None else checkpoint_id)
 
     def open(self) -> None:
         """Downstream first, so that nobody emits to an operator that is not open."""
@@ -184,7 +186,7 @@ class OperatorChain:
 
     def snapshot(self, checkpoint_id: int) -> dict[str, OperatorSnapshot]:
         return {
-            node.uid: operator.snapshot(checkpoint_id)
+            node.uid: operator.snapshot_state(checkpoint_id)
             for node, operator in zip(self.nodes, self.operators, strict=True)
         }
 

@@ -357,7 +357,7 @@ class Task:
         if self._enumerator is not None:
             self._enumerator.reader_parallelism = len(self._outputs.channels)
         if not descriptor.restore:
-            self._open()
+            self._open(TaskSnapshot())
         else:
             self._call_async(self._load_snapshot, self._on_snapshot_loaded)
 
@@ -372,12 +372,15 @@ class Task:
     ) -> None:
         if error is not None:
             raise error
-        if snapshot is not None:
-            self._chain.restore(snapshot.operators)
-            self._restored_drained = snapshot.drained
-        self._open()
+        assert snapshot is not None
+        self._restored_drained = snapshot.drained
+        self._open(snapshot)
 
-    def _open(self) -> None:
+    def _open(self, snapshot: TaskSnapshot) -> None:
+        restore = self.descriptor.restore
+        self._chain.initialize_state(
+            snapshot.operators, restore[0].checkpoint_id if restore else None
+        )
         self._chain.open()
         self._opened = True
         self.state = TaskState.READY
@@ -498,27 +501,30 @@ class Task:
         name = f"{self.id.vertex_id}-{self.id.subtask}-{self.attempt.number}"
         generation = self.attempt.generation
 
-        def upload() -> tuple[StateHandle, tuple[str, ...]]:
+        def upload() -> tuple[StateHandle, TaskSnapshot]:
             completed = snapshot.completed()
             handle = store.write_state(generation, checkpoint_id, name, encode(completed))
-            return handle, completed.stateful_uids
+            return handle, completed
 
         def uploaded(
-            result: tuple[StateHandle, tuple[str, ...]] | None, error: BaseException | None
+            result: tuple[StateHandle, TaskSnapshot] | None, error: BaseException | None
         ) -> None:
             if isinstance(error, UploadLost):
                 raise error
             if error is not None or result is None:
                 self._decline(checkpoint_id, f"{self.name}: upload failed: {error}")
             elif checkpoint_id > self._aborted_checkpoint:
+                handle, completed = result
                 self._services.report(
                     CheckpointAcknowledged(
                         self.id,
                         self.attempt,
                         checkpoint_id,
-                        *result,
-                        snapshot.drained,
+                        handle,
+                        completed.stateful_uids,
+                        completed.drained,
                         commits,
+                        completed.shares_state,
                     )
                 )
 
@@ -539,6 +545,7 @@ class Task:
             self._aligner.abort(checkpoint_id)
             self._gate.set_blocked(self._aligner.blocked if self._aligned_exactly else set())
         for operator in self._chain.operators:
+            operator.notify_checkpoint_aborted(checkpoint_id)
             operator.abort_checkpoint(checkpoint_id)
 
     def commit(self, permit: CommitPermit, settled: bool = False) -> None:
@@ -549,6 +556,8 @@ class Task:
         if self.state not in (TaskState.RUNNING, TaskState.DRAINED):
             return
         checkpoint_id = permit.checkpoint_id
+        for operator in self._chain.operators:
+            operator.notify_checkpoint_complete(checkpoint_id)
 
         def committed() -> None:
             self._services.report(CommitSucceeded(self.id, self.attempt, checkpoint_id))

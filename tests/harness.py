@@ -106,8 +106,7 @@ class OperatorHarness:
         self.output = CollectingOutput()
         self.operator: Operator = create_operator(spec)
         self.operator.setup(self.context, self.output)
-        if snapshot is not None:
-            self.operator.restore(snapshot)
+        self.operator.initialize_state(snapshot, None if snapshot is None else 1)
         self.operator.open()
 
     def rows(self, rows: Iterable[Any], timestamps: Iterable[int] | None = None) -> OperatorHarness:
@@ -134,7 +133,7 @@ class OperatorHarness:
 
     def snapshot(self) -> OperatorSnapshot:
         self.operator.prepare_barrier(1)
-        return self.operator.snapshot(1)
+        return self.operator.snapshot_state(1)
 
     def close(self) -> None:
         self.operator.close()

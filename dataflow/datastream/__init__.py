@@ -1,6 +1,12 @@
 """The DataStream API: programs on streams, in PyFlink's names."""
 
 from dataflow.datastream.checkpoint_config import CheckpointConfig
+from dataflow.datastream.checkpointed import (
+    CheckpointedFunction,
+    CheckpointListener,
+    FunctionInitializationContext,
+    FunctionSnapshotContext,
+)
 from dataflow.datastream.checkpointing_mode import CheckpointingMode
 from dataflow.datastream.data_stream import (
     CloseableIterator,
@@ -36,6 +42,8 @@ from dataflow.datastream.windowed_stream import WindowedStream
 __all__ = [
     "AggregateFunction",
     "CheckpointConfig",
+    "CheckpointListener",
+    "CheckpointedFunction",
     "CheckpointingMode",
     "CloseableIterator",
     "DataStream",
@@ -44,6 +52,8 @@ __all__ = [
     "FailedRecord",
     "FilterFunction",
     "FlatMapFunction",
+    "FunctionInitializationContext",
+    "FunctionSnapshotContext",
     "KeySelector",
     "KeyedProcessFunction",
     "KeyedStream",

@@ -411,3 +411,22 @@ class AggregatingStateDescriptor(StateDescriptor):
 
     def get_agg_function(self) -> AggregateFunction:
         return self._agg_function
+
+
+# ------------------------------------------------------------------------------ operator state
+
+
+class OperatorStateStore(ABC):
+    """State of a subtask, not of a key; a state is asked for once, in ``initialize_state``."""
+
+    @abstractmethod
+    def get_list_state(self, state_descriptor: ListStateDescriptor) -> ListState[Any]:
+        """A list that is divided: when the parallelism changes, the elements of all subtasks are
+        dealt out to the new ones in turn, else each gets its own back."""
+
+    @abstractmethod
+    def get_union_list_state(self, state_descriptor: ListStateDescriptor) -> ListState[Any]:
+        """A list of which after every restore each subtask gets the elements of all.
+
+        A subtask that writes all of them again makes the list grow: keep one's own.
+        """

@@ -4,9 +4,9 @@ An operator works a batch at a time and hands its results to ``self.output``. It
 task's thread alone, never blocks, and knows neither clocks nor Ray: everything outside comes
 through ``OperatorContext``.
 
-Order of calls: ``open`` (after which ``restore`` has been seen, if there was a snapshot), any
-number of ``process_*`` and ``prepare_barrier``/``snapshot`` pairs, ``finish`` at the end of input,
-``close`` always and last.
+Order of calls: ``initialize_state`` (in which ``restore`` is called, if there was a snapshot),
+``open``, any number of ``process_*`` and ``prepare_barrier``/``snapshot_state`` pairs, ``finish``
+at the end of input, ``close`` always and last.
 """
 
 from __future__ import annotations
@@ -92,6 +92,16 @@ class Operator:
         self.context = context
         self.output = output
 
+    def initialize_state(
+        self, snapshot: OperatorSnapshot | None, checkpoint_id: int | None
+    ) -> None:
+        """Called once before ``open``, with what there is of an earlier run, and its checkpoint.
+
+        Operators override ``restore``; a function's own state is added around it.
+        """
+        if snapshot is not None:
+            self.restore(snapshot)
+
     def restore(self, snapshot: OperatorSnapshot) -> None:
         """State of an earlier run, already cut to this subtask's key groups; before ``open``."""
 
@@ -123,9 +133,19 @@ class Operator:
     def prepare_barrier(self, checkpoint_id: int) -> None:
         """Last chance to emit before the barrier goes downstream; sinks pre-commit here."""
 
+    def snapshot_state(self, checkpoint_id: int) -> OperatorSnapshot:
+        """Everything as of the barrier. Operators override ``snapshot``."""
+        return self.snapshot(checkpoint_id)
+
     def snapshot(self, checkpoint_id: int) -> OperatorSnapshot:
         """State as of the barrier; encoded or detached, because processing goes on at once."""
         return OperatorSnapshot()
+
+    def notify_checkpoint_complete(self, checkpoint_id: int) -> None:
+        """The checkpoint is complete; ``commit`` follows."""
+
+    def notify_checkpoint_aborted(self, checkpoint_id: int) -> None:
+        """The checkpoint will never complete; ``abort_checkpoint`` follows."""
 
     def commit(self, checkpoint_id: int, done: Callable[[BaseException | None], None]) -> None:
         """The checkpoint is complete and this attempt may commit what it covers.

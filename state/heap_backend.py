@@ -34,7 +34,7 @@ Namespaced = dict[Any, dict[Any, Any]]
 class StateTable:
     """The values of one state: ``namespaces[namespace][key]``."""
 
-    __slots__ = ("kind", "name", "namespaces", "purge")
+    __slots__ = ("cleanup", "kind", "name", "namespaces", "purge")
 
     def __init__(self, name: str, kind: str) -> None:
         self.name = name
@@ -42,6 +42,8 @@ class StateTable:
         self.namespaces: Namespaced = {}
         #: Removes what has expired; called before each snapshot.
         self.purge: Callable[[], None] | None = None
+        #: What cleans it up bit by bit; made by whoever knows how its values expire.
+        self.cleanup: Any = None
 
     def namespace(self, namespace: Any) -> dict[Any, Any]:
         """The dict of a namespace; stays the same object until ``drop``."""
@@ -77,6 +79,8 @@ class KeyedStateBackend:
         self.current_key: Any = None
         self.watermarks: dict[int, int] = {}
         self.shares_mutable = False
+        #: Called with the number of records that have been processed since the last call.
+        self.for_every_record: list[Callable[[int], None]] = []
         self._memo = KeyGroupMemo(max_parallelism)
         self._tables: dict[str, StateTable] = {}
         self._restored: set[str] = set()

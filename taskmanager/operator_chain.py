@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from dataflow.common.batch import ArrowBatch, Batch, RowBatch
 from dataflow.common.codec import loads_code
@@ -97,8 +97,21 @@ def _to_each(ways: Sequence[Emit], batch: Batch) -> None:
         emit(batch)
 
 
-def _into_operator(operator: Operator, counter: RecordCounter) -> Emit:
+def _processing(operator: Operator) -> Callable[[Any], None]:
     process = operator.process_batch
+    if type(operator).after_records is Operator.after_records:
+        return process
+    after = operator.after_records
+
+    def process_and_say_so(batch: Any) -> None:
+        process(batch)
+        after(len(batch))
+
+    return process_and_say_so
+
+
+def _into_operator(operator: Operator, counter: RecordCounter) -> Emit:
+    process = _processing(operator)
     if operator.accepts_arrow:
 
         def emit(batch: Batch) -> None:

@@ -111,7 +111,9 @@ class OperatorHarness:
 
     def rows(self, rows: Iterable[Any], timestamps: Iterable[int] | None = None) -> OperatorHarness:
         stamps = None if timestamps is None else list(timestamps)
-        self.operator.process_batch(RowBatch(list(rows), stamps))
+        batch = RowBatch(list(rows), stamps)
+        self.operator.process_batch(batch)
+        self.operator.after_records(len(batch))
         return self
 
     def batch(self, batch: Batch) -> OperatorHarness:

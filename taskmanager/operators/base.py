@@ -112,6 +112,9 @@ class Operator:
         """Records of the first (or only) input."""
         raise NotImplementedError
 
+    def after_records(self, count: int) -> None:
+        """``process_batch`` is done with ``count`` records."""
+
     def process_watermark(self, timestamp: int) -> None:
         """Event time has advanced to ``timestamp``."""
         self.output.emit_watermark(timestamp)

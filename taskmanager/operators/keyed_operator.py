@@ -34,6 +34,10 @@ class KeyedOperator(FunctionOperator):
     def keyed_state_store(self) -> KeyedStateStore | None:
         return HeapKeyedStateStore(self.backend)
 
+    def after_records(self, count: int) -> None:
+        for clean_up in self.backend.for_every_record:
+            clean_up(count)
+
     def restore(self, snapshot: OperatorSnapshot) -> None:
         self.backend.restore(snapshot.keyed)
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from dataflow.common.codec import dumps_data, loads_data
+from dataflow.common.codec import dumps_state, loads_state
+from dataflow.common.dataclass_state import SchemaMismatch
 from dataflow.datastream.state import ListState, ListStateDescriptor, OperatorStateStore
 from dataflow.errors import JobExecutionError, RestoreError
 from state.snapshot import OperatorSnapshot, Redistribution
@@ -104,7 +105,10 @@ class OperatorStateBackend(OperatorStateStore):
 
     def _decode(self, name: str, item: bytes) -> Any:
         try:
-            return loads_data(item)
+            return loads_state(item)
+        except SchemaMismatch as error:
+            where = f"state {name!r} of operator {self._operator_name!r}"
+            raise RestoreError(f"{where} does not fit the program: {error}") from error
         except Exception as error:
             raise RestoreError(
                 f"state {name!r} of operator {self._operator_name!r} cannot be decoded: "
@@ -129,7 +133,7 @@ class OperatorStateBackend(OperatorStateStore):
 
     def _encode(self, name: str, element: Any) -> bytes:
         try:
-            return dumps_data(element)
+            return dumps_state(element)
         except Exception as error:
             raise JobExecutionError(
                 f"state {name!r} of operator {self._operator_name!r} holds an element of type "

@@ -287,6 +287,7 @@ class TaskMetrics:
     watermark: int | None
     extra: dict[str, float] = field(default_factory=dict)
     latencies: dict[LatencyPath, LatencyHistogram] = field(default_factory=dict)
+    accumulators: tuple[tuple[str, bytes], ...] = ()  # name, pickled
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from dataflow.graph.job_graph import OperatorNode
 from dataflow.graph.pickling import install_main_classes
 from state.checkpoint_store import CheckpointStore, CommitPermit, StateHandle
 from state.snapshot import TaskSnapshot, encode
+from taskmanager.accumulators import TaskAccumulators
 from taskmanager.alignment import BarrierAligner
 from taskmanager.channel import ChannelLimits
 from taskmanager.elements import (
@@ -128,6 +129,7 @@ class Task:
         self._chunks_sent = 0
         self._chunk_callbacks: dict[int, Callable[[], None]] = {}
         self._metrics: dict[str, Callable[[], float]] = {}
+        self._accumulators = TaskAccumulators()
         self._restored_drained = False
         self._settled = False  # whether a commit has said so
         self._opened = False
@@ -175,7 +177,16 @@ class Task:
             watermark=None if watermark == MIN_TIMESTAMP else watermark,
             extra=self._extra_metrics(),
             latencies=self._markers.histograms(),
+            accumulators=self._encoded_accumulators(),
         )
+
+    def _encoded_accumulators(self) -> tuple[tuple[str, bytes], ...]:
+        try:
+            return self._accumulators.encoded()
+        except Exception as raised:
+            error = raised
+            self.post(lambda: self.fail(error))
+            return ()
 
     def _extra_metrics(self) -> dict[str, float]:
         """What operators and users measure; a metric that raises is left out, not the heartbeat."""
@@ -657,6 +668,7 @@ class _TaskOperatorContext:
         self.processing_time = task._services.processing_time
         self.call_async = task._call_async
         self.send_to_client = task._send_to_client
+        self.accumulators = task._accumulators
 
     def wake_up(self) -> None:
         self._task._services.wake_up(self._task)

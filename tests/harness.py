@@ -11,6 +11,7 @@ from dataflow.common.keys import DEFAULT_MAX_PARALLELISM, KeyGroupRange, key_gro
 from dataflow.datastream.output_tag import OutputTag
 from dataflow.graph.specs import OperatorSpec
 from state.snapshot import OperatorSnapshot
+from taskmanager.accumulators import TaskAccumulators
 from taskmanager.operators.base import Operator
 from taskmanager.operators.factory import create_operator
 
@@ -32,6 +33,7 @@ class FakeOperatorContext:
         self.attempt_number = 0
         self.configuration: dict[str, str] = {}
         self.now = 0
+        self.accumulators = TaskAccumulators()
         self.metrics: dict[str, Callable[[], float]] = {}
 
     def processing_time(self) -> int:

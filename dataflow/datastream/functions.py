@@ -15,6 +15,13 @@ from dataflow.datastream.time_domain import TimeDomain
 from dataflow.datastream.timerservice import TimerService
 
 if TYPE_CHECKING:
+    from dataflow.common.accumulators import (
+        Accumulator,
+        DoubleCounter,
+        Histogram,
+        IntCounter,
+        LongCounter,
+    )
     from dataflow.datastream.state import (
         AggregatingState,
         AggregatingStateDescriptor,
@@ -115,6 +122,28 @@ class RuntimeContext(KeyedStateStore):
 
     @abstractmethod
     def get_metrics_group(self) -> MetricGroup: ...
+
+    @abstractmethod
+    def add_accumulator(self, name: str, accumulator: Accumulator[Any, Any]) -> None:
+        """Have it merged over all subtasks into the result of the job, and the client's
+        ``get_accumulators()``. Raises ValueError for a name that the task has already."""
+
+    @abstractmethod
+    def get_accumulator(self, name: str) -> Accumulator[Any, Any] | None:
+        """This subtask's part of it, or None."""
+
+    @abstractmethod
+    def get_int_counter(self, name: str) -> IntCounter:
+        """The accumulator of that name, made at the first call, as are the following."""
+
+    @abstractmethod
+    def get_long_counter(self, name: str) -> LongCounter: ...
+
+    @abstractmethod
+    def get_double_counter(self, name: str) -> DoubleCounter: ...
+
+    @abstractmethod
+    def get_histogram(self, name: str) -> Histogram: ...
 
 
 # ------------------------------------------------------------------------------------- functions

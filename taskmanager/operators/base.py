@@ -18,6 +18,7 @@ from dataflow.common.batch import ArrowBatch, Batch, RowBatch
 from dataflow.common.keys import KeyGroupRange
 from dataflow.datastream.output_tag import OutputTag
 from state.snapshot import OperatorSnapshot
+from taskmanager.accumulators import TaskAccumulators
 
 
 class Output(Protocol):
@@ -51,6 +52,7 @@ class OperatorContext(Protocol):
     attempt: str  # unique per attempt to run this subtask
     attempt_number: int
     configuration: dict[str, str]
+    accumulators: TaskAccumulators
 
     def processing_time(self) -> int:
         """In milliseconds since the epoch; it never jumps (virtual in a simulation)."""

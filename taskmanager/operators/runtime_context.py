@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
+from dataflow.common.accumulators import (
+    Accumulator,
+    DoubleCounter,
+    Histogram,
+    IntCounter,
+    LongCounter,
+)
 from dataflow.datastream.functions import KeyedStateStore, RuntimeContext
 from dataflow.datastream.state import (
     AggregatingState,
@@ -19,6 +26,8 @@ from dataflow.datastream.state import (
     ValueStateDescriptor,
 )
 from taskmanager.operators.base import OperatorContext
+
+A = TypeVar("A", bound=Accumulator[Any, Any])
 
 
 class OperatorRuntimeContext(RuntimeContext):
@@ -52,6 +61,36 @@ class OperatorRuntimeContext(RuntimeContext):
 
     def get_metrics_group(self) -> OperatorMetricGroup:
         return OperatorMetricGroup(self._context.add_metric)
+
+    def add_accumulator(self, name: str, accumulator: Accumulator[Any, Any]) -> None:
+        self._context.accumulators.add(name, accumulator)
+
+    def get_accumulator(self, name: str) -> Accumulator[Any, Any] | None:
+        return self._context.accumulators.get(name)
+
+    def get_int_counter(self, name: str) -> IntCounter:
+        return self._accumulator(name, IntCounter)
+
+    def get_long_counter(self, name: str) -> LongCounter:
+        return self._accumulator(name, LongCounter)
+
+    def get_double_counter(self, name: str) -> DoubleCounter:
+        return self._accumulator(name, DoubleCounter)
+
+    def get_histogram(self, name: str) -> Histogram:
+        return self._accumulator(name, Histogram)
+
+    def _accumulator(self, name: str, kind: type[A]) -> A:
+        found = self._context.accumulators.get(name)
+        if found is None:
+            found = kind()
+            self._context.accumulators.add(name, found)
+        if not isinstance(found, kind):
+            raise TypeError(
+                f"accumulator {name!r} is a {type(found).__name__} and was asked for as a "
+                f"{kind.__name__}"
+            )
+        return found
 
     def get_state(self, state_descriptor: ValueStateDescriptor) -> ValueState[Any]:
         return self._keyed().get_state(state_descriptor)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from dataflow.common.callables import require_arity
 from dataflow.datastream.time_domain import TimeDomain
 from dataflow.datastream.timerservice import TimerService
+from dataflow.metrics import MetricGroup as MetricGroup
 
 if TYPE_CHECKING:
     from dataflow.common.accumulators import (
@@ -66,29 +67,6 @@ class KeyedStateStore(ABC):
     def get_aggregating_state(
         self, state_descriptor: AggregatingStateDescriptor
     ) -> AggregatingState[Any, Any]: ...
-
-
-class Counter(Protocol):
-    """A metric that counts."""
-
-    def inc(self, n: int = 1) -> None: ...
-
-    def dec(self, n: int = 1) -> None: ...
-
-    def get_count(self) -> int: ...
-
-
-class MetricGroup(Protocol):
-    """Metrics of a function, named by the groups they are in."""
-
-    def add_group(self, name: str, extra: str | None = None) -> MetricGroup:
-        """A group inside this one; ``extra`` makes it a key with a value."""
-
-    def counter(self, name: str) -> Counter:
-        """A counter that starts at 0."""
-
-    def gauge(self, name: str, obj: Callable[[], float]) -> None:
-        """A number that is asked for when it is reported."""
 
 
 class RuntimeContext(KeyedStateStore):

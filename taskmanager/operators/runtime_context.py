@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, TypeVar
 
 from dataflow.common.accumulators import (
@@ -26,6 +25,7 @@ from dataflow.datastream.state import (
     ValueStateDescriptor,
 )
 from taskmanager.operators.base import OperatorContext
+from taskmanager.operators.metrics import OperatorMetricGroup
 
 A = TypeVar("A", bound=Accumulator[Any, Any])
 
@@ -60,7 +60,7 @@ class OperatorRuntimeContext(RuntimeContext):
         return self._context.configuration.get(key, default_value)
 
     def get_metrics_group(self) -> OperatorMetricGroup:
-        return OperatorMetricGroup(self._context.add_metric)
+        return OperatorMetricGroup(self._context.add_metric, self._context.processing_time)
 
     def add_accumulator(self, name: str, accumulator: Accumulator[Any, Any]) -> None:
         self._context.accumulators.add(name, accumulator)
@@ -113,41 +113,3 @@ class OperatorRuntimeContext(RuntimeContext):
         if self._store is None:
             raise RuntimeError("state needs a keyed stream: call key_by() before this operation")
         return self._store
-
-
-class Counter:
-    """A number that goes up and down."""
-
-    def __init__(self) -> None:
-        self._count = 0
-
-    def inc(self, n: int = 1) -> None:
-        self._count += n
-
-    def dec(self, n: int = 1) -> None:
-        self._count -= n
-
-    def get_count(self) -> int:
-        return self._count
-
-
-class OperatorMetricGroup:
-    """Counters and gauges of a user's function; their names are joined with dots."""
-
-    def __init__(self, add: Callable[[str, Callable[[], float]], None], prefix: str = "") -> None:
-        self._add = add
-        self._prefix = prefix
-
-    def add_group(self, name: str, extra: str | None = None) -> OperatorMetricGroup:
-        """A group inside this one; ``extra`` is the value of a key-value group."""
-        inner = f"{self._prefix}{name}." if extra is None else f"{self._prefix}{name}.{extra}."
-        return OperatorMetricGroup(self._add, inner)
-
-    def counter(self, name: str) -> Counter:
-        counter = Counter()
-        self._add(self._prefix + name, counter.get_count)
-        return counter
-
-    def gauge(self, name: str, obj: Callable[[], float]) -> None:
-        """``obj`` is called with every heartbeat and must return a number at once."""
-        self._add(self._prefix + name, obj)

@@ -12,12 +12,15 @@ from __future__ import annotations
 import copyreg
 from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
+from operator import attrgetter
 from typing import Any
 from weakref import WeakKeyDictionary
 
-#: Of a class: the names of its fields, and of slots that are none. None: not for us.
-_Layout = tuple[tuple[str, ...], tuple[str, ...]]
+#: Of a class: the names of its fields, of slots that are none, and what reads all fields of an
+#: instance. None: not for us.
+_Layout = tuple[tuple[str, ...], tuple[str, ...], Callable[[Any], tuple[Any, ...]]]
 _layouts: WeakKeyDictionary[type, _Layout | None] = WeakKeyDictionary()
+_names: WeakKeyDictionary[type, tuple[str, ...]] = WeakKeyDictionary()
 
 
 class SchemaMismatch(Exception):
@@ -33,20 +36,21 @@ def reduce_dataclass(value: Any) -> Any:
         layout = _layouts[kind] = _layout_of(kind)
     if layout is None:
         return NotImplemented
-    names, slots = layout
+    names, slots, read = layout
     unset: tuple[str, ...] = ()
     try:
-        values = tuple([getattr(value, name) for name in names])
+        values = read(value)
     except AttributeError:  # a field that nobody has set yet
         unset = tuple(name for name in names if not hasattr(value, name))
         names = tuple(name for name in names if name not in unset)
         values = tuple([getattr(value, name) for name in names])
-    more = {name: getattr(value, name) for name in slots if hasattr(value, name)}
+    more = {name: getattr(value, name) for name in slots if hasattr(value, name)} if slots else {}
     attributes = getattr(value, "__dict__", None)
     if attributes is not None and len(attributes) > len(names):
         known = {*names, *unset}
         more |= {name: given for name, given in attributes.items() if name not in known}
-    return blank, (kind,), (names, values, unset, more or None), None, None, fill
+    state = (names, values, unset, more) if unset or more else (names, values)
+    return blank, (kind,), state, None, None, fill
 
 
 def _layout_of(kind: type) -> _Layout | None:
@@ -61,9 +65,21 @@ def _layout_of(kind: type) -> _Layout | None:
     )
     if any(own_ways):
         return None
-    names = tuple(field.name for field in fields(kind))
+    names = _names_of(kind)
     slots: Callable[[type], list[str]] = copyreg._slotnames  # type: ignore[attr-defined]
-    return names, tuple(name for name in slots(kind) if name not in names)
+    others = tuple(name for name in slots(kind) if name not in names)
+    if len(names) > 1:
+        return names, others, attrgetter(*names)
+    return names, others, lambda value: tuple([getattr(value, name) for name in names])
+
+
+def _names_of(kind: type) -> tuple[str, ...]:
+    """Of a dataclass's fields, by no means of its class variables."""
+    try:
+        return _names[kind]
+    except KeyError:
+        names = _names[kind] = tuple(field.name for field in fields(kind))
+        return names
 
 
 def _is_own(kind: type, name: str) -> bool:
@@ -87,17 +103,22 @@ def blank(kind: Any) -> Any:
 
 def fill(instance: Any, state: Any) -> None:
     """Give a blank instance its fields. Called by what ``reduce_dataclass`` has written."""
-    names, values, unset, more = state
-    found = dict(zip(names, values, strict=True))
+    names, values, unset, more = state if len(state) > 2 else (*state, (), {})
     kind = type(instance)
     put = object.__setattr__  # frozen or not
+    if names == _names_of(kind):  # the usual case
+        for name, value in zip(names, values, strict=True):
+            put(instance, name, value)
+        _fill_others(instance, more)
+        return
+    found = dict(zip(names, values, strict=True))
     for field in fields(kind):
         name = field.name
         if name in found:
             put(instance, name, found[name])
         elif name in unset:
             continue
-        elif more and name in more:  # was an attribute, and has become a field
+        elif name in more:  # was an attribute, and has become a field
             put(instance, name, more[name])
         elif field.default is not MISSING:
             put(instance, name, field.default)
@@ -108,8 +129,12 @@ def fill(instance: Any, state: Any) -> None:
                 f"field {name!r} was added to {kind.__qualname__} and has no default, so it is "
                 "not known what it is in instances from before; give it one"
             )
-    for name, value in (more or {}).items():
+    _fill_others(instance, more)
+
+
+def _fill_others(instance: Any, more: dict[str, Any]) -> None:
+    for name, value in more.items():
         try:
-            put(instance, name, value)
+            object.__setattr__(instance, name, value)
         except AttributeError:  # the class has slots, and this is none of them any more
             continue

@@ -89,6 +89,13 @@ def test_neither_init_nor_post_init_runs(define: Define) -> None:
     assert vars(loads_state(blob)) == {"a": 1, "b": 2}
 
 
+def test_a_field_that_became_a_class_variable_is_dropped(define: Define) -> None:
+    blob = dumps_state(define(record("a: int; b: int")).Record(1, 2))
+    define("from typing import ClassVar\n" + record("a: int; b: ClassVar[int] = 5"))
+    read = loads_state(blob)
+    assert (vars(read), read.b) == ({"a": 1}, 5)
+
+
 def test_inherited_fields_count(define: Define) -> None:
     base = "@dataclass\nclass Base:\n    x: int\n"
     blob = dumps_state(define(base + record("a: int", base="(Base)")).Record(1, 2))

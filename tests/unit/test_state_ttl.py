@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from harness import OperatorHarness, send_by_key, subtasks
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dataflow.common.keys import KeyGroupRange
@@ -145,11 +145,20 @@ OPERATIONS = st.lists(
         st.integers(0, 9),
         st.sampled_from((0, 1, 49, 50, 51, 97, 99, 100)),
     ),
+    min_size=3,
     max_size=60,
 )
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@example(
+    # Another key is used shortly before this one expires.
+    operations=[(True, 0, 1, 0), (True, 1, 1, 99), (False, 0, 0, 0)],
+    size=2,
+    on_read=False,
+    cut=60,
+)
+@settings(max_examples=300)
 @given(operations=OPERATIONS, size=st.integers(1, 4), on_read=st.booleans(), cut=st.integers(0, 60))
 def test_a_state_is_what_the_definition_says_whatever_is_cleaned_up(
     kind: str,
@@ -217,9 +226,9 @@ def test_accesses_of_one_key_remove_what_has_expired_of_others_a_few_at_a_time()
 
 
 def test_by_default_some_are_looked_at_and_without_background_none() -> None:
-    for settings, left in (((), 5), ((quietly,), 10)):
+    for configs, left in (((), 5), ((quietly,), 10)):
         run = Backend()
-        state = run.store.get_state(expiring(ValueStateDescriptor("v"), *settings))
+        state = run.store.get_state(expiring(ValueStateDescriptor("v"), *configs))
         for key in range(10):
             run.at(key)
             state.update(key)
@@ -228,7 +237,7 @@ def test_by_default_some_are_looked_at_and_without_background_none() -> None:
         state.value()
         assert run.held() <= left
         run.backend.snapshot()
-        assert run.held() == (10 if settings else 0)
+        assert run.held() == (10 if configs else 0)
 
 
 def test_a_full_snapshot_leaves_out_what_has_expired_if_asked_for() -> None:

@@ -327,6 +327,10 @@ class CheckpointCoordinator:
                     for subtask in range(vertex.parallelism)
                     for ack in (pending.acks[TaskId(vertex.id, subtask)],)
                 ),
+                shares_state=any(
+                    pending.acks[TaskId(vertex.id, subtask)].shares_state
+                    for subtask in range(vertex.parallelism)
+                ),
             )
             for vertex in self._job_graph.vertices
         )

@@ -378,6 +378,7 @@ def _status(options: argparse.Namespace) -> int:
     info = attach(options.job_id).info()
     if options.json:
         fields = {**dataclasses.asdict(info), "status": info.status.name}
+        del fields["accumulators"]  # pickled: for programs that have their classes
         if info.status is not JobStatus.FAILED:
             del fields["exit_code"]
         print(json.dumps(fields, indent=2))

@@ -21,6 +21,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from dataflow.common.accumulators import merged_results
 from dataflow.common.config_options import ConfigOptions
 from dataflow.common.job_client import JobClient
 from dataflow.common.job_execution_result import JobExecutionResult
@@ -247,7 +248,8 @@ class PollingJobClient(JobClient):
 
 
 def _accumulators(info: JobInfo) -> dict[str, Any]:
-    return {"records_read": info.records_read, "records_written": info.records_written}
+    counted = {"records_read": info.records_read, "records_written": info.records_written}
+    return {**counted, **merged_results(info.accumulators)}
 
 
 def _future(work: Callable[[], T], background: bool = False) -> Future[T]:

@@ -97,7 +97,10 @@ class Deployment:
 def restore_of_subtask(
     restore: RestoreDescriptor, parallelism: int, subtask: int
 ) -> RestoreDescriptor:
-    """Of an unchanged parallelism only its own part: all parts for all tasks grow quadratically."""
-    if restore.parallelism != parallelism:
+    """Of an unchanged parallelism only its own part: all parts for all tasks grow quadratically.
+
+    Where subtasks share state, every task needs all parts.
+    """
+    if restore.parallelism != parallelism or restore.shares_state:
         return restore
     return replace(restore, handles=restore.handles[subtask : subtask + 1])

@@ -129,6 +129,7 @@ class JobInfo:
     notice: str | None = None  # what its owner should know although nothing has failed
     exit_code: int = JobExecutionError.exit_code  # of a failed job, by the kind of its error
     latencies: tuple[OperatorLatency, ...] = ()  # from the sources to each operator
+    accumulators: tuple[tuple[str, bytes], ...] = ()  # name, pickled; of every subtask
 
 
 def _notice(master: JobMaster, restarted: bool) -> str | None:
@@ -261,6 +262,7 @@ class JobManager:
             taskmanagers=master.describe_taskmanagers(),
             notice=_notice(master, self._restarted),
             latencies=operator_latencies(self._job_graph, by_task),
+            accumulators=tuple(part for m in metrics for part in m.accumulators),
             **common,  # type: ignore[arg-type]
         )
 

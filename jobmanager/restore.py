@@ -35,6 +35,7 @@ def plan_restore(
                     manifest.checkpoint_id,
                     old.parallelism,
                     tuple((subtask.subtask, subtask.handle) for subtask in old.subtasks),
+                    old.shares_state,
                 )
             )
         plan[vertex.id] = tuple(descriptors)

@@ -1,7 +1,7 @@
 """Broadcast state: dicts of which every subtask keeps a copy of its own.
 
 A snapshot has one item per dict that is not empty, and when the parallelism changes each new
-subtask gets the item of one of the old ones (``state.snapshot.BROADCAST``).
+subtask gets the item of one of the old ones (``Redistribution.BROADCAST``).
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from dataflow.common.codec import dumps_data, loads_data
 from dataflow.datastream.state import BroadcastState, MapStateDescriptor, ReadOnlyBroadcastState
 from dataflow.errors import JobExecutionError, RestoreError
 from state.aliasing import is_immutable
-from state.snapshot import BROADCAST
+from state.snapshot import OperatorSnapshot, Redistribution
+
+#: Names in the snapshot begin so, apart from those of the function's own operator state.
+PREFIX = "broadcast:"
 
 
 class Sharing(Protocol):
@@ -53,28 +56,31 @@ class BroadcastStates:
             )
         return found
 
-    def snapshot(self) -> dict[str, list[bytes]]:
+    def snapshot(self) -> OperatorSnapshot:
         """Raises JobExecutionError when an entry cannot be encoded."""
-        encoded = {}
+        encoded: dict[str, list[bytes]] = {}
         for name, entries in self._dicts.items():
             try:
                 if entries:
-                    encoded[BROADCAST + name] = [dumps_data(entries)]
+                    encoded[PREFIX + name] = [dumps_data(entries)]
             except Exception as error:
                 raise JobExecutionError(
                     f"broadcast state {name!r} of operator {self._operator_name!r} cannot be "
                     f"encoded for the checkpoint: {type(error).__name__}: {error}"
                 ) from error
-        return encoded
+        modes = dict.fromkeys(encoded, Redistribution.BROADCAST)
+        return OperatorSnapshot(operator=encoded, modes=modes)
 
     def restore(self, operator: Mapping[str, list[bytes]]) -> None:
-        """Raises RestoreError when it is no such state, or one that the program does not have."""
+        """Raises RestoreError when there is one that the program does not have."""
         for name, items in operator.items():
-            entries = self._dicts.get(name.removeprefix(BROADCAST))
-            if not name.startswith(BROADCAST) or entries is None:
+            if not name.startswith(PREFIX):
+                continue
+            entries = self._dicts.get(name.removeprefix(PREFIX))
+            if entries is None:
                 raise RestoreError(
                     f"operator {self._operator_name!r} has no broadcast state "
-                    f"{name.removeprefix(BROADCAST)!r}, which is in the checkpoint; give its "
+                    f"{name.removeprefix(PREFIX)!r}, which is in the checkpoint; give its "
                     "descriptor to broadcast(), or the operator another uid to start it empty"
                 )
             for item in items:

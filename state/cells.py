@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
-from state.heap_backend import MISSING
+from state.heap_backend import MISSING, Namespaced
 
 
 class Cells:
@@ -73,11 +74,63 @@ class TtlCells(Cells):
             kept = [(value, now) for value, _ in kept]
         return kept, values
 
-    def drop_expired(self, cells: dict[Any, Any] | list[Any]) -> None:
-        """Remove in place what has expired."""
-        latest = self._now() - self._ttl_ms
-        if isinstance(cells, list):
-            cells[:] = [cell for cell in cells if cell[1] > latest]
+    def drop_expired(self, values: dict[Any, Any], key: Any, nested: bool) -> None:
+        """Remove what has expired under ``key``: its cell, or if ``nested`` some of its cells."""
+        found = values.get(key)
+        if found is None:
             return
-        for key in [key for key, (_, used) in cells.items() if used <= latest]:
-            del cells[key]
+        latest = self._now() - self._ttl_ms
+        if not nested:
+            if found[1] <= latest:
+                del values[key]
+            return
+        if isinstance(found, list):
+            found[:] = [cell for cell in found if cell[1] > latest]
+        else:
+            for inner in [inner for inner, (_, used) in found.items() if used <= latest]:
+                del found[inner]
+        if not found:
+            del values[key]
+
+
+class Cleanup:
+    """Removes expired values of one state, whoever's key it is: all at once, or key by key.
+
+    Rounds go through the keys that there were when the round began. A run looks at so many keys and
+    no more; only the list of a namespace's keys is made in one go, once in a round.
+    """
+
+    __slots__ = ("_cells", "_keys_per_run", "_namespaces", "_nested", "_round")
+
+    def __init__(
+        self, namespaces: Namespaced, cells: TtlCells, nested: bool, keys_per_run: int
+    ) -> None:
+        self._namespaces = namespaces
+        self._cells = cells
+        self._nested = nested
+        self._keys_per_run = keys_per_run
+        self._round = self._keys()
+
+    def run(self, times: int = 1) -> None:
+        """Look at the next keys, at none of them twice."""
+        left = self._keys_per_run * times - self._look_at(self._keys_per_run * times)
+        if left:
+            self._round = self._keys()
+            self._look_at(left)
+
+    def purge(self) -> None:
+        """Look at all of them."""
+        for values, key in self._keys():
+            self._cells.drop_expired(values, key, self._nested)
+
+    def _look_at(self, count: int) -> int:
+        looked_at = 0
+        for values, key in islice(self._round, count):
+            self._cells.drop_expired(values, key, self._nested)
+            looked_at += 1
+        return looked_at
+
+    def _keys(self) -> Iterator[tuple[dict[Any, Any], Any]]:
+        for values in list(self._namespaces.values()):
+            for key in list(values):
+                yield values, key

@@ -59,6 +59,7 @@ class VertexState:
     max_parallelism: int
     operator_uids: tuple[str, ...]
     subtasks: tuple[SubtaskState, ...]
+    shares_state: bool = False  # each restored subtask needs state of all (see ``snapshot``)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +191,8 @@ def _encode_vertex(vertex: VertexState) -> dict[str, Any]:
             }
             for s in vertex.subtasks
         ],
+        # Only where it holds, so that the manifests of most jobs are what they always were.
+        **({"shares_state": True} if vertex.shares_state else {}),
     }
 
 
@@ -214,7 +217,9 @@ def _decode_body(body: Any) -> CheckpointManifest:
 
 
 def _decode_vertex(data: Any) -> VertexState:
-    f = _fields(data, {"vertex_id", "parallelism", "max_parallelism", "operator_uids", "subtasks"})
+    names = {"vertex_id", "parallelism", "max_parallelism", "operator_uids", "subtasks"}
+    shares_state = isinstance(data, dict) and data.get("shares_state") is True
+    f = _fields(data, names | {"shares_state"} if shares_state else names)
     uids = _items(f["operator_uids"], OPERATORS_MAX, "operator_uids")
     vertex = VertexState(
         vertex_id=_text(f["vertex_id"], "vertex_id"),
@@ -222,6 +227,7 @@ def _decode_vertex(data: Any) -> VertexState:
         max_parallelism=_number(f["max_parallelism"], "max_parallelism", 1),
         operator_uids=tuple(_text(uid, "operator_uids") for uid in uids),
         subtasks=tuple(_decode_subtask(s) for s in _items(f["subtasks"], SUBTASKS_MAX, "subtasks")),
+        shares_state=shares_state,
     )
     _require(vertex.parallelism <= vertex.max_parallelism, "parallelism <= max_parallelism")
     _require(

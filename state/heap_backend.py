@@ -6,9 +6,11 @@ before a snapshot.
 
 A snapshot has one block per key group::
 
-    b"DFKS" | version (1 byte) | pickle of (watermark, {name: (kind, {namespace: {key: value}})})
+    b"DFKS" | version (1 byte) | pickle of (watermark, {name: (kind, state)})
+    state = pickle of {namespace: {key: value}}; in version 1 not pickled by itself
 
-so that a job restored at another parallelism hands every subtask the blocks of its own groups.
+so that a job restored at another parallelism hands every subtask the blocks of its own groups, and
+a state whose classes have changed too much can be named.
 Names that start with ``$`` belong to the operators (window contents, timers), others to the user.
 """
 
@@ -17,13 +19,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from dataflow.common.codec import dumps_data, loads_data
+from dataflow.common.codec import dumps_data, dumps_state, loads_state
+from dataflow.common.dataclass_state import SchemaMismatch
 from dataflow.common.keys import KeyGroupMemo, KeyGroupRange
 from dataflow.errors import JobExecutionError, KeyTypeError, RestoreError
 from state.aliasing import is_immutable
 
 _MAGIC = b"DFKS"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
 
 #: What ``dict.get`` answers for a key without state; None may be a value.
 MISSING: Final = object()
@@ -34,7 +38,7 @@ Namespaced = dict[Any, dict[Any, Any]]
 class StateTable:
     """The values of one state: ``namespaces[namespace][key]``."""
 
-    __slots__ = ("kind", "name", "namespaces", "purge")
+    __slots__ = ("cleanup", "kind", "name", "namespaces", "purge")
 
     def __init__(self, name: str, kind: str) -> None:
         self.name = name
@@ -42,6 +46,8 @@ class StateTable:
         self.namespaces: Namespaced = {}
         #: Removes what has expired; called before each snapshot.
         self.purge: Callable[[], None] | None = None
+        #: What cleans it up bit by bit; made by whoever knows how its values expire.
+        self.cleanup: Any = None
 
     def namespace(self, namespace: Any) -> dict[Any, Any]:
         """The dict of a namespace; stays the same object until ``drop``."""
@@ -77,6 +83,8 @@ class KeyedStateBackend:
         self.current_key: Any = None
         self.watermarks: dict[int, int] = {}
         self.shares_mutable = False
+        #: Called with the number of records that have been processed since the last call.
+        self.for_every_record: list[Callable[[int], None]] = []
         self._memo = KeyGroupMemo(max_parallelism)
         self._tables: dict[str, StateTable] = {}
         self._restored: set[str] = set()
@@ -204,9 +212,12 @@ class KeyedStateBackend:
 
     def _encode(self, group: int, states: dict[str, tuple[str, Namespaced]]) -> bytes:
         try:
-            body = dumps_data((self.watermarks.get(group), states))
+            encoded = {
+                name: (kind, dumps_state(namespaces)) for name, (kind, namespaces) in states.items()
+            }
         except Exception as error:
             raise JobExecutionError(self._why_not_encodable(states)) from error
+        body = dumps_data((self.watermarks.get(group), encoded))
         return _MAGIC + bytes([FORMAT_VERSION]) + body
 
     def _why_not_encodable(self, states: dict[str, tuple[str, Namespaced]]) -> str:
@@ -215,7 +226,7 @@ class KeyedStateBackend:
                 for entry in values.items():
                     for what, item in zip(("key", "value"), entry, strict=True):
                         try:
-                            dumps_data(item)
+                            dumps_state(item)
                         except Exception as error:
                             return (
                                 f"state {name!r} of operator {self.operator_name!r} holds a {what} "
@@ -261,13 +272,22 @@ class KeyedStateBackend:
         header = len(_MAGIC) + 1
         if len(block) < header or block[: len(_MAGIC)] != _MAGIC:
             raise RestoreError(f"{where} is not a keyed state block")
-        if block[len(_MAGIC)] != FORMAT_VERSION:
+        version = block[len(_MAGIC)]
+        if version not in READABLE_VERSIONS:
             raise RestoreError(
-                f"{where} has format version {block[len(_MAGIC)]}; this release reads "
-                f"{FORMAT_VERSION}"
+                f"{where} has format version {version}; this release reads up to {FORMAT_VERSION}"
             )
+        name: str | None = None
         try:
-            watermark, states = loads_data(block[header:])
+            watermark, states = loads_state(memoryview(block)[header:])
+            if version > 1:
+                for name, (kind, state) in states.items():
+                    states[name] = kind, loads_state(state)
+        except SchemaMismatch as error:
+            state_name = "the state" if name is None else f"state {name!r}"
+            raise RestoreError(
+                f"{state_name} of operator {self.operator_name!r} does not fit the program: {error}"
+            ) from error
         except Exception as error:
             raise RestoreError(
                 f"{where} cannot be decoded: {type(error).__name__}: {error}"

@@ -22,16 +22,19 @@ from dataflow.datastream.state import (
     ValueStateDescriptor,
 )
 from state.aliasing import is_immutable
-from state.cells import Cells, TtlCells
-from state.heap_backend import MISSING, KeyedStateBackend, Namespaced
+from state.cells import Cells, Cleanup, TtlCells
+from state.heap_backend import MISSING, KeyedStateBackend, StateTable
 
 D = TypeVar("D", bound=StateDescriptor)
+S = TypeVar("S", bound="_HeapState")
 
 
 class _HeapState:
     """What all states share: the values of their namespace, by key, and how these are kept."""
 
-    __slots__ = ("_backend", "_cells", "_values")
+    __slots__ = ("_backend", "_cells", "_values", "clean_up")
+
+    clean_up: Callable[[], None]  # of a state that is cleaned up at every access
 
     def __init__(self, backend: KeyedStateBackend, values: dict[Any, Any], cells: Cells) -> None:
         self._backend = backend
@@ -245,6 +248,41 @@ class HeapAggregatingState(MergeableState, AggregatingState[Any, Any]):
         self._cells.write(self._values, key, accumulator)
 
 
+#: What an access is, of all kinds of state.
+_ACCESSES = (
+    *("value", "update", "get", "add", "add_all", "put", "put_all", "remove", "contains"),
+    *("items", "keys", "values", "is_empty", "clear"),
+)
+
+
+def _cleaning(kind: type[S]) -> type[S]:
+    """``kind`` with a bit of clean-up after every access; other states pay nothing for it."""
+
+    def cleaning(method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def access(self: Any, *arguments: Any) -> Any:
+            result = method(self, *arguments)
+            self.clean_up()
+            return result
+
+        return access
+
+    methods = {name: cleaning(getattr(kind, name)) for name in _ACCESSES if hasattr(kind, name)}
+    return type(f"Cleaning{kind.__name__}", (kind,), {"__slots__": (), **methods})
+
+
+_CLEANING = {
+    kind: _cleaning(kind)
+    for kind in (
+        HeapValueState,
+        HeapListState,
+        HeapMapState,
+        HeapReducingState,
+        HeapAggregatingState,
+    )
+}
+
+
 class HeapKeyedStateStore(KeyedStateStore):
     """Hands out states of one namespace (None: of the key alone)."""
 
@@ -253,23 +291,33 @@ class HeapKeyedStateStore(KeyedStateStore):
         self._namespace = namespace
 
     def get_state(self, state_descriptor: ValueStateDescriptor) -> ValueState[Any]:
-        return HeapValueState(*self._open(state_descriptor, ValueStateDescriptor, "value"))
+        return self._state(HeapValueState, state_descriptor, ValueStateDescriptor, "value")
 
     def get_list_state(self, state_descriptor: ListStateDescriptor) -> ListState[Any]:
-        return HeapListState(*self._open(state_descriptor, ListStateDescriptor, "list"))
+        return self._state(HeapListState, state_descriptor, ListStateDescriptor, "list")
 
     def get_map_state(self, state_descriptor: MapStateDescriptor) -> MapState[Any, Any]:
-        return HeapMapState(*self._open(state_descriptor, MapStateDescriptor, "map"))
+        return self._state(HeapMapState, state_descriptor, MapStateDescriptor, "map")
 
     def get_reducing_state(self, state_descriptor: ReducingStateDescriptor) -> ReducingState[Any]:
-        parts = self._open(state_descriptor, ReducingStateDescriptor, "reducing")
-        return HeapReducingState(*parts, state_descriptor.get_reduce_function())
+        return self._state(
+            HeapReducingState,
+            state_descriptor,
+            ReducingStateDescriptor,
+            "reducing",
+            lambda descriptor: (descriptor.get_reduce_function(),),
+        )
 
     def get_aggregating_state(
         self, state_descriptor: AggregatingStateDescriptor
     ) -> AggregatingState[Any, Any]:
-        parts = self._open(state_descriptor, AggregatingStateDescriptor, "aggregating")
-        return HeapAggregatingState(*parts, state_descriptor.get_agg_function())
+        return self._state(
+            HeapAggregatingState,
+            state_descriptor,
+            AggregatingStateDescriptor,
+            "aggregating",
+            lambda descriptor: (descriptor.get_agg_function(),),
+        )
 
     def for_each_key(self, descriptor: StateDescriptor, visit: Callable[[Any, Any], None]) -> None:
         """Call ``visit(key, state)`` for every key that has the state, with that key current."""
@@ -291,9 +339,15 @@ class HeapKeyedStateStore(KeyedStateStore):
             self._backend.current_key = key
             visit(key, opened)
 
-    def _open(
-        self, descriptor: D, expected: type[D], kind: str
-    ) -> tuple[KeyedStateBackend, dict[Any, Any], Cells]:
+    def _state(
+        self,
+        make: type[S],
+        descriptor: D,
+        expected: type[D],
+        kind: str,
+        more: Callable[[D], tuple[Any, ...]] = lambda descriptor: (),
+    ) -> S:
+        """A state of the kind, with ``more`` arguments besides those that all have."""
         if not isinstance(descriptor, expected):
             raise TypeError(
                 f"a {kind} state needs a {expected.__name__}, not {type(descriptor).__name__}"
@@ -301,19 +355,21 @@ class HeapKeyedStateStore(KeyedStateStore):
         name = descriptor.get_name()
         if name.startswith("$"):
             raise ValueError(f"state name {name!r}: names that start with '$' are reserved")
-        cells = self._cells(descriptor)
-        if not isinstance(cells, TtlCells):
-            table = self._backend.table(name, f"{kind} state")
-        else:
-            table = self._backend.table(name, f"{kind} state with TTL")
-            nested = kind in ("list", "map")
-            table.purge = functools.partial(_purge, table.namespaces, cells, nested)
-        return self._backend, table.namespace(self._namespace), cells
+        backend, ttl = self._backend, descriptor.ttl_config
+        cells, clean_up, how = _PLAIN, None, ""
+        if ttl is not None and ttl.is_enabled():
+            cells, how = self._ttl_cells(ttl), " with TTL"
+        table = backend.table(name, f"{kind} state{how}")
+        if isinstance(cells, TtlCells):
+            assert ttl is not None
+            clean_up = self._cleanup(table, cells, kind in ("list", "map"), ttl)
+        made: Any = make if clean_up is None else _CLEANING[make]  # type: ignore[index]
+        state: S = made(backend, table.namespace(self._namespace), cells, *more(descriptor))
+        if clean_up is not None:
+            state.clean_up = clean_up
+        return state
 
-    def _cells(self, descriptor: StateDescriptor) -> Cells:
-        ttl = descriptor.ttl_config
-        if ttl is None or not ttl.is_enabled():
-            return _PLAIN
+    def _ttl_cells(self, ttl: StateTtlConfig) -> TtlCells:
         visibility = ttl.get_state_visibility()
         return TtlCells(
             ttl_ms=ttl.get_ttl().to_milliseconds(),
@@ -322,17 +378,23 @@ class HeapKeyedStateStore(KeyedStateStore):
             return_expired=visibility is StateTtlConfig.StateVisibility.ReturnExpiredIfNotCleanedUp,
         )
 
+    def _cleanup(
+        self, table: StateTable, cells: TtlCells, nested: bool, ttl: StateTtlConfig
+    ) -> Callable[[], None] | None:
+        """Arrange for the clean-up of a table; what every access is to do of it.
+
+        A state may be asked for again and again, as in a window function, but is cleaned up once.
+        """
+        strategies = ttl.get_cleanup_strategies()
+        incremental = strategies.get_incremental_cleanup_strategy()
+        if table.cleanup is None:
+            size = 1 if incremental is None else incremental.get_cleanup_size()
+            table.cleanup = cleanup = Cleanup(table.namespaces, cells, nested, size)
+            if strategies.is_cleanup_in_background() or strategies.in_full_snapshot():
+                table.purge = cleanup.purge
+            if incremental is not None and incremental.run_cleanup_for_every_record():
+                self._backend.for_every_record.append(cleanup.run)
+        return None if incremental is None else table.cleanup.run
+
 
 _PLAIN = Cells()
-
-
-def _purge(namespaces: Namespaced, cells: TtlCells, nested: bool) -> None:
-    """Remove every expired value of a state, whoever's key it is."""
-    for values in namespaces.values():
-        if not nested:
-            cells.drop_expired(values)
-            continue
-        for key, inner in list(values.items()):
-            cells.drop_expired(inner)
-            if not inner:
-                del values[key]

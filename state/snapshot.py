@@ -16,6 +16,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 from dataflow.common.keys import MAX_MAX_PARALLELISM, KeyGroupRange
@@ -25,8 +26,16 @@ _MAGIC = b"DFSNAP\x00\x01"
 _FOOTER = struct.Struct("<QI8s")
 _LENGTH = struct.Struct("<Q")
 
-#: Names of operator state begin so if every subtask has a copy of all of it.
-BROADCAST = "broadcast:"
+
+class Redistribution(Enum):
+    """Who gets the items of an operator state at a restore."""
+
+    #: Each subtask its own again, and in turn all of everybody's when the parallelism changes.
+    SPLIT = "split"
+    #: Every subtask all of everybody's, also when the parallelism stays.
+    UNION = "union"
+    #: Each subtask its own again, and one of the copies, which are equal, when it changes.
+    BROADCAST = "broadcast"
 
 
 @dataclass(slots=True)
@@ -34,8 +43,7 @@ class OperatorSnapshot:
     """The state of one operator in one subtask.
 
     ``keyed`` maps key group to an encoded block (see ``state.heap_backend``). ``operator`` maps a
-    state name to encoded items, redistributed when the parallelism changes: round-robin, or as the
-    beginning of the name says (``BROADCAST``).
+    state name to encoded items, which are redistributed as ``modes`` says (by default SPLIT).
 
     ``asynchronous_part`` is what must not be done on the task's thread: called on an I/O thread
     before the snapshot is encoded, it returns what is to be added.
@@ -44,13 +52,18 @@ class OperatorSnapshot:
     keyed: dict[int, bytes] = field(default_factory=dict)
     operator: dict[str, list[bytes]] = field(default_factory=dict)
     asynchronous_part: Callable[[], OperatorSnapshot] | None = None
+    modes: dict[str, Redistribution] = field(default_factory=dict)
 
     def completed(self) -> OperatorSnapshot:
         """With the asynchronous part; blocks, and raises what that raises."""
         if self.asynchronous_part is None:
             return self
         added = self.asynchronous_part().completed()
-        return OperatorSnapshot({**self.keyed, **added.keyed}, {**self.operator, **added.operator})
+        return OperatorSnapshot(
+            {**self.keyed, **added.keyed},
+            {**self.operator, **added.operator},
+            modes={**self.modes, **added.modes},
+        )
 
 
 @dataclass(slots=True)
@@ -64,6 +77,15 @@ class TaskSnapshot:
     def stateful_uids(self) -> tuple[str, ...]:
         """The operators that have any state, now."""
         return tuple(uid for uid, o in self.operators.items() if o.keyed or o.operator)
+
+    @property
+    def shares_state(self) -> bool:
+        """Whether a restored subtask needs state of the others although the parallelism stays."""
+        return any(
+            mode is Redistribution.UNION
+            for o in self.operators.values()
+            for mode in o.modes.values()
+        )
 
     def completed(self) -> TaskSnapshot:
         """With the asynchronous parts of all operators."""
@@ -91,6 +113,7 @@ def encode(snapshot: TaskSnapshot) -> bytes:
             "operator": [
                 [name, *add(_join(items))] for name, items in sorted(state.operator.items())
             ],
+            **_encode_modes(state),
         }
         for uid, state in sorted(snapshot.operators.items())
     ]
@@ -99,6 +122,12 @@ def encode(snapshot: TaskSnapshot) -> bytes:
     ).encode()
     # Joined once: state that is copied while it grows takes its size once more.
     return b"".join([*parts, index, _FOOTER.pack(len(index), _index_crc(index), _MAGIC)])
+
+
+def _encode_modes(state: OperatorSnapshot) -> dict[str, dict[str, str]]:
+    """Nothing where there is nothing but SPLIT, as in snapshots from before there were others."""
+    modes = {name: mode.value for name, mode in sorted(state.modes.items())}
+    return {"modes": modes} if modes else {}
 
 
 def _join(items: list[bytes]) -> bytes:
@@ -126,6 +155,8 @@ def decode(data: bytes, key_groups: KeyGroupRange | None = None) -> TaskSnapshot
                 state.keyed[group] = _block(data, *place)
         for name, *place in operator["operator"]:
             state.operator[name] = list(_split(_block(data, *place)))
+        for name, mode in operator.get("modes", {}).items():
+            state.modes[name] = Redistribution(mode)
         snapshot.operators[operator["uid"]] = state
     return snapshot
 
@@ -143,7 +174,7 @@ def _read_index(data: bytes) -> dict[str, Any]:
     try:
         index = json.loads(raw)
         _check_index(index, start)
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CorruptObject("the snapshot's index is malformed") from None
     checked: dict[str, Any] = index
     return checked
@@ -156,15 +187,26 @@ def _check_index(index: Any, end: int) -> None:
     position = len(_MAGIC)
     uids = set()
     for operator in index["operators"]:
-        if set(operator) != {"uid", "keyed", "operator"} or type(operator["uid"]) is not str:
+        if {*operator, "modes"} != {"uid", "keyed", "operator", "modes"}:
+            raise ValueError
+        if type(operator["uid"]) is not str:
             raise ValueError
         uids.add(operator["uid"])
         position = _check_blocks(operator["keyed"], int, position)
         position = _check_blocks(operator["operator"], str, position)
         if any(not 0 <= entry[0] < MAX_MAX_PARALLELISM for entry in operator["keyed"]):
             raise ValueError
+        _check_modes(operator)
     if position != end or len(uids) != len(index["operators"]):
         raise ValueError
+
+
+def _check_modes(operator: dict[str, Any]) -> None:
+    names = {entry[0] for entry in operator["operator"]}
+    for name, mode in operator.get("modes", {}).items():
+        Redistribution(mode)
+        if name not in names:
+            raise ValueError
 
 
 def _check_blocks(entries: Iterable[Any], name_type: type, position: int) -> int:
@@ -211,8 +253,9 @@ def redistribute(
 ) -> TaskSnapshot:
     """What subtask ``subtask`` of ``new_parallelism`` starts from; ``old`` is in subtask order.
 
-    Keyed state goes by key group. Items of operator state stay with their subtask while the
-    parallelism is the same, else see ``_redistributed``.
+    Keyed state goes by key group. Items of operator state go as their ``Redistribution`` says:
+    those that are split stay with their subtask while the parallelism is the same, else item ``i``
+    of all goes to subtask ``i % new_parallelism``.
     A new subtask has drained only if every old one had. Raises CorruptObject when two old
     subtasks claim one key group.
     """
@@ -222,7 +265,7 @@ def redistribute(
             f"subtask {subtask} of {new_parallelism}"
         )
     if old_parallelism == new_parallelism:
-        return old[subtask]
+        return _with_shared_state(old, subtask)
     groups = KeyGroupRange.of(max_parallelism, new_parallelism, subtask)
     merged = TaskSnapshot(drained=all(task.drained for task in old))
     for uid in sorted({uid for task in old for uid in task.operators}):
@@ -243,20 +286,40 @@ def _merge(
                 raise CorruptObject(f"two subtasks hold state of key group {group}")
             merged.keyed[group] = block
     for name in sorted({name for state in states for name in state.operator}):
-        lists = [state.operator[name] for state in states if name in state.operator]
-        merged.operator[name] = _redistributed(name, lists, parallelism, subtask)
+        mode = _mode(name, states)
+        items = [item for state in states for item in state.operator.get(name, ())]
+        match mode:
+            case Redistribution.SPLIT:
+                merged.operator[name] = items[subtask::parallelism]
+            case Redistribution.UNION:
+                merged.operator[name] = items
+            case Redistribution.BROADCAST:
+                copies = [state.operator[name] for state in states if name in state.operator]
+                merged.operator[name] = copies[subtask % len(copies)]
+        if mode is not Redistribution.SPLIT:
+            merged.modes[name] = mode
     return merged
 
 
-def _redistributed(
-    name: str, lists: list[list[bytes]], parallelism: int, subtask: int
-) -> list[bytes]:
-    """The items of one of ``parallelism`` subtasks; ``lists`` are those of the old subtasks.
+def _mode(name: str, states: list[OperatorSnapshot]) -> Redistribution:
+    modes = (state.modes.get(name) for state in states)
+    return next((mode for mode in modes if mode is not None), Redistribution.SPLIT)
 
-    Item ``i`` of all goes to subtask ``i % parallelism``, but of BROADCAST state each subtask gets
-    the whole copy of one old one.
-    """
-    if name.startswith(BROADCAST):
-        return lists[subtask % len(lists)]
-    items = [item for items in lists for item in items]
-    return items[subtask::parallelism]
+
+def _with_shared_state(old: list[TaskSnapshot], subtask: int) -> TaskSnapshot:
+    """A subtask's own, and of the others what every subtask gets."""
+    own = old[subtask]
+    if not any(task.shares_state for task in old):
+        return own
+    merged = TaskSnapshot(drained=own.drained)
+    for uid in sorted({uid for task in old for uid in task.operators}):
+        states = [task.operators[uid] for task in old if uid in task.operators]
+        mine = own.operators.get(uid, OperatorSnapshot())
+        merged.operators[uid] = OperatorSnapshot(dict(mine.keyed), dict(mine.operator))
+        for name in sorted({name for state in states for name in state.modes}):
+            merged.operators[uid].modes[name] = mode = _mode(name, states)
+            if mode is Redistribution.UNION:
+                merged.operators[uid].operator[name] = [
+                    item for state in states for item in state.operator.get(name, ())
+                ]
+    return merged

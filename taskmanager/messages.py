@@ -67,12 +67,14 @@ class OutputDescriptor:
 class RestoreDescriptor:
     """What one task needs of one vertex of the checkpoint that holds state of its operators.
 
-    Only its own snapshot if the parallelism is what it was, else those of all subtasks.
+    Only its own snapshot if the parallelism is what it was, and no state is shared, else those of
+    all subtasks.
     """
 
     checkpoint_id: int
     parallelism: int  # of that vertex, at the time of the checkpoint
     handles: tuple[tuple[int, StateHandle | None], ...]  # (old subtask, its state)
+    shares_state: bool = False
 
 
 @dataclass(frozen=True)
@@ -237,6 +239,7 @@ class CheckpointAcknowledged:
     stateful_uids: tuple[str, ...]
     drained: bool
     has_committables: bool
+    shares_state: bool = False  # see TaskSnapshot
 
 
 @dataclass(frozen=True)
@@ -284,6 +287,7 @@ class TaskMetrics:
     watermark: int | None
     extra: dict[str, float] = field(default_factory=dict)
     latencies: dict[LatencyPath, LatencyHistogram] = field(default_factory=dict)
+    accumulators: tuple[tuple[str, bytes], ...] = ()  # name, pickled
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from dataflow.common.batch import ArrowBatch, Batch, RowBatch
 from dataflow.common.codec import loads_code
@@ -98,7 +98,17 @@ def _to_each(ways: Sequence[Emit], batch: Batch) -> None:
         emit(batch)
 
 
+def _and_say_so(process: Emit, after: Callable[[int], None]) -> Emit:
+    def process_and_say_so(batch: Any) -> None:
+        process(batch)
+        after(len(batch))
+
+    return process_and_say_so
+
+
 def _into_operator(operator: Operator, process: Emit, counter: RecordCounter) -> Emit:
+    if type(operator).after_records is not Operator.after_records:
+        process = _and_say_so(process, operator.after_records)
     if operator.accepts_arrow:
 
         def emit(batch: Batch) -> None:
@@ -150,11 +160,13 @@ class OperatorChain:
         self._finished = 0  # how many operators, from the head on
         self._with_bounds = [o for o in self.operators if type(o).blocked is not Operator.blocked]
 
-    def restore(self, snapshots: dict[str, OperatorSnapshot]) -> None:
+    def initialize_state(
+        self, snapshots: dict[str, OperatorSnapshot], checkpoint_id: int | None = None
+    ) -> None:
+        """Also at a fresh start, with no snapshots."""
         for node, operator in zip(self.nodes, self.operators, strict=True):
             snapshot = snapshots.get(node.uid)
-            if snapshot is not None:
-                operator.restore(snapshot)
+            operator.initialize_state(snapshot, None if snapshot is None else checkpoint_id)
 
     def open(self) -> None:
         """Downstream first, so that nobody emits to an operator that is not open."""
@@ -196,7 +208,7 @@ class OperatorChain:
 
     def snapshot(self, checkpoint_id: int) -> dict[str, OperatorSnapshot]:
         return {
-            node.uid: operator.snapshot(checkpoint_id)
+            node.uid: operator.snapshot_state(checkpoint_id)
             for node, operator in zip(self.nodes, self.operators, strict=True)
         }
 

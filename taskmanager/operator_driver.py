@@ -33,6 +33,7 @@ from dataflow.graph.specs import OperatorSpec
 from dataflow.graph.transformation import Input
 from state.heap_backend import KeyedStateBackend
 from state.snapshot import TaskSnapshot, decode, encode, redistribute
+from taskmanager.accumulators import TaskAccumulators
 from taskmanager.operators.base import Operator
 from taskmanager.operators.factory import create_operator
 
@@ -70,6 +71,7 @@ class _Context:
         self.attempt = f"test-attempt-{subtask}"
         self.attempt_number = 0
         self.configuration = configuration
+        self.accumulators = TaskAccumulators()
         self.metrics: dict[str, Callable[[], float]] = {}
 
     def processing_time(self) -> int:
@@ -171,9 +173,11 @@ class OperatorDriver:
             operator = create_operator(loads_code(blob) if blob else spec)
             operator.setup(context, self._outputs[index])
             self.operators.append(operator)
+            part = None
             if old:
-                part = redistribute(old, len(old), parallelism, index, max_parallelism)
-                operator.restore(part.operators[self.uid])
+                whole = redistribute(old, len(old), parallelism, index, max_parallelism)
+                part = whole.operators[self.uid]
+            operator.initialize_state(part, 1 if old else None)
             operator.open()
         self._settle()
 
@@ -203,7 +207,9 @@ class OperatorDriver:
             self._settle()
 
     def _deliver(self, subtask: int, stream: int, batch: Batch) -> None:
-        self.operators[subtask].inputs()[self._inputs[stream].index](batch)
+        operator = self.operators[subtask]
+        operator.inputs()[self._inputs[stream].index](batch)
+        operator.after_records(len(batch))
 
     def _targets(self, stream: int, row: Any) -> Sequence[int]:
         read = self._inputs[stream]
@@ -300,7 +306,7 @@ class OperatorDriver:
         self._checkpoint_id += 1
         for operator in self.operators:
             operator.prepare_barrier(self._checkpoint_id)
-        taken = [operator.snapshot(self._checkpoint_id) for operator in self.operators]
+        taken = [operator.snapshot_state(self._checkpoint_id) for operator in self.operators]
         self._settle()
         return self._checkpoint_id, [
             encode(TaskSnapshot({self.uid: part.completed()})) for part in taken

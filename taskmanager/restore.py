@@ -31,7 +31,7 @@ def _load_part(
     def load(handle: StateHandle | None, groups: KeyGroupRange | None) -> TaskSnapshot:
         return TaskSnapshot() if handle is None else decode(store.read_state(handle), groups)
 
-    if restore.parallelism == vertex.parallelism:
+    if restore.parallelism == vertex.parallelism and not restore.shares_state:
         return load(dict(restore.handles)[subtask], None)
     # Of the state of others only what comes here is kept: all of it may not fit into memory.
     own = KeyGroupRange.of(vertex.max_parallelism, vertex.parallelism, subtask)

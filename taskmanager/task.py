@@ -22,7 +22,6 @@ from functools import partial
 from typing import Any
 
 from dataflow.common.batch import MAX_TIMESTAMP, MIN_TIMESTAMP, ArrowBatch, RowBatch
-from dataflow.common.keys import KeyGroupRange
 from dataflow.datastream.connectors.base import InputStatus
 from dataflow.errors import (
     CorruptObject,
@@ -35,6 +34,7 @@ from dataflow.graph.job_graph import OperatorNode
 from dataflow.graph.pickling import install_main_classes
 from state.checkpoint_store import CheckpointStore, CommitPermit, StateHandle
 from state.snapshot import TaskSnapshot, encode
+from taskmanager.accumulators import TaskAccumulators
 from taskmanager.alignment import BarrierAligner
 from taskmanager.channel import ChannelLimits
 from taskmanager.elements import (
@@ -71,6 +71,7 @@ from taskmanager.operators.sink import SinkOperator
 from taskmanager.operators.source import SourceOperator
 from taskmanager.restore import load_snapshot
 from taskmanager.result_partition import TaskOutputs
+from taskmanager.task_context import TaskOperatorContext
 from taskmanager.task_services import TaskServices
 from taskmanager.watermark_valve import WatermarkValve
 
@@ -128,6 +129,7 @@ class Task:
         self._chunks_sent = 0
         self._chunk_callbacks: dict[int, Callable[[], None]] = {}
         self._metrics: dict[str, Callable[[], float]] = {}
+        self._accumulators = TaskAccumulators()
         self._restored_drained = False
         self._settled = False  # whether a commit has said so
         self._opened = False
@@ -176,7 +178,16 @@ class Task:
             watermark=None if watermark == MIN_TIMESTAMP else watermark,
             extra=self._extra_metrics(),
             latencies=self._markers.histograms(),
+            accumulators=self._encoded_accumulators(),
         )
+
+    def _encoded_accumulators(self) -> tuple[tuple[str, bytes], ...]:
+        try:
+            return self._accumulators.encoded()
+        except Exception as raised:
+            error = raised
+            self.post(lambda: self.fail(error))
+            return ()
 
     def _extra_metrics(self) -> dict[str, float]:
         """What operators and users measure; a metric that raises is left out, not the heartbeat."""
@@ -367,7 +378,7 @@ class Task:
         if self._enumerator is not None:
             self._enumerator.reader_parallelism = len(self._outputs.channels)
         if not descriptor.restore:
-            self._open()
+            self._open(TaskSnapshot())
         else:
             self._call_async(self._load_snapshot, self._on_snapshot_loaded)
 
@@ -382,12 +393,15 @@ class Task:
     ) -> None:
         if error is not None:
             raise error
-        if snapshot is not None:
-            self._chain.restore(snapshot.operators)
-            self._restored_drained = snapshot.drained
-        self._open()
+        assert snapshot is not None
+        self._restored_drained = snapshot.drained
+        self._open(snapshot)
 
-    def _open(self) -> None:
+    def _open(self, snapshot: TaskSnapshot) -> None:
+        restore = self.descriptor.restore
+        self._chain.initialize_state(
+            snapshot.operators, restore[0].checkpoint_id if restore else None
+        )
         self._chain.open()
         self._opened = True
         self.state = TaskState.READY
@@ -508,27 +522,30 @@ class Task:
         name = f"{self.id.vertex_id}-{self.id.subtask}-{self.attempt.number}"
         generation = self.attempt.generation
 
-        def upload() -> tuple[StateHandle, tuple[str, ...]]:
+        def upload() -> tuple[StateHandle, TaskSnapshot]:
             completed = snapshot.completed()
             handle = store.write_state(generation, checkpoint_id, name, encode(completed))
-            return handle, completed.stateful_uids
+            return handle, completed
 
         def uploaded(
-            result: tuple[StateHandle, tuple[str, ...]] | None, error: BaseException | None
+            result: tuple[StateHandle, TaskSnapshot] | None, error: BaseException | None
         ) -> None:
             if isinstance(error, UploadLost):
                 raise error
             if error is not None or result is None:
                 self._decline(checkpoint_id, f"{self.name}: upload failed: {error}")
             elif checkpoint_id > self._aborted_checkpoint:
+                handle, completed = result
                 self._services.report(
                     CheckpointAcknowledged(
                         self.id,
                         self.attempt,
                         checkpoint_id,
-                        *result,
-                        snapshot.drained,
+                        handle,
+                        completed.stateful_uids,
+                        completed.drained,
                         commits,
+                        completed.shares_state,
                     )
                 )
 
@@ -549,6 +566,7 @@ class Task:
             self._aligner.abort(checkpoint_id)
             self._gate.set_blocked(self._aligner.blocked if self._aligned_exactly else set())
         for operator in self._chain.operators:
+            operator.notify_checkpoint_aborted(checkpoint_id)
             operator.abort_checkpoint(checkpoint_id)
 
     def commit(self, permit: CommitPermit, settled: bool = False) -> None:
@@ -559,6 +577,8 @@ class Task:
         if self.state not in (TaskState.RUNNING, TaskState.DRAINED):
             return
         checkpoint_id = permit.checkpoint_id
+        for operator in self._chain.operators:
+            operator.notify_checkpoint_complete(checkpoint_id)
 
         def committed() -> None:
             self._services.report(CommitSucceeded(self.id, self.attempt, checkpoint_id))
@@ -642,43 +662,5 @@ class Task:
         if callback is not None and not self.state.ended:
             callback()
 
-    def _context_for(self, node: OperatorNode) -> _TaskOperatorContext:
-        return _TaskOperatorContext(self, node)
-
-
-class _TaskOperatorContext:
-    """OperatorContext over a task."""
-
-    def __init__(self, task: Task, node: OperatorNode) -> None:
-        descriptor = task.descriptor
-        vertex = descriptor.vertex
-        self._task = task
-        self.job_id = descriptor.job_id
-        self.history_id = descriptor.history_id
-        self.job_name = descriptor.job_name
-        self.operator_name = node.name
-        self.operator_uid = node.uid
-        self.subtask_index = descriptor.task.subtask
-        self.parallelism = vertex.parallelism
-        self.max_parallelism = vertex.max_parallelism
-        self.key_group_range = KeyGroupRange.of(
-            vertex.max_parallelism, vertex.parallelism, descriptor.task.subtask
-        )
-        self.attempt = str(descriptor.attempt)
-        self.attempt_number = descriptor.attempt_number
-        self.configuration = descriptor.configuration
-        self.processing_time = task._services.processing_time
-        self.call_async = task._call_async
-        self.run_coroutine = task._run_coroutine
-        self.send_to_client = task._send_to_client
-
-    def wake_up(self) -> None:
-        self._task._services.wake_up(self._task)
-
-    def request_split(self) -> None:
-        gate = self._task._gate
-        if gate is not None:
-            gate.request_split()
-
-    def add_metric(self, name: str, value: Callable[[], float]) -> None:
-        self._task._metrics[f"{self.operator_name}.{name}"] = value
+    def _context_for(self, node: OperatorNode) -> TaskOperatorContext:
+        return TaskOperatorContext(self, node)

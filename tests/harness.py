@@ -13,6 +13,7 @@ from dataflow.common.keys import DEFAULT_MAX_PARALLELISM, KeyGroupRange, key_gro
 from dataflow.datastream.output_tag import OutputTag
 from dataflow.graph.specs import OperatorSpec
 from state.snapshot import OperatorSnapshot
+from taskmanager.accumulators import TaskAccumulators
 from taskmanager.operators.base import Operator
 from taskmanager.operators.factory import create_operator
 
@@ -35,6 +36,7 @@ class FakeOperatorContext:
         self.configuration: dict[str, str] = {}
         self.now = 0
         self.coroutines: list[HeldCoroutine] = []  # all that were ever asked for
+        self.accumulators = TaskAccumulators()
         self.metrics: dict[str, Callable[[], float]] = {}
 
     def processing_time(self) -> int:
@@ -117,13 +119,14 @@ class OperatorHarness:
         self.output = CollectingOutput()
         self.operator: Operator = create_operator(spec)
         self.operator.setup(self.context, self.output)
-        if snapshot is not None:
-            self.operator.restore(snapshot)
+        self.operator.initialize_state(snapshot, None if snapshot is None else 1)
         self.operator.open()
 
     def rows(self, rows: Iterable[Any], timestamps: Iterable[int] | None = None) -> OperatorHarness:
         stamps = None if timestamps is None else list(timestamps)
-        self.operator.process_batch(RowBatch(list(rows), stamps))
+        batch = RowBatch(list(rows), stamps)
+        self.operator.process_batch(batch)
+        self.operator.after_records(len(batch))
         return self
 
     def rows2(
@@ -153,7 +156,7 @@ class OperatorHarness:
 
     def snapshot(self) -> OperatorSnapshot:
         self.operator.prepare_barrier(1)
-        return self.operator.snapshot(1)
+        return self.operator.snapshot_state(1)
 
     def close(self) -> None:
         self.operator.close()

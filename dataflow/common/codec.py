@@ -7,7 +7,8 @@ trust, and a test forbids unpickling anywhere else:
   the job and loaded only in TaskManagers. Submitting a job *is* running code on the cluster.
 * **data** (``dumps_data``/``loads_data``): records between tasks, state, splits and committables,
   written by the job's own tasks and read back by them. Whoever can write to the checkpoint storage
-  can therefore run code in the job.
+  can therefore run code in the job. State of functions (``dumps_state``/``loads_state``) is data
+  whose classes may have changed when it is read.
 
 Nothing that arrives from a connector, a REST call or any other outsider may come here.
 """
@@ -22,6 +23,8 @@ from collections.abc import Callable
 from typing import Any
 
 import cloudpickle
+
+from dataflow.common.dataclass_state import SchemaMismatch, reduce_dataclass
 
 PROTOCOL = 5
 
@@ -63,3 +66,35 @@ def dumps_data(value: Any) -> bytes:
 def loads_data(blob: bytes | memoryview) -> Any:
     """The inverse of ``dumps_data``; only for bytes that a task of the same job has written."""
     return pickle.loads(blob)
+
+
+class _StatePickler(pickle.Pickler):
+    def reducer_override(self, value: Any) -> Any:
+        return reduce_dataclass(value)
+
+
+class _StateUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return super().find_class(module, name)
+        except (ImportError, AttributeError) as error:
+            raise SchemaMismatch(
+                f"{name} of module {module} is not there any more ({error}); bring it back under "
+                "that name, or give the state another name to start it empty"
+            ) from error
+
+
+def dumps_state(value: Any) -> bytes:
+    """As ``dumps_data``, with dataclass instances by the names of their fields."""
+    with io.BytesIO() as file:
+        _StatePickler(file, protocol=PROTOCOL).dump(value)
+        return file.getvalue()
+
+
+def loads_state(blob: bytes | memoryview) -> Any:
+    """The inverse of ``dumps_state``, and of ``dumps_data``.
+
+    Raises SchemaMismatch when a class is not what the state needs.
+    """
+    with io.BytesIO(blob) as file:
+        return _StateUnpickler(file).load()

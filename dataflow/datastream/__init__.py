@@ -8,6 +8,12 @@ from dataflow.datastream.checkpoint_storage import (
     FileSystemCheckpointStorage,
     JobManagerCheckpointStorage,
 )
+from dataflow.datastream.checkpointed import (
+    CheckpointedFunction,
+    CheckpointListener,
+    FunctionInitializationContext,
+    FunctionSnapshotContext,
+)
 from dataflow.datastream.checkpointing_mode import CheckpointingMode
 from dataflow.datastream.connected_streams import ConnectedStreams
 from dataflow.datastream.data_stream import (
@@ -76,7 +82,9 @@ __all__ = [
     "BroadcastProcessFunction",
     "BroadcastStream",
     "CheckpointConfig",
+    "CheckpointListener",
     "CheckpointStorage",
+    "CheckpointedFunction",
     "CheckpointingMode",
     "CloseableIterator",
     "CoFlatMapFunction",
@@ -94,6 +102,8 @@ __all__ = [
     "FilterFunction",
     "FlatJoinFunction",
     "FlatMapFunction",
+    "FunctionInitializationContext",
+    "FunctionSnapshotContext",
     "HashMapStateBackend",
     "IntervalJoin",
     "JobManagerCheckpointStorage",

@@ -8,13 +8,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from dataflow.common.callables import require_arity
 from dataflow.datastream.time_domain import TimeDomain
 from dataflow.datastream.timerservice import TimerService
+from dataflow.metrics import MetricGroup as MetricGroup
 
 if TYPE_CHECKING:
+    from dataflow.common.accumulators import (
+        Accumulator,
+        DoubleCounter,
+        Histogram,
+        IntCounter,
+        LongCounter,
+    )
     from dataflow.datastream.state import (
         AggregatingState,
         AggregatingStateDescriptor,
@@ -66,29 +74,6 @@ class KeyedStateStore(ABC):
     ) -> AggregatingState[Any, Any]: ...
 
 
-class Counter(Protocol):
-    """A metric that counts."""
-
-    def inc(self, n: int = 1) -> None: ...
-
-    def dec(self, n: int = 1) -> None: ...
-
-    def get_count(self) -> int: ...
-
-
-class MetricGroup(Protocol):
-    """Metrics of a function, named by the groups they are in."""
-
-    def add_group(self, name: str, extra: str | None = None) -> MetricGroup:
-        """A group inside this one; ``extra`` makes it a key with a value."""
-
-    def counter(self, name: str) -> Counter:
-        """A counter that starts at 0."""
-
-    def gauge(self, name: str, obj: Callable[[], float]) -> None:
-        """A number that is asked for when it is reported."""
-
-
 class RuntimeContext(KeyedStateStore):
     """What a function learns in ``open``: which subtask it is, its metrics and its state."""
 
@@ -120,6 +105,28 @@ class RuntimeContext(KeyedStateStore):
 
     @abstractmethod
     def get_metrics_group(self) -> MetricGroup: ...
+
+    @abstractmethod
+    def add_accumulator(self, name: str, accumulator: Accumulator[Any, Any]) -> None:
+        """Have it merged over all subtasks into the result of the job, and the client's
+        ``get_accumulators()``. Raises ValueError for a name that the task has already."""
+
+    @abstractmethod
+    def get_accumulator(self, name: str) -> Accumulator[Any, Any] | None:
+        """This subtask's part of it, or None."""
+
+    @abstractmethod
+    def get_int_counter(self, name: str) -> IntCounter:
+        """The accumulator of that name, made at the first call, as are the following."""
+
+    @abstractmethod
+    def get_long_counter(self, name: str) -> LongCounter: ...
+
+    @abstractmethod
+    def get_double_counter(self, name: str) -> DoubleCounter: ...
+
+    @abstractmethod
+    def get_histogram(self, name: str) -> Histogram: ...
 
 
 # ------------------------------------------------------------------------------------- functions

@@ -22,7 +22,7 @@ from dataflow.datastream.functions import (
 
 class _AsProcess(KeyedProcessFunction):
     def __init__(self, function: Any) -> None:
-        self.function = function
+        self.function = self.__wrapped__ = function  # the latter is how the user's is found
 
     def open(self, runtime_context: RuntimeContext) -> None:
         self.function.open(runtime_context)

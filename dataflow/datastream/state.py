@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any, Generic, TypeVar
 
-from dataflow.common.time import Duration, DurationLike, Time, to_millis
 from dataflow.common.typeinfo import TypeInformation
 from dataflow.datastream.functions import AggregateFunction, ReduceFunction, as_reduce_function
+from dataflow.datastream.state_ttl import StateTtlConfig as StateTtlConfig
 from dataflow.errors import JobGraphError
 
 T = TypeVar("T")
@@ -210,177 +208,6 @@ class BroadcastState(ReadOnlyBroadcastState[K, V]):
         self.remove(key)
 
 
-# -------------------------------------------------------------------------------------- TTL
-
-
-class StateTtlConfig:
-    """After how long a value that is not written (or read) expires; see ``new_builder``."""
-
-    class UpdateType(Enum):
-        """What starts the time again."""
-
-        Disabled = 0
-        OnCreateAndWrite = 1
-        OnReadAndWrite = 2
-
-    class StateVisibility(Enum):
-        """Whether a value that has expired may still be seen until it is removed."""
-
-        ReturnExpiredIfNotCleanedUp = 0
-        NeverReturnExpired = 1
-
-    class TtlTimeCharacteristic(Enum):
-        ProcessingTime = 0
-
-    @dataclass(frozen=True)
-    class CleanupStrategies:
-        """When expired values are removed besides on access.
-
-        What is given is kept as a hint: the heap backend removes them when it takes a snapshot.
-        """
-
-        full_snapshot: bool = False
-        incremental: tuple[int, bool] | None = None  # (keys per access, for every record)
-        rocksdb_compact_filter: tuple[int, Duration] | None = None  # (entries, period)
-        background: bool = True
-
-        def is_cleanup_in_background(self) -> bool:
-            return self.background
-
-        def in_full_snapshot(self) -> bool:
-            return self.full_snapshot
-
-    def __init__(
-        self,
-        update_type: UpdateType,
-        state_visibility: StateVisibility,
-        ttl_time_characteristic: TtlTimeCharacteristic,
-        ttl: DurationLike,
-        cleanup_strategies: CleanupStrategies,
-    ) -> None:
-        self._update_type = update_type
-        self._state_visibility = state_visibility
-        self._ttl_time_characteristic = ttl_time_characteristic
-        self._ttl = Time.milliseconds(to_millis(ttl, "StateTtlConfig: ttl", at_least=1))
-        self._cleanup_strategies = cleanup_strategies
-
-    @staticmethod
-    def new_builder(ttl: DurationLike) -> StateTtlConfig.Builder:
-        return StateTtlConfig.Builder(ttl)
-
-    def get_update_type(self) -> UpdateType:
-        return self._update_type
-
-    def get_state_visibility(self) -> StateVisibility:
-        return self._state_visibility
-
-    def get_ttl(self) -> Time:
-        return self._ttl
-
-    def get_ttl_time_characteristic(self) -> TtlTimeCharacteristic:
-        return self._ttl_time_characteristic
-
-    def is_enabled(self) -> bool:
-        return self._update_type is not StateTtlConfig.UpdateType.Disabled
-
-    def get_cleanup_strategies(self) -> CleanupStrategies:
-        return self._cleanup_strategies
-
-    def __repr__(self) -> str:
-        return (
-            f"StateTtlConfig(ttl={self._ttl}, {self._update_type.name}, "
-            f"{self._state_visibility.name})"
-        )
-
-    @dataclass
-    class Builder:
-        """By default a value expires unless it is written, and is not seen afterwards."""
-
-        _ttl: DurationLike
-        _update_type: StateTtlConfig.UpdateType = field(
-            default_factory=lambda: StateTtlConfig.UpdateType.OnCreateAndWrite
-        )
-        _visibility: StateTtlConfig.StateVisibility = field(
-            default_factory=lambda: StateTtlConfig.StateVisibility.NeverReturnExpired
-        )
-        _characteristic: StateTtlConfig.TtlTimeCharacteristic = field(
-            default_factory=lambda: StateTtlConfig.TtlTimeCharacteristic.ProcessingTime
-        )
-        _cleanup: dict[str, Any] = field(default_factory=dict)
-
-        def set_ttl(self, ttl: DurationLike) -> StateTtlConfig.Builder:
-            self._ttl = ttl
-            return self
-
-        def set_update_type(self, update_type: StateTtlConfig.UpdateType) -> StateTtlConfig.Builder:
-            self._update_type = update_type
-            return self
-
-        def update_ttl_on_create_and_write(self) -> StateTtlConfig.Builder:
-            return self.set_update_type(StateTtlConfig.UpdateType.OnCreateAndWrite)
-
-        def update_ttl_on_read_and_write(self) -> StateTtlConfig.Builder:
-            return self.set_update_type(StateTtlConfig.UpdateType.OnReadAndWrite)
-
-        def set_state_visibility(
-            self, state_visibility: StateTtlConfig.StateVisibility
-        ) -> StateTtlConfig.Builder:
-            self._visibility = state_visibility
-            return self
-
-        def return_expired_if_not_cleaned_up(self) -> StateTtlConfig.Builder:
-            return self.set_state_visibility(
-                StateTtlConfig.StateVisibility.ReturnExpiredIfNotCleanedUp
-            )
-
-        def never_return_expired(self) -> StateTtlConfig.Builder:
-            return self.set_state_visibility(StateTtlConfig.StateVisibility.NeverReturnExpired)
-
-        def set_ttl_time_characteristic(
-            self, ttl_time_characteristic: StateTtlConfig.TtlTimeCharacteristic
-        ) -> StateTtlConfig.Builder:
-            self._characteristic = ttl_time_characteristic
-            return self
-
-        def use_processing_time(self) -> StateTtlConfig.Builder:
-            return self.set_ttl_time_characteristic(
-                StateTtlConfig.TtlTimeCharacteristic.ProcessingTime
-            )
-
-        def cleanup_full_snapshot(self) -> StateTtlConfig.Builder:
-            self._cleanup["full_snapshot"] = True
-            return self
-
-        def cleanup_incrementally(
-            self, cleanup_size: int, run_cleanup_for_every_record: bool
-        ) -> StateTtlConfig.Builder:
-            self._cleanup["incremental"] = (cleanup_size, run_cleanup_for_every_record)
-            return self
-
-        def cleanup_in_rocksdb_compact_filter(
-            self,
-            query_time_after_num_entries: int,
-            periodic_compaction_time: Duration | None = None,
-        ) -> StateTtlConfig.Builder:
-            period = periodic_compaction_time or Duration.of_days(30)
-            self._cleanup["rocksdb_compact_filter"] = (query_time_after_num_entries, period)
-            return self
-
-        def disable_cleanup_in_background(self) -> StateTtlConfig.Builder:
-            self._cleanup["background"] = False
-            return self
-
-        def build(self) -> StateTtlConfig:
-            """Raises ConfigError for a time to live below 1 ms."""
-            return StateTtlConfig(
-                self._update_type,
-                self._visibility,
-                self._characteristic,
-                self._ttl,
-                StateTtlConfig.CleanupStrategies(**self._cleanup),
-            )
-
-
 # ------------------------------------------------------------------------------------ descriptors
 
 
@@ -470,3 +297,22 @@ class AggregatingStateDescriptor(StateDescriptor):
 
     def get_agg_function(self) -> AggregateFunction:
         return self._agg_function
+
+
+# ------------------------------------------------------------------------------ operator state
+
+
+class OperatorStateStore(ABC):
+    """State of a subtask, not of a key; a state is asked for once, in ``initialize_state``."""
+
+    @abstractmethod
+    def get_list_state(self, state_descriptor: ListStateDescriptor) -> ListState[Any]:
+        """A list that is divided: when the parallelism changes, the elements of all subtasks are
+        dealt out to the new ones in turn, else each gets its own back."""
+
+    @abstractmethod
+    def get_union_list_state(self, state_descriptor: ListStateDescriptor) -> ListState[Any]:
+        """A list of which after every restore each subtask gets the elements of all.
+
+        A subtask that writes all of them again makes the list grow: keep one's own.
+        """

@@ -4,9 +4,9 @@ An operator works a batch at a time and hands its results to ``self.output``. It
 task's thread alone, never blocks, and knows neither clocks nor Ray: everything outside comes
 through ``OperatorContext``.
 
-Order of calls: ``open`` (after which ``restore`` has been seen, if there was a snapshot), any
-number of ``process_*`` and ``prepare_barrier``/``snapshot`` pairs, ``finish`` at the end of input
-once nothing is in flight any more, ``close`` always and last.
+Order of calls: ``initialize_state`` (in which ``restore`` is called, if there was a snapshot),
+``open``, any number of ``process_*`` and ``prepare_barrier``/``snapshot_state`` pairs, ``finish``
+at the end of input once nothing is in flight any more, ``close`` always and last.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataflow.common.batch import ArrowBatch, Batch, RowBatch
 from dataflow.common.keys import KeyGroupRange
 from dataflow.datastream.output_tag import OutputTag
 from state.snapshot import OperatorSnapshot
+from taskmanager.accumulators import TaskAccumulators
 
 
 class Output(Protocol):
@@ -51,6 +52,7 @@ class OperatorContext(Protocol):
     attempt: str  # unique per attempt to run this subtask
     attempt_number: int
     configuration: dict[str, str]
+    accumulators: TaskAccumulators
 
     def processing_time(self) -> int:
         """In milliseconds since the epoch; it never jumps (virtual in a simulation)."""
@@ -102,6 +104,16 @@ class Operator:
         self.context = context
         self.output = output
 
+    def initialize_state(
+        self, snapshot: OperatorSnapshot | None, checkpoint_id: int | None
+    ) -> None:
+        """Called once before ``open``, with what there is of an earlier run, and its checkpoint.
+
+        Operators override ``restore``; a function's own state is added around it.
+        """
+        if snapshot is not None:
+            self.restore(snapshot)
+
     def restore(self, snapshot: OperatorSnapshot) -> None:
         """State of an earlier run, already cut to this subtask's key groups; before ``open``."""
 
@@ -115,6 +127,9 @@ class Operator:
     def inputs(self) -> tuple[Callable[[Any], None], ...]:
         """What takes a batch of each input, in the order of their ``input_index``."""
         return (self.process_batch,)
+
+    def after_records(self, count: int) -> None:
+        """``process_batch`` is done with ``count`` records."""
 
     def process_watermark(self, timestamp: int) -> None:
         """Event time has advanced to ``timestamp``."""
@@ -137,9 +152,19 @@ class Operator:
     def prepare_barrier(self, checkpoint_id: int) -> None:
         """Last chance to emit before the barrier goes downstream; sinks pre-commit here."""
 
+    def snapshot_state(self, checkpoint_id: int) -> OperatorSnapshot:
+        """Everything as of the barrier. Operators override ``snapshot``."""
+        return self.snapshot(checkpoint_id)
+
     def snapshot(self, checkpoint_id: int) -> OperatorSnapshot:
         """State as of the barrier; encoded or detached, because processing goes on at once."""
         return OperatorSnapshot()
+
+    def notify_checkpoint_complete(self, checkpoint_id: int) -> None:
+        """The checkpoint is complete; ``commit`` follows."""
+
+    def notify_checkpoint_aborted(self, checkpoint_id: int) -> None:
+        """The checkpoint will never complete; ``abort_checkpoint`` follows."""
 
     def commit(self, checkpoint_id: int, done: Callable[[BaseException | None], None]) -> None:
         """The checkpoint is complete and this attempt may commit what it covers.

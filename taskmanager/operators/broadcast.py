@@ -48,7 +48,7 @@ class BroadcastProcessOperator(UnkeyedProcessing, TwoInputOperator):
         self.broadcast.restore(snapshot.operator)
 
     def snapshot(self, checkpoint_id: int) -> OperatorSnapshot:
-        return OperatorSnapshot(operator=self.broadcast.snapshot())
+        return self.broadcast.snapshot()
 
     def process_batch(self, batch: RowBatch | ArrowBatch) -> None:
         self._process_rows(batch, self._process1, self._read_only)
@@ -83,8 +83,9 @@ class KeyedBroadcastProcessOperator(KeyedProcessing, TwoInputOperator):
         self.broadcast.restore(snapshot.operator)
 
     def snapshot(self, checkpoint_id: int) -> OperatorSnapshot:
-        keyed = super().snapshot(checkpoint_id).keyed
-        return OperatorSnapshot(keyed, self.broadcast.snapshot())
+        snapshot = self.broadcast.snapshot()
+        snapshot.keyed = super().snapshot(checkpoint_id).keyed
+        return snapshot
 
     def process_batch(self, batch: RowBatch | ArrowBatch) -> None:
         self._process_keyed_rows(batch, self._process1, self.key_selector)

@@ -6,6 +6,7 @@ iterator has left tells afterwards which record failed, so that success costs no
 
 from __future__ import annotations
 
+import inspect
 import operator
 import sysconfig
 import traceback
@@ -13,9 +14,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+from dataflow.datastream.checkpointed import CheckpointedFunction, CheckpointListener
 from dataflow.datastream.functions import KeyedStateStore
 from dataflow.errors import DataflowError, KeyTypeError, UserFunctionError
+from state.operator_state import OperatorStateBackend
+from state.snapshot import OperatorSnapshot
 from taskmanager.operators.base import Operator
+from taskmanager.operators.checkpointed import InitializationContext, SnapshotContext
 from taskmanager.operators.runtime_context import OperatorRuntimeContext
 
 _ROOT = Path(__file__).parents[2]
@@ -30,6 +35,12 @@ class FunctionOperator(Operator):
     def __init__(self, function: Any) -> None:
         self.function = function
         self._opened = False
+        self._operator_state: OperatorStateBackend | None = None
+        user_function = inspect.unwrap(function)
+        self._checkpointed = (
+            user_function if isinstance(user_function, CheckpointedFunction) else None
+        )
+        self._listener = user_function if isinstance(user_function, CheckpointListener) else None
 
     def keyed_state_store(self) -> KeyedStateStore | None:
         """What the function may ask for state; None where the stream is not keyed."""
@@ -52,6 +63,56 @@ class FunctionOperator(Operator):
                 self.function.close()
             except BaseException as error:
                 self.fail(error, "in close()")
+
+    # ---------------------------------------------------- CheckpointedFunction, CheckpointListener
+
+    def initialize_state(
+        self, snapshot: OperatorSnapshot | None, checkpoint_id: int | None
+    ) -> None:
+        super().initialize_state(snapshot, checkpoint_id)
+        context = self.context
+        states = OperatorStateBackend(context.operator_name, context.subtask_index)
+        self._operator_state = states
+        if snapshot is not None:
+            states.restore(snapshot)
+        if self._checkpointed is not None:
+            try:
+                self._checkpointed.initialize_state(
+                    InitializationContext(
+                        snapshot is not None, checkpoint_id, states, self.keyed_state_store()
+                    )
+                )
+            except BaseException as error:
+                self.fail(error, "in initialize_state()")
+
+    def snapshot_state(self, checkpoint_id: int) -> OperatorSnapshot:
+        """The function first: what it writes into its states belongs to this snapshot."""
+        if self._checkpointed is not None:
+            context = SnapshotContext(checkpoint_id, self.context.processing_time())
+            try:
+                self._checkpointed.snapshot_state(context)
+            except BaseException as error:
+                self.fail(error, f"in snapshot_state() of checkpoint {checkpoint_id}")
+        snapshot = super().snapshot_state(checkpoint_id)
+        if self._operator_state is not None:
+            self._operator_state.snapshot_into(snapshot)
+        return snapshot
+
+    def notify_checkpoint_complete(self, checkpoint_id: int) -> None:
+        if self._listener is not None:
+            try:
+                self._listener.notify_checkpoint_complete(checkpoint_id)
+            except BaseException as error:
+                self.fail(error, f"in notify_checkpoint_complete({checkpoint_id})")
+
+    def notify_checkpoint_aborted(self, checkpoint_id: int) -> None:
+        if self._listener is not None:
+            try:
+                self._listener.notify_checkpoint_aborted(checkpoint_id)
+            except BaseException as error:
+                self.fail(error, f"in notify_checkpoint_aborted({checkpoint_id})")
+
+    # ----------------------------------------------------------------------------------- failures
 
     def fail(self, error: BaseException, where: str) -> NoReturn:
         """Raise what the job fails with for an error that came out of the user's code.

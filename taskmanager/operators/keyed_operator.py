@@ -57,6 +57,10 @@ class KeyedOperator(FunctionOperator):
         self.process_watermark(MAX_TIMESTAMP)
         self.backend.clear()
 
+    def after_records(self, count: int) -> None:
+        for clean_up in self.backend.for_every_record:
+            clean_up(count)
+
     def restore(self, snapshot: OperatorSnapshot) -> None:
         self.backend.restore(snapshot.keyed)
 

@@ -123,7 +123,7 @@ class _RollingReduce(KeyedProcessFunction):
     aggregates: dict[Any, Any]
 
     def __init__(self, function: ReduceFunction) -> None:
-        self._function = function
+        self._function = self.__wrapped__ = function
         never_in_place = isinstance(function, FieldAggregate)
         self._copied: Callable[[Any], Any] = (lambda value: value) if never_in_place else detached
 

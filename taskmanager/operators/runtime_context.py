@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
+from dataflow.common.accumulators import (
+    Accumulator,
+    DoubleCounter,
+    Histogram,
+    IntCounter,
+    LongCounter,
+)
 from dataflow.datastream.functions import KeyedStateStore, RuntimeContext
 from dataflow.datastream.state import (
     AggregatingState,
@@ -19,6 +25,9 @@ from dataflow.datastream.state import (
     ValueStateDescriptor,
 )
 from taskmanager.operators.base import OperatorContext
+from taskmanager.operators.metrics import OperatorMetricGroup
+
+A = TypeVar("A", bound=Accumulator[Any, Any])
 
 
 class OperatorRuntimeContext(RuntimeContext):
@@ -51,7 +60,37 @@ class OperatorRuntimeContext(RuntimeContext):
         return self._context.configuration.get(key, default_value)
 
     def get_metrics_group(self) -> OperatorMetricGroup:
-        return OperatorMetricGroup(self._context.add_metric)
+        return OperatorMetricGroup(self._context.add_metric, self._context.processing_time)
+
+    def add_accumulator(self, name: str, accumulator: Accumulator[Any, Any]) -> None:
+        self._context.accumulators.add(name, accumulator)
+
+    def get_accumulator(self, name: str) -> Accumulator[Any, Any] | None:
+        return self._context.accumulators.get(name)
+
+    def get_int_counter(self, name: str) -> IntCounter:
+        return self._accumulator(name, IntCounter)
+
+    def get_long_counter(self, name: str) -> LongCounter:
+        return self._accumulator(name, LongCounter)
+
+    def get_double_counter(self, name: str) -> DoubleCounter:
+        return self._accumulator(name, DoubleCounter)
+
+    def get_histogram(self, name: str) -> Histogram:
+        return self._accumulator(name, Histogram)
+
+    def _accumulator(self, name: str, kind: type[A]) -> A:
+        found = self._context.accumulators.get(name)
+        if found is None:
+            found = kind()
+            self._context.accumulators.add(name, found)
+        if not isinstance(found, kind):
+            raise TypeError(
+                f"accumulator {name!r} is a {type(found).__name__} and was asked for as a "
+                f"{kind.__name__}"
+            )
+        return found
 
     def get_state(self, state_descriptor: ValueStateDescriptor) -> ValueState[Any]:
         return self._keyed().get_state(state_descriptor)
@@ -74,41 +113,3 @@ class OperatorRuntimeContext(RuntimeContext):
         if self._store is None:
             raise RuntimeError("state needs a keyed stream: call key_by() before this operation")
         return self._store
-
-
-class Counter:
-    """A number that goes up and down."""
-
-    def __init__(self) -> None:
-        self._count = 0
-
-    def inc(self, n: int = 1) -> None:
-        self._count += n
-
-    def dec(self, n: int = 1) -> None:
-        self._count -= n
-
-    def get_count(self) -> int:
-        return self._count
-
-
-class OperatorMetricGroup:
-    """Counters and gauges of a user's function; their names are joined with dots."""
-
-    def __init__(self, add: Callable[[str, Callable[[], float]], None], prefix: str = "") -> None:
-        self._add = add
-        self._prefix = prefix
-
-    def add_group(self, name: str, extra: str | None = None) -> OperatorMetricGroup:
-        """A group inside this one; ``extra`` is the value of a key-value group."""
-        inner = f"{self._prefix}{name}." if extra is None else f"{self._prefix}{name}.{extra}."
-        return OperatorMetricGroup(self._add, inner)
-
-    def counter(self, name: str) -> Counter:
-        counter = Counter()
-        self._add(self._prefix + name, counter.get_count)
-        return counter
-
-    def gauge(self, name: str, obj: Callable[[], float]) -> None:
-        """``obj`` is called with every heartbeat and must return a number at once."""
-        self._add(self._prefix + name, obj)

@@ -22,6 +22,7 @@ from dataflow.common.batch import MAX_TIMESTAMP, MIN_TIMESTAMP, ArrowBatch, Batc
 from dataflow.common.config_options import ConfigOptions
 from dataflow.common.configuration import Configuration
 from dataflow.datastream.output_tag import OutputTag
+from state.snapshot import OperatorSnapshot
 from taskmanager.operators.base import Operator, OperatorContext, Output
 from taskmanager.operators.key_sorter import KeyedEntry, KeySorter
 from taskmanager.operators.keyed_operator import KeyedOperator
@@ -51,6 +52,11 @@ class SortedInputOperator(Operator):
         self._results = _Results(output)
         self._operator.setup(context, self._results)
         context.add_metric("sortedInputBytesOnDisk", lambda: self._sorter.spilled_bytes)
+
+    def initialize_state(
+        self, snapshot: OperatorSnapshot | None, checkpoint_id: int | None
+    ) -> None:
+        self._operator.initialize_state(snapshot, checkpoint_id)
 
     def open(self) -> None:
         self._operator.open()
@@ -94,6 +100,7 @@ class SortedInputOperator(Operator):
             stamped = piece[0][1] != MIN_TIMESTAMP
             stamps = [stamp for _, stamp, _, _ in piece] if stamped else None
             self._operator.process_batch(RowBatch(rows, stamps))
+            self._operator.after_records(len(rows))
             if is_last:
                 self._operator.end_of_key()
                 while self._operator.has_in_flight() and not self._results.full:

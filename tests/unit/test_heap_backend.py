@@ -328,7 +328,7 @@ def test_state_that_the_program_no_longer_declares_stays_in_the_checkpoint() -> 
     [
         (lambda block: b"", "is not a keyed state block"),
         (lambda block: b"nope" + block[4:], "is not a keyed state block"),
-        (lambda block: block[:4] + b"\x63" + block[5:], "format version 99; this release reads 1"),
+        (lambda block: block[:4] + b"\x63" + block[5:], "version 99; this release reads up to 2"),
         (lambda block: block[:-5], "cannot be decoded"),
     ],
 )

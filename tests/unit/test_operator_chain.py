@@ -178,7 +178,7 @@ def test_snapshots_are_by_uid_and_restored_to_the_operators_that_are_there() -> 
     for operator in chain.operators:
         operator.restore = restored.append  # type: ignore[method-assign]
     state = OperatorSnapshot(operator={"s": [b"1"]})
-    chain.restore({"u1": state, "gone": OperatorSnapshot()})
+    chain.initialize_state({"u1": state, "gone": OperatorSnapshot()})
     assert restored == [state]
     assert list(chain.snapshot(1)) == ["u0", "u1"]
 

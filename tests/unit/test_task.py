@@ -572,7 +572,7 @@ def test_state_that_does_not_fit_is_not_restarted_and_damaged_state_names_its_ch
     def refuse(*_: Any) -> None:
         raise RestoreError("another key type")
 
-    monkeypatch.setattr("taskmanager.operator_chain.OperatorChain.restore", refuse)
+    monkeypatch.setattr("taskmanager.operator_chain.OperatorChain.initialize_state", refuse)
     restored = TaskHarness(source(1), outputs=1, store=store, restore=(ack,)).run().io()
     failed = failure(restored)
     assert (failed.corrupt_checkpoint, failed.restartable) == (None, False)

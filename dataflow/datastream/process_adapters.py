@@ -68,7 +68,7 @@ class CoMapAsProcess(KeyedCoProcessFunction):
     """A CoMapFunction, with keys or without; None is no result."""
 
     def __init__(self, function: CoMapFunction) -> None:
-        self.function = function
+        self.function = self.__wrapped__ = function
 
     def open(self, runtime_context: RuntimeContext) -> None:
         self.function.open(runtime_context)
@@ -89,7 +89,7 @@ class CoFlatMapAsProcess(KeyedCoProcessFunction):
     """A CoFlatMapFunction, with keys or without."""
 
     def __init__(self, function: CoFlatMapFunction) -> None:
-        self.function = function
+        self.function = self.__wrapped__ = function
 
     def open(self, runtime_context: RuntimeContext) -> None:
         self.function.open(runtime_context)

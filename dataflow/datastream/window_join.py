@@ -16,7 +16,7 @@ from dataflow.common.typeinfo import TypeInformation
 from dataflow.datastream.arguments import KeySelection, as_selector, instance_of, title_of
 from dataflow.datastream.functions import MapFunction, RuntimeContext, WindowFunction
 from dataflow.datastream.join_functions import CoGroupFunction, FlatJoinFunction, JoinFunction
-from dataflow.datastream.window import WindowAssigner
+from dataflow.datastream.window import Evictor, Trigger, WindowAssigner
 from dataflow.errors import JobGraphError
 from dataflow.graph.specs import MapSpec
 
@@ -95,6 +95,16 @@ class JoinedWindows:
         self._windowed.allowed_lateness(time_ms)
         return self
 
+    def trigger(self, trigger: Trigger[Any, Any]) -> JoinedWindows:
+        """As of ``WindowedStream``; it gets pairs of (whether of the second stream, record)."""
+        self._windowed.trigger(trigger)
+        return self
+
+    def evictor(self, evictor: Evictor[Any]) -> JoinedWindows:
+        """As of ``WindowedStream``; it gets pairs of (whether of the second stream, record)."""
+        self._windowed.evictor(evictor)
+        return self
+
     def apply(
         self,
         function: JoinFunction | FlatJoinFunction | Callable[[Any, Any], Any],
@@ -127,6 +137,16 @@ class CoGroupedWindows:
     def allowed_lateness(self, time_ms: DurationLike) -> CoGroupedWindows:
         """As of ``WindowedStream``: a late record fires its window once more."""
         self._windowed.allowed_lateness(time_ms)
+        return self
+
+    def trigger(self, trigger: Trigger[Any, Any]) -> CoGroupedWindows:
+        """As of ``WindowedStream``; it gets pairs of (whether of the second stream, record)."""
+        self._windowed.trigger(trigger)
+        return self
+
+    def evictor(self, evictor: Evictor[Any]) -> CoGroupedWindows:
+        """As of ``WindowedStream``; it gets pairs of (whether of the second stream, record)."""
+        self._windowed.evictor(evictor)
         return self
 
     def apply(
@@ -181,7 +201,7 @@ class _TwoSides(WindowFunction[Any, Any, Any, Any]):
     """Splits a window's records by side; opens and closes the user's function."""
 
     def __init__(self, function: Any) -> None:
-        self._function = function
+        self._function = self.__wrapped__ = function  # the latter is how the user's is found
 
     def open(self, runtime_context: RuntimeContext) -> None:
         if hasattr(self._function, "open"):

@@ -12,10 +12,23 @@ from hypothesis import strategies as st
 
 from dataflow.common.batch import MAX_TIMESTAMP
 from dataflow.common.watermark_strategy import WatermarkStrategy
-from dataflow.datastream import DataStream, OutputTag, StreamExecutionEnvironment
+from dataflow.datastream import (
+    CheckpointedFunction,
+    DataStream,
+    FunctionInitializationContext,
+    FunctionSnapshotContext,
+    OutputTag,
+    StreamExecutionEnvironment,
+)
 from dataflow.datastream.functions import RuntimeContext
 from dataflow.datastream.join_functions import CoGroupFunction, FlatJoinFunction, JoinFunction
-from dataflow.datastream.window import SlidingEventTimeWindows, TumblingEventTimeWindows
+from dataflow.datastream.state import ListStateDescriptor
+from dataflow.datastream.window import (
+    CountEvictor,
+    CountTrigger,
+    SlidingEventTimeWindows,
+    TumblingEventTimeWindows,
+)
 from dataflow.errors import JobGraphError, UserFunctionError
 from tests.harness import OperatorHarness, send_by_key, subtasks
 
@@ -114,6 +127,44 @@ def test_a_late_record_gives_the_pairs_of_its_window_once_more() -> None:
     harness = OperatorHarness(joined(pair, lateness=5)).rows(first(("k", 1)), [1]).watermark(9)
     harness.rows(second(("k", 2)), [1])
     assert harness.emitted == [(("k", 1), ("k", 2))]
+
+
+def test_triggers_and_evictors_see_both_sides() -> None:
+    stream = new_env().from_collection([("k", 1)])
+    windows = stream.join(stream).where(0).equal_to(0).window(TUMBLING)
+    spec = windows.trigger(CountTrigger.of(2)).apply(pair)._operator("spec").spec
+    harness = OperatorHarness(spec).rows([*first(("k", 1)), *second(("k", 2))], [1, 1])
+    assert harness.emitted == [(("k", 1), ("k", 2))]
+    grouped = stream.co_group(stream).where(0).equal_to(0).window(TUMBLING)
+    spec = grouped.evictor(CountEvictor.of(1)).apply(Both())._operator("spec").spec
+    harness = OperatorHarness(spec).rows([*first(("k", 1)), *second(("k", 2))], [1, 1])
+    assert harness.watermark(9).emitted == [([], [("k", 2)])]
+
+
+class Counting(CoGroupFunction, CheckpointedFunction):
+    """Keeps how many groups its subtask has seen, in operator state."""
+
+    def initialize_state(self, context: FunctionInitializationContext) -> None:
+        store = context.get_operator_state_store()
+        self.state = store.get_list_state(ListStateDescriptor("count"))
+        self.count = sum(self.state.get())
+
+    def snapshot_state(self, context: FunctionSnapshotContext) -> None:
+        self.state.update([self.count])
+
+    def co_group(self, first: Iterable[Any], second: Iterable[Any]) -> Iterable[Any]:
+        self.count += 1
+        yield self.count
+
+
+def test_functions_may_have_operator_state() -> None:
+    stream = new_env().from_collection([("k", 1)])
+    grouped = stream.co_group(stream).where(0).equal_to(0).window(TUMBLING)
+    spec = grouped.apply(Counting())._operator("spec").spec
+    harness = OperatorHarness(spec).rows(first(("k", 1)), [1]).watermark(9)
+    restored = OperatorHarness(spec, snapshot=harness.snapshot())
+    restored.rows(first(("k", 1)), [11]).watermark(19)
+    assert harness.emitted + restored.emitted == [1, 2]
 
 
 def test_errors_name_the_operator() -> None:

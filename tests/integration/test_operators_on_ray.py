@@ -1,0 +1,188 @@
+"""Asynchronous calls, sessions, an interval join, patterns and operator state, across TaskManagers
+of which one is killed; and a BATCH job."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dataflow.cep import CEP, AfterMatchSkipStrategy, Pattern
+from dataflow.common import WatermarkStrategy
+from dataflow.datastream import (
+    AsyncDataStream,
+    CheckpointedFunction,
+    DataStream,
+    FunctionInitializationContext,
+    FunctionSnapshotContext,
+    MapFunction,
+    RuntimeExecutionMode,
+)
+from dataflow.datastream.connectors.datagen import DataGeneratorSource
+from dataflow.datastream.connectors.file_system import FileSink
+from dataflow.datastream.join_functions import ProcessJoinFunction
+from dataflow.datastream.state import ListStateDescriptor
+from dataflow.datastream.window import EventTimeSessionWindows
+from tests.integration.failpoints import kill
+from tests.integration.running import Submit, environment
+
+pytestmark = pytest.mark.ray
+
+RECORDS, RATE = 6_000, 3_000
+BURST, KEYS, GAP = 20, 10, 40  # a key has a burst of 20 ms every 200 ms
+BOUND = 3
+
+Event = tuple[int, int, int]  # key, value, time
+
+
+def event(index: int) -> Event:
+    return index // BURST % KEYS, index * 31 % 1009, index
+
+
+EVENTS = [event(index) for index in range(RECORDS)]
+
+
+async def plus_one(record: Event) -> list[Event]:
+    await asyncio.sleep(0)
+    return [(record[0], record[1] + 1, record[2])]
+
+
+def add(one: Event, other: Event) -> Event:
+    return one[0], one[1] + other[1], max(one[2], other[2])
+
+
+class Join(ProcessJoinFunction):
+    def process_element(self, left: Event, right: Event, ctx: Any) -> Iterable[Any]:
+        yield left[0], left[2], right[2]
+
+
+class Numbering(MapFunction, CheckpointedFunction):
+    """Numbers the records of its subtask, from where the last checkpoint left off."""
+
+    def initialize_state(self, context: FunctionInitializationContext) -> None:
+        store = context.get_operator_state_store()
+        self.state = store.get_list_state(ListStateDescriptor("numbered"))
+        self.count = sum(self.state.get())
+
+    def snapshot_state(self, context: FunctionSnapshotContext) -> None:
+        self.state.update([self.count])
+
+    def map(self, value: Event) -> tuple[int, int]:
+        self.count += 1
+        return value[2] % 2, self.count
+
+
+def falling(event: Event) -> bool:
+    return event[1] % 3 == 0
+
+
+def written(folder: Path) -> Counter[str]:
+    lines: Counter[str] = Counter()
+    for part in folder.glob("**/part-*"):
+        lines.update(part.read_text().splitlines())
+    return lines
+
+
+def as_lines(records: Iterable[Any]) -> Counter[str]:
+    return Counter(json.dumps(record, separators=(",", ":")) for record in records)
+
+
+def sessions_by_hand() -> list[Any]:
+    totals: dict[tuple[int, int], list[int]] = defaultdict(lambda: [0, 0])
+    for key, value, at in EVENTS:
+        total = totals[key, at // BURST]
+        total[0] += value + 1
+        total[1] = at
+    return [(key, value, at) for (key, _), (value, at) in totals.items()]
+
+
+def pairs_by_hand() -> list[Any]:
+    by_time = {at: key for key, _, at in EVENTS}
+    return [
+        (key, at, other)
+        for key, _, at in EVENTS
+        if at % 2 == 0
+        for other in range(at - BOUND, at + BOUND + 1)
+        if other % 2 == 1 and by_time.get(other) == key
+    ]
+
+
+def matches_by_hand() -> list[Any]:
+    """Two events of a key in a row, of which the first is falling and the second is not."""
+    of_key: dict[int, list[Event]] = defaultdict(list)
+    for record in EVENTS:
+        of_key[record[0]].append(record)
+    return [
+        (key, one[2], other[2])
+        for key, events in of_key.items()
+        for one, other in pairwise(events)
+        if falling(one) and not falling(other)
+    ]
+
+
+def test_a_killed_taskmanager_changes_no_result(
+    submit: Submit, storage: str, tmp_path: Path
+) -> None:
+    env = environment(storage)
+    env.set_parallelism(2)
+    events = env.from_source(
+        DataGeneratorSource(event, RECORDS, RATE),
+        WatermarkStrategy.for_bounded_out_of_orderness(50).with_timestamp_assigner(
+            lambda record, _: record[2]
+        ),
+        "events",
+    ).uid("events")
+
+    def write(stream: DataStream, name: str) -> None:
+        stream.sink_to(FileSink.json_lines(f"file://{tmp_path}/{name}")).uid(f"{name} files")
+
+    answered = AsyncDataStream.unordered_wait(events, plus_one, 10_000, 50).uid("async")
+    sessions = answered.key_by(lambda e: e[0]).window(EventTimeSessionWindows.with_gap(GAP))
+    write(sessions.reduce(add).uid("sessions"), "sessions")
+    even = events.filter(lambda e: e[2] % 2 == 0).key_by(lambda e: e[0])
+    odd = events.filter(lambda e: e[2] % 2 == 1).key_by(lambda e: e[0])
+    write(even.interval_join(odd).between(-BOUND, BOUND).process(Join()).uid("pairs"), "pairs")
+    pattern = (
+        Pattern.begin("one", AfterMatchSkipStrategy.no_skip())
+        .where(falling)
+        .next("other")
+        .where(lambda e: not falling(e))
+    )
+    matches = CEP.pattern(events.key_by(lambda e: e[0]), pattern).select(
+        lambda match: (match["one"][0][0], match["one"][0][2], match["other"][0][2])
+    )
+    write(matches.uid("matches"), "matches")
+    write(events.map(Numbering()).uid("numbers"), "numbers")
+
+    job = submit(env)
+    job.checkpointed()
+    kill(job.taskmanagers()[0])
+    assert job.recovered().restored_checkpoint is not None
+    job.finished()
+
+    assert written(tmp_path / "sessions") == as_lines(sessions_by_hand())
+    assert written(tmp_path / "pairs") == as_lines(pairs_by_hand())
+    assert written(tmp_path / "matches") == as_lines(matches_by_hand())
+    half = RECORDS // 2
+    assert written(tmp_path / "numbers") == as_lines(
+        (subtask, number) for subtask in (0, 1) for number in range(1, half + 1)
+    )
+
+
+def test_a_batch_job_sorts_and_ends(submit: Submit, tmp_path: Path) -> None:
+    env = environment(None)
+    env.set_parallelism(2)
+    env.set_runtime_mode(RuntimeExecutionMode.BATCH)
+    numbers = env.from_sequence(0, 99_999).map(lambda n: (n % 1_000, n))
+    totals = numbers.key_by(lambda r: r[0]).reduce(lambda a, b: (a[0], a[1] + b[1])).uid("totals")
+    totals.sink_to(FileSink.json_lines(f"file://{tmp_path}/totals")).uid("files")
+    submit(env).finished()
+    assert written(tmp_path / "totals") == as_lines(
+        (key, sum(range(key, 100_000, 1_000))) for key in range(1_000)
+    )

@@ -57,10 +57,16 @@ class Collector:
             if type(result) is tuple and len(result) == 2 and isinstance(result[0], OutputTag):
                 value = detached(result[1]) if state.shares_mutable else result[1]
                 self.take_side(result[0], value, timestamp)
+            elif state.shares_mutable:
+                rows.append(detached(result))
             else:
-                rows.append(detached(result) if state.shares_mutable else result)
+                rows.append(result)
         if timestamp is not None:
-            self._timestamps += [timestamp] * (len(rows) - before)
+            added = len(rows) - before
+            if added == 1:  # by far the commonest number
+                self._timestamps.append(timestamp)
+            elif added:
+                self._timestamps += [timestamp] * added
         if state.shares_mutable and not self._copying:
             self._start_copying()
 

@@ -8,7 +8,7 @@ aggregate keeps its accumulator alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import count, islice, repeat
+from itertools import count, groupby, islice, repeat
 from typing import Any
 
 from dataflow.common.batch import MAX_TIMESTAMP, MIN_TIMESTAMP, ArrowBatch, RowBatch
@@ -248,15 +248,15 @@ def _begin(operator: FunctionOperator, partition: Partition) -> Iterator[Result]
 
 
 def _emit(operator: FunctionOperator, results: Iterator[Result]) -> bool:
-    """One batch; False when there are no more. Either all of it have a timestamp or none."""
+    """About a batch; False when there are no more. A batch has records of one kind: with a
+    timestamp, or without."""
     try:
         batch: Iterable[Result] = list(islice(results, BATCH_ROWS))
     except BaseException as error:
         operator.fail(error, "on a whole partition")
     if not batch:
         return False
-    rows = [row for row, _ in batch]
-    stamps = [stamp for _, stamp in batch]
-    stamped = MIN_TIMESTAMP not in stamps
-    operator.output.emit(RowBatch(rows, stamps if stamped else None))
+    for stamped, part in groupby(batch, lambda result: result[1] != MIN_TIMESTAMP):
+        rows, stamps = map(list, zip(*part, strict=True))
+        operator.output.emit(RowBatch(rows, stamps if stamped else None))
     return True

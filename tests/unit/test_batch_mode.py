@@ -346,3 +346,24 @@ def test_the_memory_for_sorting_can_be_set() -> None:
     env.set_runtime_mode(BATCH)
     numbers = env.from_sequence(0, 19_999).key_by(lambda n: n % 5_000).reduce(max)
     assert sorted(collected(numbers)) == list(range(15_000, 20_000))
+
+
+def test_a_record_without_a_timestamp_takes_it_from_no_other() -> None:
+    env = environment(BATCH, 1)
+    timed = env.from_collection([("k", 1, 1), ("k", 2, 5)]).assign_timestamps_and_watermarks(
+        BY_TIME
+    )
+    records = timed.union(env.from_collection([("k", 3, 0)]))
+    assert collected(records.key_by(key_of).process(Stamps())) == [
+        (("k", 3, 0), None),
+        (("k", 1, 1), 1),
+        (("k", 2, 5), 5),
+    ]
+    assert collected(records.key_by(key_of).reduce(add).key_by(key_of).process(Stamps())) == [
+        (("k", 6, 5), 5)
+    ]
+
+
+class Stamps(KeyedProcessFunction):
+    def process_element(self, value: Any, ctx: KeyedProcessFunction.Context) -> Iterable[Any]:
+        yield value, ctx.timestamp()

@@ -248,3 +248,11 @@ def test_small_keys_share_batches() -> None:
     harness, _ = run(spec, list(range(5_000)))
     assert sorted(harness.emitted) == list(range(5_000))
     assert len(harness.output.batches) < 10
+
+
+def test_sorted_records_keep_their_timestamps_beside_one_without() -> None:
+    harness = OperatorHarness(PartitionSpec(None, sort_by=lambda n: n))
+    harness.rows([3, 1], [30, 10]).rows([2]).watermark(MAX_TIMESTAMP)
+    while harness.operator.has_in_flight():
+        harness.time(harness.context.now)
+    assert harness.stamped == [(1, 10), (2, None), (3, 30)]

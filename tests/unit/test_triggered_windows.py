@@ -798,6 +798,22 @@ def test_a_late_record_of_a_group_that_is_ahead_fires_at_once(sessions: Any) -> 
     assert len(merged.emitted) == 8
 
 
+@pytest.mark.parametrize(
+    ("assigner", "trigger"),
+    [
+        (EventTimeSessionWindows.with_gap(5), None),
+        (EventTimeSessionWindows.with_gap(5), PurgingTrigger.of(EventTimeTrigger())),
+        (TumblingEventTimeWindows.of(10), PurgingTrigger.of(EventTimeTrigger())),
+    ],
+)
+def test_the_results_of_windows_without_an_end_are_in_the_last_window(
+    assigner: Any, trigger: Any
+) -> None:
+    harness = OperatorHarness(spec(assigner, reduce=Add(), trigger=trigger))
+    harness.rows([("k", 1), ("k", 2)], [MAX_TIMESTAMP] * 2).watermark(MAX_TIMESTAMP)
+    assert harness.stamped == [(("k", 3), MAX_TIMESTAMP)]
+
+
 class Shown(Values):
     def get_result(self, accumulator: Any) -> Any:
         return accumulator

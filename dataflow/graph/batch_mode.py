@@ -15,6 +15,8 @@ from dataflow.common.watermark_strategy import NoWatermarks
 from dataflow.datastream.connectors.base import Boundedness
 from dataflow.graph.specs import (
     BY_KEY,
+    BroadcastFirstSpec,
+    BroadcastProcessSpec,
     OnErrorSpec,
     OperatorSpec,
     PartitionSpec,
@@ -61,6 +63,8 @@ def in_batch(spec: OperatorSpec) -> OperatorSpec:
         return replace(spec, watermarks=replace(spec.watermarks, generator=NoWatermarks))
     if isinstance(spec, TimestampsSpec):
         return replace(spec, strategy=replace(spec.strategy, generator=NoWatermarks))
+    if isinstance(spec, BroadcastProcessSpec):
+        return BroadcastFirstSpec(spec)
     plain = spec.operator if isinstance(spec, OnErrorSpec) else spec
     if isinstance(plain, BY_KEY) and not _unkeyed(plain):
         return SortedInputSpec(spec)

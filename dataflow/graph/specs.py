@@ -280,6 +280,16 @@ class SortedInputSpec(OperatorSpec):
     operator: OperatorSpec
 
 
+@dataclass(frozen=True)
+class BroadcastFirstSpec(OperatorSpec):
+    """In BATCH: ``operator`` gets all that is broadcast before the first record of its other input.
+
+    That one comes key by key if it has keys.
+    """
+
+    operator: BroadcastProcessSpec
+
+
 #: Keyed operators that can do with one key at a time. The others are as right without.
 BY_KEY = (ProcessSpec, ReduceSpec, WindowSpec, PartitionSpec)
 

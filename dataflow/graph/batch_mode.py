@@ -59,8 +59,11 @@ def _endless(graph: StreamGraph) -> Iterator[str]:
 
 def in_batch(spec: OperatorSpec) -> OperatorSpec:
     """What the operator does in BATCH mode."""
-    if isinstance(spec, SourceSpec) and spec.watermarks is not None:
-        return replace(spec, watermarks=replace(spec.watermarks, generator=NoWatermarks))
+    if isinstance(spec, SourceSpec):
+        strategy = spec.watermarks
+        if strategy is not None:
+            strategy = replace(strategy, generator=NoWatermarks)
+        return replace(spec, watermarks=strategy, own_watermarks=False)
     if isinstance(spec, TimestampsSpec):
         return replace(spec, strategy=replace(spec.strategy, generator=NoWatermarks))
     if isinstance(spec, BroadcastProcessSpec):

@@ -48,10 +48,14 @@ class OperatorSpec:
 
 @dataclass(frozen=True)
 class SourceSpec(OperatorSpec):
-    """Reads splits; ``watermarks`` None means that the source emits no watermarks."""
+    """Reads splits; ``watermarks`` None means that the source emits no watermarks.
+
+    ``own_watermarks``: those that the reader itself emits count as well.
+    """
 
     source: Source[Any, Any]
     watermarks: WatermarkStrategy | None
+    own_watermarks: bool = True
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,10 @@ class _Sorted(_Kept):
         self._sign = -1 if descending else 1  # equal records keep their order both ways
 
     def add(self, row: Any, timestamp: int) -> None:
-        self._keep((self._sort_by(row), self._sign * next(self._numbers), row, timestamp))
+        by = self._sort_by(row)
+        if isinstance(by, float) and by != by:
+            raise ValueError("NaN cannot be sorted by: it is neither before nor after a number")
+        self._keep((by, self._sign * next(self._numbers), row, timestamp))
 
     def results(self) -> Iterator[Result]:
         self._flush()

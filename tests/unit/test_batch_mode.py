@@ -37,6 +37,8 @@ from dataflow.datastream.window import (
 )
 from dataflow.errors import JobExecutionError, JobGraphError
 from dataflow.graph.specs import ProcessSpec, ReduceSpec, SortedInputSpec
+from dataflow.testing.scripted_source import Record as Timed
+from dataflow.testing.scripted_source import ScriptedSource, Watermark
 
 BATCH, STREAMING = RuntimeExecutionMode.BATCH, RuntimeExecutionMode.STREAMING
 Record = tuple[str, int, int]  # key, value, time
@@ -253,6 +255,13 @@ def test_there_is_no_watermark_before_the_end(in_source: bool) -> None:
     if not in_source:
         stream = stream.assign_timestamps_and_watermarks(BY_TIME)
     assert set(collected(stream.rebalance().process(Now()))) == {MIN_TIMESTAMP}
+
+
+def test_the_watermarks_of_a_source_itself_make_no_record_late() -> None:
+    script = [Timed(5, 5), Watermark(60), Timed(20, 20)]
+    source = ScriptedSource(script)
+    numbers = environment(BATCH).from_source(source, WatermarkStrategy.no_watermarks(), "script")
+    assert collected(numbers.process(Now())) == [MIN_TIMESTAMP] * 2
 
 
 def test_there_are_no_checkpoints_and_the_plan_says_so() -> None:

@@ -158,6 +158,10 @@ def test_what_cannot_be_is_refused_at_once(operate: Any, message: str) -> None:
         (lambda p: p.map_partition(lambda values: 5), "map_partition must yield its results"),
         (lambda p: p.map_partition(lambda values: [1 // 0 for _ in values]), "whole partition"),
         (lambda p: p.sort_partition(lambda n: "x" if n == 2 else n), "'Sort Partition'.*failed"),
+        (
+            lambda p: p.sort_partition(lambda n: float("nan") if n == 2 else n),
+            "record 2 of a batch of 3.*NaN cannot be sorted by",
+        ),
         (lambda p: p.reduce(lambda a, b: 1 // 0), "on record 2 of a batch"),
     ],
 )

@@ -2,9 +2,9 @@
 
 Records travel as chunks with ids that never repeat. With checkpoints a chunk is a committable: it
 is kept in the checkpoint and sent once that is complete, so that the client never sees a record
-that is then computed again. Without checkpoints it is sent at once, with a bounded number of
-chunks under way; a job that restarts computes it again, which the client refuses. A chunk may be sent again after a failure; ``CollectedChunks`` at the client
-knows it by its id.
+that is then computed again. Without checkpoints it is sent at once, with a bounded number of chunks
+under way; a job that restarts computes it again, which the client refuses. A chunk may be sent
+again after a failure; ``CollectedChunks`` at the client knows it by its id.
 """
 
 from __future__ import annotations

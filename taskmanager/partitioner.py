@@ -12,6 +12,7 @@ import pyarrow as pa
 from dataflow.common.batch import ArrowBatch, Batch, RowBatch
 from dataflow.common.keys import KeyGroupMemo, key_groups_of_columns, subtask_for
 from dataflow.errors import JobExecutionError, KeyTypeError
+from state.aliasing import detached_rows
 from taskmanager.channel import OutputChannel
 
 
@@ -40,11 +41,18 @@ class ForwardPartitioner(Partitioner):
 
 
 class BroadcastPartitioner(Partitioner):
-    """Everything to every channel."""
+    """Everything to every channel; records that can be changed in place are of its own in each.
+
+    Channels within a process pass them on as they are.
+    """
 
     def emit(self, batch: Batch) -> None:
-        for channel in self.channels:
-            self._append(channel, batch)
+        for channel in self.channels[:-1]:
+            own = batch
+            if isinstance(batch, RowBatch):
+                own = RowBatch(detached_rows(batch.rows), batch.timestamps)
+            self._append(channel, own)
+        self._append(self.channels[-1], batch)
 
 
 class RoundRobinPartitioner(Partitioner):

@@ -15,6 +15,8 @@ from dataflow.common.watermark_strategy import NoWatermarks
 from dataflow.datastream.connectors.base import Boundedness
 from dataflow.graph.specs import (
     BY_KEY,
+    BroadcastFirstSpec,
+    BroadcastProcessSpec,
     OnErrorSpec,
     OperatorSpec,
     PartitionSpec,
@@ -57,10 +59,15 @@ def _endless(graph: StreamGraph) -> Iterator[str]:
 
 def in_batch(spec: OperatorSpec) -> OperatorSpec:
     """What the operator does in BATCH mode."""
-    if isinstance(spec, SourceSpec) and spec.watermarks is not None:
-        return replace(spec, watermarks=replace(spec.watermarks, generator=NoWatermarks))
+    if isinstance(spec, SourceSpec):
+        strategy = spec.watermarks
+        if strategy is not None:
+            strategy = replace(strategy, generator=NoWatermarks)
+        return replace(spec, watermarks=strategy, own_watermarks=False)
     if isinstance(spec, TimestampsSpec):
         return replace(spec, strategy=replace(spec.strategy, generator=NoWatermarks))
+    if isinstance(spec, BroadcastProcessSpec):
+        return BroadcastFirstSpec(spec)
     plain = spec.operator if isinstance(spec, OnErrorSpec) else spec
     if isinstance(plain, BY_KEY) and not _unkeyed(plain):
         return SortedInputSpec(spec)

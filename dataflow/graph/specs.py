@@ -48,10 +48,14 @@ class OperatorSpec:
 
 @dataclass(frozen=True)
 class SourceSpec(OperatorSpec):
-    """Reads splits; ``watermarks`` None means that the source emits no watermarks."""
+    """Reads splits; ``watermarks`` None means that the source emits no watermarks.
+
+    ``own_watermarks``: those that the reader itself emits count as well.
+    """
 
     source: Source[Any, Any]
     watermarks: WatermarkStrategy | None
+    own_watermarks: bool = True
 
 
 @dataclass(frozen=True)
@@ -278,6 +282,16 @@ class SortedInputSpec(OperatorSpec):
     """In BATCH: ``operator``, of BY_KEY and perhaps in OnErrorSpec, gets its input key by key."""
 
     operator: OperatorSpec
+
+
+@dataclass(frozen=True)
+class BroadcastFirstSpec(OperatorSpec):
+    """In BATCH: ``operator`` gets all that is broadcast before the first record of its other input.
+
+    That one comes key by key if it has keys.
+    """
+
+    operator: BroadcastProcessSpec
 
 
 #: Keyed operators that can do with one key at a time. The others are as right without.

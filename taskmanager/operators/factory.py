@@ -15,6 +15,7 @@ from dataflow.datastream.window import (
 from dataflow.errors import JobGraphError
 from dataflow.graph.specs import (
     AsyncWaitSpec,
+    BroadcastFirstSpec,
     BroadcastProcessSpec,
     CepSpec,
     ColumnarWindowSpec,
@@ -44,6 +45,10 @@ from taskmanager.operators.base import Operator
 from taskmanager.operators.broadcast import (
     BroadcastProcessOperator,
     KeyedBroadcastProcessOperator,
+)
+from taskmanager.operators.broadcast_first import (
+    BroadcastFirstOperator,
+    KeyedBroadcastFirstOperator,
 )
 from taskmanager.operators.cep import CepOperator
 from taskmanager.operators.co_process import CoProcessOperator, KeyedCoProcessOperator
@@ -85,6 +90,14 @@ def _co_process(spec: CoProcessSpec) -> Operator:
 def _broadcast(spec: BroadcastProcessSpec) -> Operator:
     keyed = spec.key_selector is not None
     return KeyedBroadcastProcessOperator(spec) if keyed else BroadcastProcessOperator(spec)
+
+
+def _broadcast_first(spec: BroadcastFirstSpec) -> Operator:
+    operator = _broadcast(spec.operator)
+    if isinstance(operator, KeyedBroadcastProcessOperator):
+        return KeyedBroadcastFirstOperator(operator)
+    assert isinstance(operator, BroadcastProcessOperator)
+    return BroadcastFirstOperator(operator)
 
 
 _AS_PROCESS: dict[type[OperatorSpec], Callable[[Any], Any]] = {
@@ -139,6 +152,7 @@ _OPERATORS: dict[type[OperatorSpec], Callable[[Any], Operator]] = {
     AsyncWaitSpec: AsyncWaitOperator,
     CoProcessSpec: _co_process,
     BroadcastProcessSpec: _broadcast,
+    BroadcastFirstSpec: _broadcast_first,
     IntervalJoinSpec: IntervalJoinOperator,
     TimestampsSpec: TimestampsAndWatermarksOperator,
     ReduceSpec: ReduceOperator,

@@ -60,7 +60,7 @@ class _Side:
     def open(self, table: StateTable) -> None:
         self.buffers = table.namespace(None)
         for key, (timestamps, _, _) in self.buffers.items():
-            self._due.append((timestamps[0] + self.kept_ms, next(self._numbers), key))
+            self._due.append((self._goes_at(timestamps[0]), next(self._numbers), key))
         heapify(self._due)
 
     def insert(self, key: Any, buffer: Buffer, value: Any, timestamp: int, matched: bool) -> None:
@@ -75,11 +75,16 @@ class _Side:
 
     def first_goes(self, key: Any, timestamp: int) -> None:
         """The first record of the key's buffer has this timestamp now."""
-        heappush(self._due, (timestamp + self.kept_ms, next(self._numbers), key))
+        heappush(self._due, (self._goes_at(timestamp), next(self._numbers), key))
+
+    def _goes_at(self, timestamp: int) -> int:
+        """At the latest at the end: results of windows without an end have its time."""
+        return min(timestamp + self.kept_ms, MAX_TIMESTAMP)
 
     def expired(self, watermark: int) -> Iterator[tuple[Any, Buffer]]:
         """Remove what can have no match any more: keys with the records removed."""
-        due, latest = self._due, watermark - self.kept_ms
+        due = self._due
+        latest = watermark if watermark == MAX_TIMESTAMP else watermark - self.kept_ms
         while due and due[0][0] <= watermark:
             key = heappop(due)[2]
             buffer = self.buffers.get(key)

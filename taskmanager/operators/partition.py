@@ -8,7 +8,7 @@ aggregate keeps its accumulator alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import count, islice, repeat
+from itertools import count, groupby, islice, repeat
 from typing import Any
 
 from dataflow.common.batch import MAX_TIMESTAMP, MIN_TIMESTAMP, ArrowBatch, RowBatch
@@ -123,7 +123,10 @@ class _Sorted(_Kept):
         self._sign = -1 if descending else 1  # equal records keep their order both ways
 
     def add(self, row: Any, timestamp: int) -> None:
-        self._keep((self._sort_by(row), self._sign * next(self._numbers), row, timestamp))
+        by = self._sort_by(row)
+        if isinstance(by, float) and by != by:
+            raise ValueError("NaN cannot be sorted by: it is neither before nor after a number")
+        self._keep((by, self._sign * next(self._numbers), row, timestamp))
 
     def results(self) -> Iterator[Result]:
         self._flush()
@@ -248,15 +251,15 @@ def _begin(operator: FunctionOperator, partition: Partition) -> Iterator[Result]
 
 
 def _emit(operator: FunctionOperator, results: Iterator[Result]) -> bool:
-    """One batch; False when there are no more. Either all of it have a timestamp or none."""
+    """About a batch; False when there are no more. A batch has records of one kind: with a
+    timestamp, or without."""
     try:
         batch: Iterable[Result] = list(islice(results, BATCH_ROWS))
     except BaseException as error:
         operator.fail(error, "on a whole partition")
     if not batch:
         return False
-    rows = [row for row, _ in batch]
-    stamps = [stamp for _, stamp in batch]
-    stamped = MIN_TIMESTAMP not in stamps
-    operator.output.emit(RowBatch(rows, stamps if stamped else None))
+    for stamped, part in groupby(batch, lambda result: result[1] != MIN_TIMESTAMP):
+        rows, stamps = map(list, zip(*part, strict=True))
+        operator.output.emit(RowBatch(rows, stamps if stamped else None))
     return True

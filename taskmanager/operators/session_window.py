@@ -107,8 +107,9 @@ class SessionWindowOperator(KeyedWindowOperator):
                 sessions[:] = [s for s in sessions if s[DUE] != _GONE]
             self._contents.add(session[CELL], value, timestamp)
         if session[END] - 1 <= watermark:
-            session[FIRED] = True
-            self._note_due(key, session)
+            if not session[FIRED]:  # else it is noted already, for its end then or now
+                session[FIRED] = True
+                self._note_due(key, session)
             self._fire(key, session)
         elif session[FIRED]:
             session[FIRED] = False  # it has grown, and will fire once more

@@ -32,6 +32,7 @@ class WindowSlices:
             )
         self.offset: int = assigner.offset
         self.width = gcd(self.size, self.slide)
+        self.overlap = self.slide < self.size
 
     def slice_of(self, timestamp: int) -> int:
         """The start of the slice that holds ``timestamp``."""
@@ -45,6 +46,11 @@ class WindowSlices:
     def slices_of(self, window: Window) -> range:
         """The starts of a window's slices, in order."""
         return range(window[0], window[1], self.width)
+
+
+def last_timestamp(window: Window) -> int:
+    """A window's last millisecond, which the watermark reaches at the end of the stream at last."""
+    return min(window[1] - 1, MAX_TIMESTAMP)
 
 
 def cleanup_time(window: Window, lateness_ms: int) -> int:

@@ -12,6 +12,7 @@ bounds hold.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from functools import partial
 from itertools import groupby, islice
@@ -124,12 +125,22 @@ class SortedInputOperator(Operator):
 
 def _pieces(entries: Iterator[KeyedEntry]) -> Iterator[Piece]:
     for _, of_key in groupby(entries, itemgetter(0)):
-        pieces = iter(partial(_take, of_key), [])
+        pieces = _cut(iter(partial(_take, of_key), []))
         piece = next(pieces)
         for following in pieces:
             yield piece, False
             piece = following
         yield piece, True
+
+
+def _cut(pieces: Iterator[list[KeyedEntry]]) -> Iterator[list[KeyedEntry]]:
+    """Records without a timestamp, which come first, and those with one: a batch has one kind."""
+    for piece in pieces:
+        if piece[0][1] == MIN_TIMESTAMP != piece[-1][1]:
+            first = bisect_right(piece, MIN_TIMESTAMP, key=itemgetter(1))
+            yield piece[:first]
+            piece = piece[first:]
+        yield piece
 
 
 def _take(entries: Iterator[KeyedEntry]) -> list[KeyedEntry]:

@@ -32,6 +32,7 @@ class SourceOperator(FunctionOperator):
         super().__init__(spec.source)
         self._source = spec.source
         self._strategy = spec.watermarks
+        self._own_watermarks = spec.own_watermarks
         self._reader: SourceReader[Any, Any] | None = None
         self._restored: list[Any] | None = None
         self._no_more_splits = False
@@ -110,7 +111,8 @@ class SourceOperator(FunctionOperator):
             self._watermarks.after_batch()
 
     def emit_watermark(self, timestamp: int, split_id: str) -> None:
-        self._watermarks.on_watermark(timestamp, split_id)
+        if self._own_watermarks:
+            self._watermarks.on_watermark(timestamp, split_id)
 
     def finish_split(self, split_id: str) -> None:
         self._watermarks.remove_split(split_id)

@@ -27,7 +27,12 @@ from taskmanager.operators.base import OperatorContext, Output
 from taskmanager.operators.collector import BATCH_ROWS, Collector
 from taskmanager.operators.function_operator import not_iterable
 from taskmanager.operators.keyed_operator import KeyedOperator
-from taskmanager.operators.slices import Window, WindowSlices, cleanup_time
+from taskmanager.operators.slices import (
+    Window,
+    WindowSlices,
+    cleanup_time,
+    last_timestamp,
+)
 
 Contents = dict[Any, Any]  # key -> aggregate, accumulator or list of records
 
@@ -80,10 +85,11 @@ class WindowOperator(KeyedOperator):
         self._pending = self.backend.table("$window", kind)
         self._fired = self.backend.table("$window-fired", kind)
         for window in self._pending.namespaces:
-            heappush(self._to_fire, (window[1] - 1, window))
+            heappush(self._to_fire, (last_timestamp(window), window))
         for window in self._fired.namespaces:
             heappush(self._to_clean, (self._cleanup_time(window), window))
-        if self._lateness:  # contents live on after they were emitted
+        # Contents may live on after they were emitted: for late records, or in other windows.
+        if self._lateness or self._slices.overlap:
             self.backend.shares_mutable = True
         self._window_context = _WindowContext(self)
         super().open()
@@ -202,7 +208,7 @@ class WindowOperator(KeyedOperator):
 
     def _contents_to_fire(self, window: Window) -> Contents:
         if window not in self._pending.namespaces:
-            heappush(self._to_fire, (window[1] - 1, window))
+            heappush(self._to_fire, (last_timestamp(window), window))
         return self._pending.namespace(window)
 
     def _cleanup_time(self, window: Window) -> int:
@@ -284,7 +290,7 @@ class WindowOperator(KeyedOperator):
             produced = self._evaluate(window, key, elements)
         if produced is not None:
             try:
-                self._collector.take(produced, window[1] - 1)
+                self._collector.take(produced, last_timestamp(window))
             except TypeError as error:
                 raise not_iterable(error, produced, "the window function") from None
 

@@ -37,6 +37,8 @@ from dataflow.datastream.window import (
 )
 from dataflow.errors import JobExecutionError, JobGraphError
 from dataflow.graph.specs import ProcessSpec, ReduceSpec, SortedInputSpec
+from dataflow.testing.scripted_source import Record as Timed
+from dataflow.testing.scripted_source import ScriptedSource, Watermark
 
 BATCH, STREAMING = RuntimeExecutionMode.BATCH, RuntimeExecutionMode.STREAMING
 Record = tuple[str, int, int]  # key, value, time
@@ -255,6 +257,13 @@ def test_there_is_no_watermark_before_the_end(in_source: bool) -> None:
     assert set(collected(stream.rebalance().process(Now()))) == {MIN_TIMESTAMP}
 
 
+def test_the_watermarks_of_a_source_itself_make_no_record_late() -> None:
+    script = [Timed(5, 5), Watermark(60), Timed(20, 20)]
+    source = ScriptedSource(script)
+    numbers = environment(BATCH).from_source(source, WatermarkStrategy.no_watermarks(), "script")
+    assert collected(numbers.process(Now())) == [MIN_TIMESTAMP] * 2
+
+
 def test_there_are_no_checkpoints_and_the_plan_says_so() -> None:
     env = environment(BATCH)
     env.enable_checkpointing(1_000)
@@ -346,3 +355,24 @@ def test_the_memory_for_sorting_can_be_set() -> None:
     env.set_runtime_mode(BATCH)
     numbers = env.from_sequence(0, 19_999).key_by(lambda n: n % 5_000).reduce(max)
     assert sorted(collected(numbers)) == list(range(15_000, 20_000))
+
+
+def test_a_record_without_a_timestamp_takes_it_from_no_other() -> None:
+    env = environment(BATCH, 1)
+    timed = env.from_collection([("k", 1, 1), ("k", 2, 5)]).assign_timestamps_and_watermarks(
+        BY_TIME
+    )
+    records = timed.union(env.from_collection([("k", 3, 0)]))
+    assert collected(records.key_by(key_of).process(Stamps())) == [
+        (("k", 3, 0), None),
+        (("k", 1, 1), 1),
+        (("k", 2, 5), 5),
+    ]
+    assert collected(records.key_by(key_of).reduce(add).key_by(key_of).process(Stamps())) == [
+        (("k", 6, 5), 5)
+    ]
+
+
+class Stamps(KeyedProcessFunction):
+    def process_element(self, value: Any, ctx: KeyedProcessFunction.Context) -> Iterable[Any]:
+        yield value, ctx.timestamp()

@@ -9,8 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dataflow.common.batch import MAX_TIMESTAMP, MIN_TIMESTAMP
 from dataflow.common.codec import dumps_code, loads_code
-from dataflow.datastream import DataStream, OutputTag, StreamExecutionEnvironment
+from dataflow.datastream import (
+    DataStream,
+    OutputTag,
+    RuntimeExecutionMode,
+    StreamExecutionEnvironment,
+)
 from dataflow.datastream.functions import (
     BroadcastProcessFunction,
     KeyedBroadcastProcessFunction,
@@ -24,7 +30,7 @@ from dataflow.datastream.state import (
     ValueStateDescriptor,
 )
 from dataflow.errors import JobExecutionError, JobGraphError, RestoreError, UserFunctionError
-from dataflow.graph.specs import BroadcastProcessSpec
+from dataflow.graph.specs import BroadcastFirstSpec, BroadcastProcessSpec
 from state.snapshot import TaskSnapshot, decode, encode, redistribute
 from tests.harness import OperatorHarness, send_by_key
 
@@ -327,3 +333,62 @@ def test_a_job_with_broadcast_state(keyed: bool, monkeypatch: pytest.MonkeyPatch
         found = run(processed.union(unknown))
         assert len(found) == 20
         assert {value for _, value in found} <= {n * f for n in range(20) for f in (1, 10)}
+
+
+# ------------------------------------------------------------------------------------ BATCH mode
+
+
+def ended(harness: OperatorHarness) -> OperatorHarness:
+    harness.watermark(MAX_TIMESTAMP)
+    while harness.operator.has_in_flight():
+        assert harness.operator.next_timer_at() == MIN_TIMESTAMP
+        harness.operator.on_processing_time(0)
+    harness.operator.finish()
+    return harness
+
+
+@pytest.mark.parametrize("memory", ["1 mb", "128 mb"])
+def test_in_batch_every_record_finds_all_that_is_broadcast(memory: str) -> None:
+    configuration = {"execution.sorted-inputs.memory": memory}
+    harness = OperatorHarness(BroadcastFirstSpec(APPLY), configuration=configuration)
+    harness.rows([("a", n) for n in range(5_000)], range(5_000)).rows2([("a", 1)])
+    harness.rows([("a", -1), ("b", 2)]).watermark(3).rows2([("a", 10), ("b", 3)])
+    assert harness.emitted == []
+    assert (harness.context.metrics["sortedInputBytesOnDisk"]() > 0) is (memory == "1 mb")
+    ended(harness)
+    assert harness.stamped == [
+        *((("a", 10 * n), n) for n in range(5_000)),
+        (("a", -10), None),
+        (("b", 6), None),
+    ]
+    assert max(map(len, harness.output.batches)) < 5_000
+    assert harness.watermarks == [MAX_TIMESTAMP]
+    harness.close()
+
+
+def test_in_batch_a_key_comes_after_the_other_once_all_is_broadcast() -> None:
+    harness = OperatorHarness(BroadcastFirstSpec(COLLECT))
+    harness.rows([("b", 1), ("a", 2), ("b", 3)], [5, 9, 1]).rows2([("rule", 7)])
+    harness.rows2([("flush", 0)])
+    ended(harness)
+    rules = (("rule", 7),)
+    of_b = [(("b", 3, rules), 1), (("b", 1, rules), 5), (("timer", "b", 1), 11)]
+    of_b.append((("timer", "b", 1), 15))
+    of_a = [(("a", 2, rules), 9), (("timer", "a", 1), 19)]
+    assert harness.stamped in (of_a + of_b, of_b + of_a)
+    assert harness.watermarks == [MAX_TIMESTAMP]
+
+
+@pytest.mark.parametrize("keyed", [True, False])
+def test_a_job_in_batch_mode(keyed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATAFLOW_LOCAL", "1")
+    monkeypatch.setenv("DATAFLOW_PROGRESS", "0")
+    env = new_env(2).set_runtime_mode(RuntimeExecutionMode.BATCH)
+    values: Any = env.from_collection([("a", n) for n in range(9)])
+    late = env.from_sequence(0, 99_999).filter(lambda n: n == 99_999).map(lambda n: ("a", n))
+    streams = (values.key_by(key_of) if keyed else values).connect(late.broadcast(RULES))
+    results = streams.process(Collect() if keyed else Apply())
+    with results.execute_and_collect() as emitted:
+        found = sorted(emitted)
+    rule = (("a", 99_999),)
+    assert found == [("a", n, rule) if keyed else ("a", n * 99_999) for n in range(9)]

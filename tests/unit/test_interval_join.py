@@ -137,6 +137,16 @@ bounds = st.tuples(st.integers(-4, 4), st.integers(-4, 4)).map(sorted)
 outers = st.tuples(st.booleans(), st.booleans())
 
 
+@pytest.mark.parametrize("restored", [False, True])
+def test_results_of_windows_without_an_end_come_out_without_a_match_too(restored: bool) -> None:
+    joined = spec(-3, 5, (True, True))
+    harness = OperatorHarness(joined).rows([("k", 1)], [MAX_TIMESTAMP]).watermark(10)
+    if restored:
+        harness = OperatorHarness(joined, snapshot=harness.snapshot())
+    harness.watermark(MAX_TIMESTAMP)
+    assert harness.stamped == [((("k", 1), None), MAX_TIMESTAMP)]
+
+
 def brute_force(
     steps: list[Step], lower: int, upper: int, outer: tuple[bool, bool]
 ) -> tuple[Counter[Any], Counter[Any]]:

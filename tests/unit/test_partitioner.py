@@ -196,6 +196,13 @@ def test_rebalance_deals_the_records_out_one_by_one(
     assert sent == spread(batches, count, lambda _row: next(numbers) % count)
 
 
+def test_what_is_broadcast_can_be_changed_in_place_without_the_others_seeing_it() -> None:
+    sent = sent_by(BroadcastPartitioner(channels_of(3)), [RowBatch([["k"]], [1])])
+    for number, [(row, _)] in enumerate(sent):
+        row.append(number)
+    assert sent == [[(["k", number], 1)] for number in range(3)]
+
+
 @given(streams(), st.integers(1, 4), st.booleans())
 def test_broadcast_sends_everything_everywhere_and_forward_to_the_one_channel(
     batches: list[RowBatch], count: int, columns: bool

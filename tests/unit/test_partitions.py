@@ -158,6 +158,10 @@ def test_what_cannot_be_is_refused_at_once(operate: Any, message: str) -> None:
         (lambda p: p.map_partition(lambda values: 5), "map_partition must yield its results"),
         (lambda p: p.map_partition(lambda values: [1 // 0 for _ in values]), "whole partition"),
         (lambda p: p.sort_partition(lambda n: "x" if n == 2 else n), "'Sort Partition'.*failed"),
+        (
+            lambda p: p.sort_partition(lambda n: float("nan") if n == 2 else n),
+            "record 2 of a batch of 3.*NaN cannot be sorted by",
+        ),
         (lambda p: p.reduce(lambda a, b: 1 // 0), "on record 2 of a batch"),
     ],
 )
@@ -248,3 +252,11 @@ def test_small_keys_share_batches() -> None:
     harness, _ = run(spec, list(range(5_000)))
     assert sorted(harness.emitted) == list(range(5_000))
     assert len(harness.output.batches) < 10
+
+
+def test_sorted_records_keep_their_timestamps_beside_one_without() -> None:
+    harness = OperatorHarness(PartitionSpec(None, sort_by=lambda n: n))
+    harness.rows([3, 1], [30, 10]).rows([2]).watermark(MAX_TIMESTAMP)
+    while harness.operator.has_in_flight():
+        harness.time(harness.context.now)
+    assert harness.stamped == [(1, 10), (2, None), (3, 30)]

@@ -565,6 +565,19 @@ def test_without_checkpoints_records_are_sent_as_they_come_in_a_bounded_window()
     assert rows == list(range(CHUNKS_IN_FLIGHT_MAX))
 
 
+def test_results_that_would_come_twice_without_checkpoints_are_refused() -> None:
+    """Regions, and so subtasks, restart by themselves."""
+    client, sent = CollectedChunks(), []
+    for subtask, attempt in (0, "1.0"), (1, "1.3"), (0, "1.4"):
+        context = Context(attempt=attempt, subtask_index=subtask, parallelism=2, configuration={})
+        operator, _ = open_sink(CollectSink(), context)
+        _write(operator, attempt)
+        sent.append(context.to_client[0][1])
+    assert client.take(sent[0]) + client.take(sent[1]) == ["1.0", "1.3"]
+    with pytest.raises(JobExecutionError, match="has restarted without a checkpoint"):
+        client.take(sent[2])
+
+
 def test_what_would_fill_the_memory_between_checkpoints_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

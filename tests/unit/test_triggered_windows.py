@@ -798,6 +798,37 @@ def test_a_late_record_of_a_group_that_is_ahead_fires_at_once(sessions: Any) -> 
     assert len(merged.emitted) == 8
 
 
+@pytest.mark.parametrize(
+    ("assigner", "trigger"),
+    [
+        (EventTimeSessionWindows.with_gap(5), None),
+        (EventTimeSessionWindows.with_gap(5), PurgingTrigger.of(EventTimeTrigger())),
+        (TumblingEventTimeWindows.of(10), PurgingTrigger.of(EventTimeTrigger())),
+    ],
+)
+def test_the_results_of_windows_without_an_end_are_in_the_last_window(
+    assigner: Any, trigger: Any
+) -> None:
+    harness = OperatorHarness(spec(assigner, reduce=Add(), trigger=trigger))
+    harness.rows([("k", 1), ("k", 2)], [MAX_TIMESTAMP] * 2).watermark(MAX_TIMESTAMP)
+    assert harness.stamped == [(("k", 3), MAX_TIMESTAMP)]
+
+
+def test_late_records_of_a_session_leave_nothing_behind_that_grows() -> None:
+    harness = OperatorHarness(spec(SESSIONS, reduce=Add(), lateness=1_000)).rows([("k", 1)], [0])
+    harness.watermark(500)
+    for number in range(100):
+        harness.rows([("k", 1)], [number])
+    operator: Any = harness.operator
+    assert len(operator._due) <= 2
+    assert harness.emitted[-1] == ("k", 101)
+    harness.watermark(99 + 10 - 1 + 1_000 - 1).rows([("k", 1)], [99])
+    assert harness.emitted[-1] == ("k", 102)
+    harness.watermark(99 + 10 - 1 + 1_000)
+    assert not operator._due
+    assert not leftovers(harness)
+
+
 class Shown(Values):
     def get_result(self, accumulator: Any) -> Any:
         return accumulator

@@ -483,3 +483,33 @@ def test_windows_are_those_of_the_reference(
     assert late == reference.late
     for task in tasks:
         assert not any(table.namespaces for table in tables(task))
+
+
+class Elements(WindowFunction[Any, Any, Any, Any]):
+    def apply(self, key: Any, window: Any, inputs: Any) -> Any:
+        yield list(inputs)
+
+
+def test_windows_that_overlap_emit_records_of_their_own() -> None:
+    windows = SlidingEventTimeWindows.of(ms(10), ms(5))
+    spec = WindowSpec(windows, first, 0, None, None, None, Elements())
+    harness = OperatorHarness(spec).rows([["k", []]], [7]).watermark(MAX_TIMESTAMP)
+    one, other = harness.emitted
+    one[0][1].append("changed by whoever got it")
+    assert other == [["k", []]]
+
+
+@pytest.mark.parametrize(
+    "windows",
+    [TumblingEventTimeWindows.of(ms(10)), SlidingEventTimeWindows.of(ms(10), ms(10))],
+)
+@pytest.mark.parametrize("restored", [False, True])
+def test_the_results_of_windows_without_an_end_are_in_the_last_window(
+    windows: Any, restored: bool
+) -> None:
+    spec = WindowSpec(windows, first, 0, None, Add(), None, None)
+    harness = OperatorHarness(spec).rows([("k", 1), ("k", 2)], [MAX_TIMESTAMP] * 2).watermark(5)
+    if restored:
+        harness = OperatorHarness(spec, snapshot=harness.snapshot())
+    harness.watermark(MAX_TIMESTAMP)
+    assert harness.stamped == [(("k", 3), MAX_TIMESTAMP)]

@@ -2,9 +2,9 @@
 
 Records travel as chunks with ids that never repeat. With checkpoints a chunk is a committable: it
 is kept in the checkpoint and sent once that is complete, so that the client never sees a record
-that is then computed again. Without checkpoints it is sent at once, with a bounded number of
-chunks under way. A chunk may be sent again after a failure; ``CollectedChunks`` at the client
-knows it by its id.
+that is then computed again. Without checkpoints it is sent at once, with a bounded number of chunks
+under way; a job that restarts computes it again, which the client refuses. A chunk may be sent
+again after a failure; ``CollectedChunks`` at the client knows it by its id.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ class Chunk:
     writer: str
     number: int
     rows: bytes
+    #: Without checkpoints: the attempt, if another one would send the same records again.
+    attempt: str | None = None
 
 
 class CollectSink(Sink[Any]):
@@ -69,7 +71,8 @@ class CollectWriter(CommittingSinkWriter[Any, Chunk]):
         self._add((batch.to_rows() if isinstance(batch, ArrowBatch) else batch).rows)
 
     def _add(self, rows: list[Any]) -> None:
-        chunk = Chunk(self._writer, self._number, dumps_data(rows))
+        attempt = None if self._context.checkpointing else self._context.attempt
+        chunk = Chunk(self._writer, self._number, dumps_data(rows), attempt)
         self._number += 1
         self._held[chunk.number] = chunk
         if not self._context.checkpointing:
@@ -134,10 +137,23 @@ class CollectedChunks:
     def __init__(self) -> None:
         #: Numbers seen by writer, as the count of a gapless beginning and the rest.
         self._seen: dict[str, tuple[int, set[int]]] = {}
+        #: Without checkpoints: of each subtask, the only attempt that may send.
+        self._attempts: dict[str, str] = {}
 
     def take(self, payload: bytes) -> list[Any]:
-        """The records a payload brings; none if it came before."""
+        """The records a payload brings; none if it came before.
+
+        Raises JobExecutionError if the job has restarted without checkpoints.
+        """
         chunk: Chunk = loads_data(payload)
+        if chunk.attempt is not None:
+            subtask = chunk.writer.removesuffix(chunk.attempt)
+            if chunk.attempt != self._attempts.setdefault(subtask, chunk.attempt):
+                raise JobExecutionError(
+                    "the job has restarted without a checkpoint after it had returned results, and "
+                    "would return them again: enable checkpointing, leave out the restart "
+                    "strategy, or write to a sink that commits at the end, such as FileSink"
+                )
         until, beyond = self._seen.get(chunk.writer, (0, set()))
         if chunk.number < until or chunk.number in beyond:
             return []

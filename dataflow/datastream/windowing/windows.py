@@ -38,7 +38,7 @@ class TimeWindow(Window):
     end: int
 
     def max_timestamp(self) -> int:
-        return self.end - 1
+        return min(self.end - 1, MAX_TIMESTAMP)
 
     def intersects(self, other: TimeWindow) -> bool:
         """Whether they overlap or touch."""

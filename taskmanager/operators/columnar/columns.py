@@ -96,7 +96,7 @@ def _is_span(kind: pa.DataType) -> bool:
 
 
 def timestamps_of(batch: Batch, operator: FunctionOperator) -> np.ndarray:
-    """As int64 in ms. Raises JobExecutionError when there are none."""
+    """As int64 in ms. Raises JobExecutionError when there are none, or none that a window holds."""
     stamps = batch.timestamps
     if stamps is None:
         raise JobExecutionError(
@@ -104,6 +104,12 @@ def timestamps_of(batch: Batch, operator: FunctionOperator) -> np.ndarray:
             "have no timestamps: give the WatermarkStrategy a timestamp assigner"
         )
     found = stamps.to_numpy() if isinstance(stamps, pa.Array) else np.asarray(stamps, np.int64)
+    if len(found) and found.max() > TIMESTAMP_MAX:
+        raise JobExecutionError(
+            f"operator {operator.context.operator_name!r} has event-time windows on columns, which "
+            "end at some time, and its records come from windows that do not, such as count "
+            "windows: give them timestamps with assign_timestamps_and_watermarks()"
+        )
     # Records without a timestamp among others that have one: further back than any window.
     return np.asarray(np.maximum(found, -TIMESTAMP_MAX))
 

@@ -219,14 +219,16 @@ class Task:
             return bool(self._mail)
         progressed = False
         self._poll_at = None
-        if self.state is TaskState.RUNNING and self._outputs.has_room():
+        # Asked once: if what timers emit fills the outputs again and again, input has its turn too.
+        has_room = self._outputs.has_room()
+        if self.state is TaskState.RUNNING and has_room:
             now = self._services.processing_time()
             due = self._chain.next_timer_at()
             if due is not None and due <= now:
                 self._chain.on_processing_time(now)
             if self._input_ended:
                 self._finish_chain()
-        if self._outputs.has_room() and not self._chain.blocked():
+        if has_room and not self._chain.blocked():
             progressed = self._process_input()
         self._outputs.flush()
         self._send_feedback()

@@ -139,6 +139,21 @@ def test_without_room_none_is_made_and_the_next_has_the_time_at_which_there_was(
     ]
 
 
+def test_where_one_is_always_due_records_still_have_their_turn() -> None:
+    limits = ChannelLimits(elements_max=1, batch_rows_max=1)
+    harness = TaskHarness(
+        source(*range(50), bounded=False),
+        outputs=1,
+        configuration={"metrics.latency.interval": "1 ms"},
+        limits=limits,
+    ).started()
+    for _ in range(150):  # the receiver takes an element a millisecond
+        harness.services.now += 1
+        harness.acknowledge()
+    sent = [m.items[0] for m in harness.services.sent]
+    assert sum(isinstance(item, RowBatch) for item in sent) > 30
+
+
 def test_an_enumerator_makes_none() -> None:
     edge = JobEdge("out", "v", "w", Partitioning.SPLITS)
     spec = EnumeratorSpec(WithEnumerator())

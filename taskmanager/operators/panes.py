@@ -57,7 +57,6 @@ class Panes:
     def changed(self, start: int, key: Any) -> None:
         """Something was added to a slice that may be a part of windows already asked for."""
         if self._oldest <= start < self._end:
-            self._watch((self._slices[start][key],))
             self._stale.add(key)
 
     def oldest(self) -> int | None:
@@ -126,8 +125,7 @@ class Panes:
         front: dict[Any, list[Any]] = {}
         for time in reversed(self._between(start, end)):
             values = self._slices[time]
-            if time >= self._end:
-                self._watch(values.values())
+            self._watch(values.values())
             combine = self._combiner()
             made = []
             for key, value in values.items():
@@ -145,12 +143,10 @@ class Panes:
     def _leave(self, start: int) -> None:
         """The windows to come begin at ``start`` or later."""
         front = self._front
-        for key in self._stale:
-            front.pop(key, None)
-        for time in self._between(self._oldest, min(start, self._border)):
+        for time in self._between(self._oldest, start):
             for key in self._slices[time]:
                 stack = front.get(key)
-                if stack is not None:  # or it is stale
+                if stack is not None:  # or the key is stale: it came late
                     stack.pop()
                     if not stack:
                         del front[key]

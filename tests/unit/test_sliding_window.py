@@ -26,6 +26,7 @@ from dataflow.errors import JobExecutionError, RestoreError, UserFunctionError
 from dataflow.graph.specs import WindowSpec
 from state.aliasing import all_immutable
 from taskmanager.operators.keyed_operator import KeyedOperator
+from taskmanager.operators.panes import Panes
 from taskmanager.operators.sliding_window import SlidingWindowOperator
 from taskmanager.operators.window import WindowOperator
 
@@ -200,6 +201,20 @@ class JoinLists(ReduceFunction):
         return value1
 
 
+class JoinMixed(ReduceFunction):
+    """Takes lists for its own, and makes them of tuples."""
+
+    def reduce(self, value1: Any, value2: Any) -> Any:
+        joined = value1[1] + value2[1]
+        for value in (value1, value2):
+            if isinstance(value, list):
+                value[1] = "?"
+        if isinstance(value1, list):
+            value1[1] = joined
+            return value1
+        return [value1[0], joined]
+
+
 class JoinAll(AggregateFunction):
     """One that takes both accumulators, and its result, for its own."""
 
@@ -228,7 +243,7 @@ def plain(row: Any) -> Any:
     records=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 70)), max_size=60),
     geometry=st.tuples(st.integers(2, 24), st.integers(1, 23), st.integers(0, 9)),
     lateness=st.sampled_from([0, 3, 40]),
-    how=st.sampled_from(["tuples", "lists", "aggregate"]),
+    how=st.sampled_from(["tuples", "lists", "mixed", "aggregate"]),
     disorder=st.sampled_from([0, 5, 100]),
     lag=st.integers(0, 12),
     steps=st.lists(st.integers(1, 9), min_size=1, max_size=10),
@@ -251,7 +266,7 @@ def test_contents_and_their_order_are_those_of_the_reference(
         size,
         slide,
         offset,
-        reduce={"tuples": Join(), "lists": JoinLists()}.get(how),
+        reduce={"tuples": Join(), "lists": JoinLists(), "mixed": JoinMixed()}.get(how),
         aggregate=JoinAll() if how == "aggregate" else None,
         lateness=lateness,
     )
@@ -363,7 +378,58 @@ def test_keys_whose_window_had_fired_and_keys_whose_had_not_meet_in_one_subtask(
     assert merged.operator.function.cleared == [(-5, 2), (-5, 1), (0, 1), (0, 1)]
 
 
-# ------------------------------------------------------------------------------ the user's function
+@pytest.mark.parametrize("lateness", [0, 20])
+def test_a_window_is_cleared_once_for_each_key_when_subtasks_are_merged(lateness: int) -> None:
+    spec = sliding(10, 5, lateness=lateness, function=WithState())
+    keys = [(k, key_group(k, 128)) for k in range(50)]
+    low = next(k for k, group in keys if group < 64)
+    high = next(k for k, group in keys if group >= 64)
+    ahead, behind = subtasks(spec, 2)
+    ahead.rows([(low, "a")], [1]).watermark(6)
+    behind.rows([(high, "a")], [1]).watermark(2)
+    (merged,) = subtasks(spec, 1, [ahead.snapshot(), behind.snapshot()])
+    merged.watermark(MAX_TIMESTAMP)
+    assert isinstance(merged.operator, SlidingWindowOperator)
+    cleared = merged.operator.function.cleared
+    assert Counter(cleared) == {(-5, 1): 2 if lateness else 1, (0, 1): 2}
+    assert is_empty(merged)
+
+
+@pytest.mark.parametrize("kind", [tuple, list])
+@pytest.mark.parametrize("begin", range(7))
+@pytest.mark.parametrize("lag", range(4))
+def test_a_value_that_can_be_changed_is_kept_apart_wherever_the_first_one_comes_up(
+    kind: type, begin: int, lag: int
+) -> None:
+    """A record a slice: from ``begin`` on, and ``lag`` windows late."""
+    panes, expected, made = Panes({}, JoinMixed().reduce), [], []
+    for start in range(30):
+        end = start + 5
+        for time in range(end - 1 - lag if start else begin, end - lag):
+            if time >= begin:
+                panes.slice(time)["a"] = kind(("a", chr(0x100 + time)))
+                panes.changed(time, "a")
+        panes.slice(end - 1)["z"] = ("z", "")
+        times = range(max(start, begin), end - lag)
+        made.append(panes.of(start, end).get("a", ("a", "")))
+        expected.append(("a", "".join(chr(0x100 + time) for time in times)))
+        while (oldest := panes.oldest()) is not None and oldest <= start:
+            panes.drop_oldest()
+    assert list(map(tuple, made)) == expected
+
+
+@pytest.mark.parametrize("time", [3, 5])  # before and behind the border
+def test_what_a_window_gives_is_the_callers_also_of_a_key_that_came_late(time: int) -> None:
+    panes = Panes({start: {"z": ("z", "")} for start in range(9)}, JoinMixed().reduce)
+    panes.of(0, 5)
+    panes.of(1, 6)
+    panes.slice(time)["a"] = ["a", "x"]
+    panes.changed(time, "a")
+    panes.of(2, 7)["a"][1] = "?"
+    assert panes.of(3, 8)["a"] == ["a", "x"]
+
+
+# ----------------------------------------------------------------------------- the user's function
 
 
 class WithState(ProcessWindowFunction[Any, Any, Any, Any]):

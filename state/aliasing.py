@@ -11,7 +11,8 @@ import copy
 import datetime
 import decimal
 import uuid
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from itertools import chain
 from typing import Any
 
 _ATOMIC: frozenset[type] = frozenset(
@@ -41,6 +42,16 @@ def is_immutable(value: Any) -> bool:
     """Whether ``value`` may be shared; False when in doubt."""
     kind = type(value)
     return kind in _ATOMIC or (kind is tuple and _all_atomic(value))
+
+
+def all_immutable(values: Collection[Any]) -> bool:
+    """Whether each of ``values`` is; of many at once several times as fast as one by one."""
+    kinds = set(map(type, values))
+    if tuple not in kinds:
+        return kinds <= _ATOMIC
+    kinds.remove(tuple)
+    tuples = [value for value in values if type(value) is tuple] if kinds else values
+    return kinds <= _ATOMIC and _all_atomic(chain.from_iterable(tuples))
 
 
 def detached(value: Any) -> Any:

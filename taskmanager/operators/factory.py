@@ -64,6 +64,7 @@ from taskmanager.operators.process import KeyedProcessOperator, ProcessOperator
 from taskmanager.operators.reduce import FinalReduceOperator, ReduceOperator, SkippingReduceOperator
 from taskmanager.operators.session_window import SessionWindowOperator
 from taskmanager.operators.sink import SinkOperator
+from taskmanager.operators.sliding_window import SlidingWindowOperator, can_share_slices
 from taskmanager.operators.sorted_input import SortedInputOperator
 from taskmanager.operators.source import SourceOperator
 from taskmanager.operators.stateless import (
@@ -134,6 +135,8 @@ def _partition(spec: PartitionSpec) -> Operator:
 def _window(spec: WindowSpec) -> Operator:
     by_event_time = spec.trigger is None or type(spec.trigger) is EventTimeTrigger
     if by_event_time and spec.evictor is None:
+        if type(spec.assigner) is SlidingEventTimeWindows and can_share_slices(spec):
+            return SlidingWindowOperator(spec)
         if type(spec.assigner) in (TumblingEventTimeWindows, SlidingEventTimeWindows):
             return WindowOperator(spec)
         if type(spec.assigner) is EventTimeSessionWindows:

@@ -10,6 +10,7 @@ from dataflow.datastream.windowing.assigners import MergingWindowAssigner
 from dataflow.datastream.windowing.windows import Window
 from dataflow.errors import JobExecutionError
 from dataflow.graph.specs import WindowSpec
+from state.heap_backend import StateTable
 from state.keyed_state import HeapKeyedStateStore
 from state.snapshot import OperatorSnapshot
 from taskmanager.operators.base import OperatorContext, Output
@@ -47,13 +48,17 @@ class KeyedWindowOperator(KeyedOperator):
         context.add_metric("numLateRecordsDropped", lambda: self._late_dropped)
 
     def open_windows(self, what: str) -> dict[Any, Any]:
-        """The table of windows, by key; ``what`` names their form in the checkpoint."""
+        """The windows, by key; ``what`` names their form in the checkpoint."""
+        return self.open_table(what).namespace(None)
+
+    def open_table(self, what: str) -> StateTable:
+        """The table that windows are kept in."""
         kind = f"{what}, holding {self._contents.kind}"
         # Nothing is kept under this name: a snapshot that does is one of WindowOperator.
         self.backend.table("$window-fired", kind)
         merging = isinstance(self.assigner, MergingWindowAssigner)
         self._window_context = _WindowContext(self, keeps_state=not merging)
-        return self.backend.table("$window", kind).namespace(None)
+        return self.backend.table("$window", kind)
 
     def restore(self, snapshot: OperatorSnapshot) -> None:
         super().restore(snapshot)

@@ -99,8 +99,12 @@ class SlidingWindowOperator(KeyedWindowOperator):
                 break
             if first not in self._scheduled:
                 self._scheduled.add(first)
-                fires = first + self._size - 1 > watermark
+                fires = self._fires(first) > watermark
                 heappush(self._to_fire if fires else self._to_end, first)
+
+    def _fires(self, start: int) -> int:
+        """The last millisecond of the window from ``start`` on, or of time itself."""
+        return min(start + self._size - 1, MAX_TIMESTAMP)
 
     def _ends(self, start: int) -> int:
         """The time at which the window from ``start`` on has had its last record."""
@@ -175,7 +179,7 @@ class SlidingWindowOperator(KeyedWindowOperator):
         elif self._aggregate is not None:
             contents[key] = self._aggregate.add(value, before)
         self._panes.changed(start, key)
-        fired = [first for first in windows if first + self._size - 1 <= watermark]
+        fired = [first for first in windows if self._fires(first) <= watermark]
         if fired:
             found = self._panes.around(start, key, [(f, f + self._size) for f in reversed(fired)])
             for first, of_window in zip(fired, reversed(found), strict=True):
@@ -189,7 +193,7 @@ class SlidingWindowOperator(KeyedWindowOperator):
     def process_watermark(self, timestamp: int) -> None:
         ahead = self.marks.ahead
         if self.marks.advance(timestamp):
-            while self._to_fire and self._to_fire[0] + self._size - 1 <= timestamp:
+            while self._to_fire and self._fires(self._to_fire[0]) <= timestamp:
                 start = heappop(self._to_fire)
                 self._fire(self._window(start), ahead)
                 if self._lateness:

@@ -536,3 +536,14 @@ def test_immutable_values_are_found_so_among_many() -> None:
     assert not all_immutable([1, (1, []), "a"])
     assert not all_immutable([1, [1]])
     assert not all_immutable([(1, 2), {}])
+
+
+@pytest.mark.parametrize("lateness", [0, 50])
+def test_windows_at_the_end_of_time_fire_with_it(lateness: int) -> None:
+    """Results of count windows have the last timestamp there is."""
+    harness = OperatorHarness(sliding(10, 5, lateness=lateness))
+    harness.rows([("k", "a")], [MAX_TIMESTAMP]).watermark(30)
+    assert harness.emitted == []
+    harness.watermark(MAX_TIMESTAMP)
+    assert harness.stamped == [(("k", "a"), MAX_TIMESTAMP)] * 2
+    assert is_empty(harness)

@@ -45,6 +45,7 @@ from dataflow.datastream.window import (
 from dataflow.errors import JobExecutionError, RestoreError, UserFunctionError
 from dataflow.graph.specs import WindowSpec
 from taskmanager.operators.session_window import SessionWindowOperator
+from taskmanager.operators.sliding_window import SlidingWindowOperator
 from taskmanager.operators.triggered_window import TriggeredWindowOperator
 from taskmanager.operators.window import WindowOperator
 from taskmanager.operators.window_base import KeyedWindowOperator
@@ -141,7 +142,8 @@ def leftovers(harness: OperatorHarness) -> dict[str, Any]:
     ("given_spec", "kind"),
     [
         (spec(TumblingEventTimeWindows.of(10), reduce=Add()), WindowOperator),
-        (spec(SlidingEventTimeWindows.of(10, 5), reduce=Add()), WindowOperator),
+        (spec(SlidingEventTimeWindows.of(10, 5), reduce=Add()), SlidingWindowOperator),
+        (spec(SlidingEventTimeWindows.of(10, 5)), WindowOperator),
         (
             spec(TumblingEventTimeWindows.of(10), reduce=Add(), trigger=EventTimeTrigger()),
             WindowOperator,

@@ -547,3 +547,34 @@ def test_windows_at_the_end_of_time_fire_with_it(lateness: int) -> None:
     harness.watermark(MAX_TIMESTAMP)
     assert harness.stamped == [(("k", "a"), MAX_TIMESTAMP)] * 2
     assert is_empty(harness)
+
+
+class KeepsFirst(Count):
+    def merge(self, acc_a: Any, acc_b: Any) -> Any:
+        return acc_a
+
+
+class MeanOfFloats(AggregateFunction):
+    def create_accumulator(self) -> Any:
+        return 0.0, 0
+
+    def add(self, value: Any, accumulator: Any) -> Any:
+        return accumulator[0] + value[1] / 3, accumulator[1] + 1
+
+    def get_result(self, accumulator: Any) -> Any:
+        return accumulator[0] / accumulator[1]
+
+    def merge(self, acc_a: Any, acc_b: Any) -> Any:
+        return acc_a[0] + acc_b[0], acc_a[1] + acc_b[1]
+
+
+def test_a_merge_that_is_a_stub_is_found_out() -> None:
+    harness = OperatorHarness(sliding(10, 5, aggregate=KeepsFirst()))
+    with pytest.raises(JobExecutionError, match=r"KeepsFirst\.merge\(\) of the accumulators"):
+        harness.rows([("k", 1), ("k", 2)], [1, 2])
+
+
+def test_a_merge_that_rounds_otherwise_is_right() -> None:
+    harness = OperatorHarness(sliding(10, 5, aggregate=MeanOfFloats()))
+    harness.rows([("k", 0.1), ("k", 0.7)], [1, 2]).watermark(MAX_TIMESTAMP)
+    assert harness.emitted == pytest.approx([0.4 / 3, 0.4 / 3])

@@ -89,8 +89,8 @@ class BroadcastStates:
                 self._sharing.shares_mutable = True
 
 
-class _ReadOnly(ReadOnlyBroadcastState[Any, Any]):
-    """What iterates is a list of the caller's own."""
+class _Entries:
+    """Reading a dict; what iterates is a list of the caller's own, so it may change on the way."""
 
     __slots__ = ("_entries",)
 
@@ -115,6 +115,10 @@ class _ReadOnly(ReadOnlyBroadcastState[Any, Any]):
     def is_empty(self) -> bool:
         return not self._entries
 
+
+class _ReadOnly(_Entries, ReadOnlyBroadcastState[Any, Any]):
+    __slots__ = ()
+
     def _refuse(self, *_: Any) -> NoReturn:
         raise RuntimeError(
             "broadcast state can only be changed in process_broadcast_element(), which does the "
@@ -124,32 +128,12 @@ class _ReadOnly(ReadOnlyBroadcastState[Any, Any]):
     clear = put = put_all = remove = __setitem__ = __delitem__ = _refuse
 
 
-class _Writable(BroadcastState[Any, Any]):
-    """What iterates is a list of the caller's own, so the state may be changed on the way."""
-
-    __slots__ = ("_entries", "_sharing")
+class _Writable(_Entries, BroadcastState[Any, Any]):
+    __slots__ = ("_sharing",)
 
     def __init__(self, entries: dict[Any, Any], sharing: Sharing) -> None:
-        self._entries = entries
+        super().__init__(entries)
         self._sharing = sharing
-
-    def get(self, key: Any) -> Any:
-        return self._entries.get(key)
-
-    def contains(self, key: Any) -> bool:
-        return key in self._entries
-
-    def items(self) -> list[tuple[Any, Any]]:
-        return list(self._entries.items())
-
-    def keys(self) -> list[Any]:
-        return list(self._entries)
-
-    def values(self) -> list[Any]:
-        return list(self._entries.values())
-
-    def is_empty(self) -> bool:
-        return not self._entries
 
     def put(self, key: Any, value: Any) -> None:
         if not is_immutable(value):

@@ -36,8 +36,9 @@ def is_batch(graph: StreamGraph) -> bool:
 
 def batch_faults(graph: StreamGraph) -> Iterator[str]:
     """What of the program needs BATCH mode, or cannot be executed in it."""
+    batch = is_batch(graph)
     for node in graph.nodes:
-        if isinstance(node.transformation.spec, PartitionSpec) and not is_batch(graph):
+        if isinstance(node.transformation.spec, PartitionSpec) and not batch:
             yield (
                 f"{node.label} works on whole partitions, which is possible in BATCH mode only: "
                 "call env.set_runtime_mode(RuntimeExecutionMode.BATCH)"

@@ -14,6 +14,7 @@ from itertools import count, groupby, islice, repeat
 from dataflow.common.batch import MAX_TIMESTAMP, MIN_TIMESTAMP, ArrowBatch, RowBatch
 from dataflow.common.config_options import ConfigOptions
 from dataflow.common.configuration import Configuration
+from state.snapshot import OperatorSnapshot
 from taskmanager.operators.base import OperatorContext, Output, TwoInputOperator
 from taskmanager.operators.broadcast import (
     BroadcastProcessOperator,
@@ -51,6 +52,11 @@ class BroadcastFirstOperator(TwoInputOperator):
         self._store = ExternalSorter(options.get(ConfigOptions.SORTED_INPUTS_MEMORY))
         self._operator.setup(context, output)
         context.add_metric("sortedInputBytesOnDisk", lambda: self._store.spilled_bytes)
+
+    def initialize_state(
+        self, snapshot: OperatorSnapshot | None, checkpoint_id: int | None
+    ) -> None:
+        self._operator.initialize_state(snapshot, checkpoint_id)
 
     def open(self) -> None:
         self._operator.open()

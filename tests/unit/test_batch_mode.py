@@ -11,10 +11,14 @@ from harness import OperatorHarness
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataflow.common import Configuration, Duration, WatermarkStrategy
+from dataflow.common import Configuration, Duration, Types, WatermarkStrategy
 from dataflow.common.batch import MAX_TIMESTAMP, MIN_TIMESTAMP
 from dataflow.datastream import (
     AggregateFunction,
+    BroadcastProcessFunction,
+    CheckpointedFunction,
+    FunctionInitializationContext,
+    FunctionSnapshotContext,
     KeyedProcessFunction,
     OutputTag,
     ProcessFunction,
@@ -25,7 +29,7 @@ from dataflow.datastream import (
 )
 from dataflow.datastream.connectors.datagen import DataGeneratorSource
 from dataflow.datastream.functions import as_reduce_function
-from dataflow.datastream.state import ValueStateDescriptor
+from dataflow.datastream.state import MapStateDescriptor, ValueStateDescriptor
 from dataflow.datastream.window import (
     EventTimeSessionWindows,
     EventTimeTrigger,
@@ -376,3 +380,37 @@ def test_a_record_without_a_timestamp_takes_it_from_no_other() -> None:
 class Stamps(KeyedProcessFunction):
     def process_element(self, value: Any, ctx: KeyedProcessFunction.Context) -> Iterable[Any]:
         yield value, ctx.timestamp()
+
+
+# ---------------------------------------------------------------------- functions with more to say
+
+
+class CountsKeys(KeyedProcessFunction, CheckpointedFunction):
+    def initialize_state(self, context: FunctionInitializationContext) -> None:
+        self.began = not context.is_restored()
+
+    def snapshot_state(self, context: FunctionSnapshotContext) -> None: ...
+
+    def process_element(self, value: int, ctx: KeyedProcessFunction.Context) -> Iterable[bool]:
+        yield self.began
+
+
+class Rules(BroadcastProcessFunction, CheckpointedFunction):
+    def initialize_state(self, context: FunctionInitializationContext) -> None:
+        self.began = not context.is_restored()
+
+    def snapshot_state(self, context: FunctionSnapshotContext) -> None: ...
+
+    def process_element(self, value: Any, ctx: Any) -> Iterable[bool]:
+        yield self.began
+
+    def process_broadcast_element(self, value: Any, ctx: Any) -> None: ...
+
+
+def test_functions_with_operator_state_are_initialized() -> None:
+    keyed = environment(BATCH).from_sequence(1, 3).key_by(lambda n: n).process(CountsKeys())
+    assert collected(keyed) == [True] * 3
+    env = environment(BATCH)
+    rules = MapStateDescriptor("rules", Types.INT(), Types.INT())
+    ruled = env.from_sequence(1, 3).connect(env.from_sequence(1, 2).broadcast(rules))
+    assert collected(ruled.process(Rules())) == [True] * 3

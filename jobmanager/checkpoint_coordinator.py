@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from dataflow.graph.job_graph import JobGraph
+from state.checkpoint_options import CHECKPOINT, CheckpointOptions
 from state.checkpoint_store import (
     CheckpointManifest,
     CommitPermit,
@@ -65,6 +66,8 @@ class Trigger:
     """Start the checkpoint at every task without inputs."""
 
     checkpoint_id: int
+    options: CheckpointOptions = CHECKPOINT
+    demanded: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,7 @@ class PendingCheckpoint:
 
     checkpoint_id: int
     started: int
+    options: CheckpointOptions = CHECKPOINT
     acks: dict[TaskId, CheckpointAcknowledged] = field(default_factory=dict)
     publishing: CheckpointManifest | None = None
     publish_at: int | None = None  # when to try (again); None while one try is under way
@@ -137,7 +141,7 @@ class CompletedCheckpoint:
 
     permit: CommitPermit
     uncommitted: set[TaskId]
-    covers_end: bool
+    is_last: bool  # it covers the end, or tasks have stopped at it
     restored: bool = False  # taken by other attempts than those that run
     marking: bool = False
 
@@ -180,10 +184,12 @@ class CheckpointCoordinator:
         self._pending: PendingCheckpoint | None = None
         self._committing: list[CompletedCheckpoint] = []  # by id, oldest first
         self._trigger_at = 0
+        self._demand: CheckpointOptions | None = None
+        self._demanded_at_end = False  # not before all have drained
         self._failures_in_a_row = 0
         self._drained = False
         self._settled = False  # a checkpoint of these attempts is committed by all tasks
-        self.finished = False  # a checkpoint that covers the end is committed
+        self.finished = False  # the last checkpoint is committed
         self.statistics = CheckpointStatistics()
 
     # ------------------------------------------------------------------------- the job
@@ -200,6 +206,7 @@ class CheckpointCoordinator:
     def job_stopped(self, reason: str) -> list[CheckpointAction]:
         """A task failed or the job is canceled: what is pending will not complete."""
         self._attempts = None
+        self._demand = None
         self._committing.clear()  # the restored attempt commits again
         actions: list[CheckpointAction] = []
         pending = self._pending
@@ -218,6 +225,36 @@ class CheckpointCoordinator:
         self._trigger_at = now
         return self.tick(now)
 
+    def resize(self, job_graph: JobGraph, tasks: tuple[TaskId, ...]) -> None:
+        """The job goes on with other tasks; it does not run now."""
+        assert self._attempts is None
+        self._job_graph, self._tasks = job_graph, tasks
+
+    # ------------------------------------------------------------------------ on demand
+
+    def demand(self, options: CheckpointOptions, at_end: bool = False) -> None:
+        """Take one as soon as no other is under way; ``at_end``: when all tasks have drained.
+
+        It is forgotten when the job stops. Aborted, it is not tried again.
+        """
+        self._demand, self._demanded_at_end = options, at_end
+
+    def go_on(self, now: int) -> None:
+        """Tasks that have stopped at a checkpoint go on: it was not the last."""
+        self.finished = False
+        for completed in self._committing:
+            completed.is_last = False
+        self._trigger_at = now + self._settings.interval
+
+    @property
+    def _may_demand(self) -> bool:
+        """What is demanded is taken also when the end is covered already."""
+        if self._demand is None or self._attempts is None:
+            return False
+        return len(self._committing) < COMMITTING_MAX and (
+            self._drained or not self._demanded_at_end
+        )
+
     # --------------------------------------------------------------------------- time
 
     def tick(self, now: int) -> list[CheckpointAction]:
@@ -232,12 +269,19 @@ class CheckpointCoordinator:
             if now - pending.started >= self._settings.timeout:
                 return self._abort(f"timed out after {self._settings.timeout} ms", now)
             return []
+        if self._may_demand and (now >= self._trigger_at or not self._demanded_at_end):
+            demanded, self._demand = self._demand, None
+            assert demanded is not None
+            return [self._trigger(demanded, now, demanded=True)]
         if not self._wants_checkpoints or now < self._trigger_at:
             return []
+        return [self._trigger(CHECKPOINT, now)]
+
+    def _trigger(self, options: CheckpointOptions, now: int, demanded: bool = False) -> Trigger:
         checkpoint_id = self._next_id
         self._next_id += 1
-        self._pending = PendingCheckpoint(checkpoint_id, now)
-        return [Trigger(checkpoint_id)]
+        self._pending = PendingCheckpoint(checkpoint_id, now, options)
+        return Trigger(checkpoint_id, options, demanded)
 
     def next_tick_at(self) -> int | None:
         """When ``tick`` has something to do next."""
@@ -246,14 +290,14 @@ class CheckpointCoordinator:
             if pending.publishing is not None:
                 return pending.publish_at
             return pending.started + self._settings.timeout
-        return self._trigger_at if self._wants_checkpoints else None
+        return self._trigger_at if self._wants_checkpoints or self._may_demand else None
 
     @property
     def _wants_checkpoints(self) -> bool:
-        """The job runs, its sinks keep up, and no checkpoint covers its end yet."""
+        """The job runs, its sinks keep up, and the last checkpoint is still to come."""
         if self._attempts is None or self.finished or len(self._committing) >= COMMITTING_MAX:
             return False
-        return not (self._drained and any(done.covers_end for done in self._committing))
+        return not any(done.is_last for done in self._committing)
 
     # ------------------------------------------------------------------ acknowledgements
 
@@ -372,9 +416,8 @@ class CheckpointCoordinator:
         )
         if self._drained:
             self._trigger_at = now  # no pause before the final checkpoint
-        self._committing.append(
-            CompletedCheckpoint(permit, set(self._tasks), pending.covers_end)
-        )
+        is_last = pending.covers_end or pending.options.stop
+        self._committing.append(CompletedCheckpoint(permit, set(self._tasks), is_last))
         statistics = self.statistics
         statistics.completed += 1
         statistics.last_id = checkpoint_id
@@ -403,7 +446,7 @@ class CheckpointCoordinator:
         """The restored checkpoint may not have been committed everywhere: do it again."""
         assert self._attempts is not None
         self._committing.append(
-            CompletedCheckpoint(permit, set(self._tasks), covers_end=False, restored=True)
+            CompletedCheckpoint(permit, set(self._tasks), is_last=False, restored=True)
         )
         return [Commit(permit)]
 
@@ -418,6 +461,6 @@ class CheckpointCoordinator:
             self._committing.remove(completed)
             if not completed.restored:
                 self._settled = True
-            if completed.covers_end:
+            if completed.is_last:
                 self.finished = True
         return []

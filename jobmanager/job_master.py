@@ -32,7 +32,7 @@ from dataflow.graph.job_graph import JobGraph
 from jobmanager import checkpoint_coordinator as checkpointing
 from jobmanager.checkpoint_coordinator import CheckpointCoordinator
 from jobmanager.deployment import Deployment, Restore
-from jobmanager.execution_graph import ExecutionGraph
+from jobmanager.execution_graph import ExecutionGraph, Slot
 from jobmanager.job_events import (
     Action,
     CancelJob,
@@ -52,8 +52,10 @@ from jobmanager.job_events import (
     Tick,
 )
 from jobmanager.region import Region, Regions, RegionState
+from jobmanager.request_handler import RequestHandler
+from jobmanager.requests import RequestStored, Rescale, TakeCheckpoint, TakeSavepoint
 from jobmanager.restart_backoff import RestartBackoff
-from jobmanager.restore import plan_restore
+from jobmanager.restore import plan_restore, refuse_fall_back
 from jobmanager.slot_pool import SlotPool
 from state.checkpoint_store import (
     CommitPermit,
@@ -121,9 +123,12 @@ class JobMaster:
         self._restore: Restore = {}  # of that recovery
         self._permit: CommitPermit | None = None
         self._excluded: frozenset[int] = frozenset()  # checkpoints found corrupt while restoring
-        self._finishing = False
+        self.finishing = False
+        self._requests = RequestHandler(self)
+        self._next_graph: ExecutionGraph | None = None  # to be deployed once all tasks are stopped
         self.metrics: dict[TaskId, TaskMetrics] = {}
         self.restored_checkpoint: int | None = None
+        self.restored_from: str | None = None  # its folder, if not that of the job
         self.restored_end = False  # that checkpoint covers the end of the job
         self.coordinator = (
             CheckpointCoordinator(
@@ -172,6 +177,8 @@ class JobMaster:
                     )
             case Marked(checkpoint_id, error):
                 self._on_marked(checkpoint_id, error, now, actions)
+            case TakeCheckpoint() | TakeSavepoint() | Rescale() | RequestStored():
+                self._requests.handle(event, now, actions)
             case CancelJob():
                 self._end(JobStatus.CANCELLING, None, now, actions)
             case Tick():
@@ -273,6 +280,10 @@ class JobMaster:
             if not region.stopping:
                 region.stopped()
         if not self._ending:
+            if self._next_graph is not None and self._regions.all_are(RegionState.WAITING):
+                self._switch(self._next_graph, now, actions)
+            if self._pool.complete:
+                self._requests.carry_out(self._requests.slots_there(), now, actions)
             self._deploy_waiting(now, actions)
             self._start_ready(now, actions)
             if self.coordinator is not None:
@@ -289,15 +300,16 @@ class JobMaster:
             )
         overdue = self._pool.overdue(now)
         if overdue is not None:
-            self._end(
-                JobStatus.FAILING,
+            error = (
                 f"no TaskManager with {len(overdue.slots)} slot(s) and "
                 f"{dict(overdue.resources) or 'its CPU'} could be started within "
                 f"{self._settings.slot_request_timeout / 1000:.0f} s; give the cluster more "
-                "resources or the job a lower parallelism",
-                now,
-                actions,
+                "resources or the job a lower parallelism"
             )
+            if self.graph.tasks_in.keys().isdisjoint(overdue.slots):  # only asked for besides
+                self._requests.carry_out(self._requests.slots_missing(error), now, actions)
+            else:
+                self._end(JobStatus.FAILING, error, now, actions)
         for region in self._regions.within(RegionState.CANCELING):
             if now - region.canceling_since >= self._settings.cancellation_timeout:
                 # User code that does not return can only be stopped with its process.
@@ -325,7 +337,7 @@ class JobMaster:
         info = self._pool.remove(taskmanager_id)
         if info is None:
             return
-        there = [task for slot in info.slots for task in self.graph.tasks_in[slot]]
+        there = [task for slot in info.slots for task in self.graph.tasks_in.get(slot, ())]
         gone = set(there) if info.ready else set()
         hit = list(dict.fromkeys(self._regions.of_task[task] for task in there))
         # It may live on, out of reach: then it must not keep what its successor needs.
@@ -358,15 +370,7 @@ class JobMaster:
 
     def describe_taskmanagers(self) -> dict[str, str]:
         """TaskManager id to the tasks it holds, for people."""
-        described: dict[str, list[str]] = {t: [] for t in self._pool}
-        for task in self.graph.tasks:
-            location = self.location(task)
-            if location in described:
-                vertex = self.graph.vertex(task)
-                described[location].append(
-                    f"{vertex.name} ({task.subtask + 1}/{vertex.parallelism})"
-                )
-        return {t: ", ".join(tasks) or "starting" for t, tasks in described.items()}
+        return self.graph.describe_taskmanagers(list(self._pool), self.location)
 
     # ----------------------------------------------------------------------------- failover
 
@@ -385,18 +389,21 @@ class JobMaster:
             for region in regions:
                 self._cancel_region(region, now, actions, gone)
             return
+        if self.finishing and self._requests.ends_job:
+            self._terminate(JobStatus.FINISHED, actions)  # stopped, and everything is committed
+            return
         self._backoff.notify_failure(now)
         self.error = error
         if not (restartable and self._backoff.can_restart()):
             self._end(JobStatus.FAILING, error, now, actions, gone)
             return
-        if self._finishing:
+        if self.finishing:
             # Tasks that have finished cannot take part in another checkpoint: all start again.
             regions = [region for region in self._regions if region.active]
-            self._finishing = False
+            self.finishing = False
         self.restarts += 1
         delay = self._backoff.delay_ms()
-        self._stop_checkpoints(error, actions)
+        self._stop_checkpoints(error, now, actions)
         self._set_status(JobStatus.RESTARTING, actions, error)
         for region in regions:
             self._cancel_region(region, now, actions, gone)
@@ -426,7 +433,7 @@ class JobMaster:
         if self._ending:
             return
         self.error, self.exit_code = error, kind.exit_code
-        self._stop_checkpoints(error or "the job is canceled", actions)
+        self._stop_checkpoints(error or "the job is canceled", now, actions)
         self._set_status(status, actions, error)
         for region in self._regions:
             self._cancel_region(region, now, actions, gone)
@@ -434,6 +441,7 @@ class JobMaster:
     def _terminate(self, status: JobStatus, actions: list[Action]) -> None:
         actions.extend(StopTaskManager(taskmanager_id) for taskmanager_id in self._pool.clear())
         self._set_status(status, actions, self.error)
+        actions.extend(self._requests.job_ended(status, self.error))
 
     def _set_status(
         self, status: JobStatus, actions: list[Action], error: str | None = None
@@ -445,7 +453,7 @@ class JobMaster:
     # ----------------------------------------------------------------------------- recovery
 
     def _recover(self, actions: list[Action], delay_ms: int = 0) -> None:
-        if self.coordinator is None:
+        if self.coordinator is None and not self._settings.restores:
             self._recovery = Recovery(None, False, [])
         elif not self._recovering:
             self._recovering = True
@@ -476,32 +484,21 @@ class JobMaster:
             self._recover(actions, self._settings.recover_retry)
             return
         self._recover_failures = 0
-        refusal = self._refuse_fall_back(recovery)
+        refusal = refuse_fall_back(recovery, self._settings.fall_back_past_commits)
         if refusal is not None:
             self._end(JobStatus.FAILING, refusal, now, actions, kind=RestoreError)
             return
         self._restore, faults = plan_restore(
-            self.graph.job_graph, recovery.manifest, self._settings.ignore_unclaimed_state
+            self.graph.job_graph,
+            recovery.manifest,
+            self._settings.ignore_unclaimed_state,
+            recovery.folder,
+            self._settings.renamed_uids,
         )
         if faults:
             self._end(JobStatus.FAILING, "\n".join(faults), now, actions, kind=RestoreError)
             return
         self._recovery, self._permit = recovery, event.permit
-
-    def _refuse_fall_back(self, recovery: Recovery) -> str | None:
-        """Falling back to an older checkpoint must not lose or repeat output silently."""
-        if not recovery.skipped:
-            return None
-        skipped = "; ".join(f"checkpoint {id_}: {reason}" for id_, reason in recovery.skipped)
-        manifest = recovery.manifest
-        assert manifest is not None, "the store refuses to start from nothing then"
-        if manifest.needs_commit and not self._settings.fall_back_past_commits:
-            return (
-                f"the newest checkpoint cannot be used ({skipped}), and going back to checkpoint "
-                f"{manifest.checkpoint_id} would write again what was committed since; "
-                "set execution.state-recovery.fall-back-past-commits to accept these duplicates"
-            )
-        return None
 
     def _fence(self, reason: str, actions: list[Action]) -> None:
         actions.extend(StopTaskManager(taskmanager_id) for taskmanager_id in self._pool.clear())
@@ -509,6 +506,7 @@ class JobMaster:
         # Not FAILED: the job lives on under another JobManager.
         self.status = JobStatus.SUSPENDED
         actions.append(StopFenced(reason))
+        actions.extend(self._requests.job_ended(self.status, reason))
 
     # --------------------------------------------------------------------------- deployment
 
@@ -553,6 +551,7 @@ class JobMaster:
         self._recovery = None  # used up: the next restart asks again
         if recovery is not None and recovery.manifest is not None:
             self.restored_checkpoint = recovery.manifest.checkpoint_id
+            self.restored_from = recovery.folder
             self.restored_end = recovery.manifest.covers_end and self.restarts == 0
         if self.coordinator is None:
             return
@@ -567,10 +566,39 @@ class JobMaster:
             self._permit = None
             self._coordinate(self.coordinator.recommit(permit), now, actions)
         self._on_drained(now, actions)
+        self._requests.carry_out(self._requests.job_running(), now, actions)
+
+    # --------------------------------------------------------------------------- rescaling
+
+    def offer_slots(self, more: Iterable[Slot], now: int, actions: list[Action]) -> None:
+        """Have TaskManagers for these slots too; those for others are given back."""
+        slots = {slot.index: slot for slot in (*self.graph.slots, *more)}
+        actions.extend(StopTaskManager(t) for t in self._pool.resize(slots.values()))
+        actions.extend(self._pool.request_missing(now))
+
+    def switch_to(self, graph: ExecutionGraph, now: int, actions: list[Action]) -> None:
+        """Cancel all tasks; those of ``graph`` are deployed in their place."""
+        self._next_graph = graph
+        self._stop_checkpoints("the job is rescaled", now, actions)
+        self._set_status(JobStatus.RESTARTING, actions)
+        for region in self._regions:
+            self._cancel_region(region, now, actions)
+
+    def _switch(self, graph: ExecutionGraph, now: int, actions: list[Action]) -> None:
+        """No task is left. From here on this is as any restart."""
+        self._next_graph, self.graph = None, graph
+        self._regions = Regions(self._cut_regions(), graph.slot_of)
+        self.metrics.clear()
+        if self.coordinator is not None:
+            self.coordinator.resize(graph.job_graph, graph.tasks)
+        self.offer_slots((), now, actions)
+        self._recovery = None
+        self._recover(actions)
 
     # -------------------------------------------------------------------------- checkpoints
 
-    def _stop_checkpoints(self, reason: str, actions: list[Action]) -> None:
+    def _stop_checkpoints(self, reason: str, now: int, actions: list[Action]) -> None:
+        self._requests.carry_out(self._requests.job_stopped(reason), now, actions)
         if self.coordinator is not None:
             for action in self.coordinator.job_stopped(reason):
                 assert isinstance(action, checkpointing.Abort)
@@ -590,24 +618,26 @@ class JobMaster:
         """Carry out what the coordinator decided."""
         for action in wanted:
             match action:
-                case checkpointing.Trigger(checkpoint_id):
+                case checkpointing.Trigger(checkpoint_id, options, demanded):
+                    if demanded:
+                        self._requests.triggered(checkpoint_id)
                     for region in self._regions:
                         sources = [task for task in region.tasks if task in self.graph.sources]
-                        self._send(
-                            TriggerCheckpoint,
-                            region,
-                            sources,
-                            actions,
-                            checkpoint_id=checkpoint_id,
-                        )
-                case checkpointing.Abort(checkpoint_id, _):
+                        fields = {"checkpoint_id": checkpoint_id, "options": options}
+                        self._send(TriggerCheckpoint, region, sources, actions, **fields)
+                case checkpointing.Abort(checkpoint_id, reason):
                     self._abort_checkpoint(checkpoint_id, actions)
-                case checkpointing.Publish() | checkpointing.MarkCommitted():
+                    steps = self._requests.aborted(checkpoint_id, reason)
+                    self._requests.carry_out(steps, now, actions)
+                case checkpointing.Publish(manifest):
+                    self._requests.publishing(manifest)
+                    actions.append(action)
+                case checkpointing.MarkCommitted():
                     actions.append(action)
                 case checkpointing.Commit(permit, settled):
-                    fields = {"permit": permit, "settled": settled}
-                    for region in self._regions:
-                        self._send(CommitCheckpoint, region, region.tasks, actions, **fields)
+                    self.send_to_all(CommitCheckpoint, actions, permit=permit, settled=settled)
+                    steps = self._requests.completed(permit.checkpoint_id)
+                    self._requests.carry_out(steps, now, actions)
                 case checkpointing.FailJob(reason):
                     self._fail_regions(list(self._regions), reason, now, actions)
                 case checkpointing.Fenced(reason):
@@ -630,17 +660,24 @@ class JobMaster:
 
     def _finish_if_done(self, now: int, actions: list[Action]) -> None:
         regions = self._regions
-        if not all(region.has_drained for region in regions):
+        ended = self._requests.ends_job or all(region.has_drained for region in regions)
+        if not ended or self._requests.holds_end:
             return
-        if not self._finishing and (self.coordinator is None or self.coordinator.finished):
-            self._finishing = True
-            for region in regions:
-                self._send(Finish, region, region.tasks, actions)
-        if self._finishing and all(len(r.finished) == len(r.tasks) for r in regions):
+        if not self.finishing and (self.coordinator is None or self.coordinator.finished):
+            self.finishing = True
+            self.send_to_all(Finish, actions)
+        if self.finishing and all(len(r.finished) == len(r.tasks) for r in regions):
             self.error = None  # of an earlier attempt
             self._terminate(JobStatus.FINISHED, actions)
 
     # ------------------------------------------------------------------------------ sending
+
+    def send_to_all(
+        self, message: Callable[..., ControlMessage], actions: list[Action], **fields: object
+    ) -> None:
+        """As ``_send``, to every task of the job."""
+        for region in self._regions:
+            self._send(message, region, region.tasks, actions, **fields)
 
     def _send(
         self,

@@ -6,7 +6,7 @@ Pure book-keeping: what to do about a TaskManager that is silent or overdue is t
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, KeysView
+from collections.abc import Iterable, Iterator, KeysView
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
@@ -40,7 +40,7 @@ class SlotPool:
         id_prefix: str,
     ) -> None:
         """TaskManagers are called ``id_prefix`` and a number that is never used again."""
-        self._slots = slots
+        self._slots = {slot.index: slot for slot in slots}
         self._slots_per_taskmanager = slots_per_taskmanager
         self._heartbeat_timeout = heartbeat_timeout
         self._slot_request_timeout = slot_request_timeout
@@ -84,6 +84,25 @@ class SlotPool:
                 heappush(self._asked, (since, taskmanager_id))
                 requests.append(StartTaskManager(taskmanager_id, total, delay_ms))
         return requests
+
+    def resize(self, slots: Iterable[Slot]) -> list[str]:
+        """These are all there are from now on; gives up TaskManagers that offer none: their ids."""
+        self._slots = {slot.index: slot for slot in slots}
+        for info in self._taskmanagers.values():
+            for gone in set(info.slots).difference(self._slots):
+                self._location.pop(gone, None)
+            info.slots = tuple(slot for slot in info.slots if slot in self._slots)
+        offered = {slot for info in self._taskmanagers.values() for slot in info.slots}
+        self._unoffered = set(self._slots).difference(offered)
+        idle = [name for name, info in self._taskmanagers.items() if not info.slots]
+        for taskmanager_id in idle:
+            self.remove(taskmanager_id)
+        return idle
+
+    @property
+    def complete(self) -> bool:
+        """Every slot is offered by a TaskManager that is ready."""
+        return len(self._location) == len(self._slots)
 
     def on_ready(self, taskmanager_id: str, now: int) -> None:
         """It is up; who was given up before is ignored."""

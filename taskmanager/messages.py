@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from dataflow.graph.job_graph import JobEdge, JobVertex
+from state.checkpoint_options import CHECKPOINT, CheckpointOptions
 from state.checkpoint_store import CommitPermit, StateHandle
 from taskmanager.elements import Attempt, ChannelId
 from taskmanager.latency import LatencyHistogram, LatencyPath
@@ -75,6 +76,8 @@ class RestoreDescriptor:
     parallelism: int  # of that vertex, at the time of the checkpoint
     handles: tuple[tuple[int, StateHandle | None], ...]  # (old subtask, its state)
     shares_state: bool = False
+    folder: str | None = None  # to which the handles are relative, if not that of the job
+    renamed: tuple[tuple[str, str], ...] = ()  # operators: old uid, new uid
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,24 @@ class TriggerCheckpoint:
     tasks: tuple[TaskId, ...]
     attempt: Attempt
     checkpoint_id: int
+    options: CheckpointOptions = CHECKPOINT
+
+
+@dataclass(frozen=True)
+class Drain:
+    """Sources: the input ends here, whatever there is still to read."""
+
+    tasks: tuple[TaskId, ...]
+    attempt: Attempt
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Go on, although the barrier of that checkpoint said to stop."""
+
+    tasks: tuple[TaskId, ...]
+    attempt: Attempt
+    checkpoint_id: int
 
 
 @dataclass(frozen=True)
@@ -147,7 +168,7 @@ class AbortCheckpoint:
 
 @dataclass(frozen=True)
 class Finish:
-    """Every task of the job has drained and everything is committed: end."""
+    """Every task has drained, or stopped for good, and everything is committed: end."""
 
     tasks: tuple[TaskId, ...]
     attempt: Attempt
@@ -174,6 +195,8 @@ ControlMessage = (
     Deploy
     | Start
     | TriggerCheckpoint
+    | Drain
+    | Resume
     | CommitCheckpoint
     | AbortCheckpoint
     | Finish

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from dataflow.common.keys import KeyGroupRange
+from dataflow.errors import RestoreError
 from state.checkpoint_store import CheckpointStore, StateHandle
 from state.snapshot import TaskSnapshot, decode, redistribute
 from taskmanager.messages import RestoreDescriptor, TaskDeploymentDescriptor
 
 
-def load_snapshot(descriptor: TaskDeploymentDescriptor, store: CheckpointStore) -> TaskSnapshot:
+def load_snapshot(
+    descriptor: TaskDeploymentDescriptor,
+    store: CheckpointStore | None,
+    state_folder: Callable[[str], CheckpointStore] | None = None,
+) -> TaskSnapshot:
     """Everything of the checkpoint that belongs to this subtask. Blocks.
 
+    ``state_folder`` opens the folder of a checkpoint that is not in the job's own ``store``.
     Raises StorageError, ObjectNotFound, CorruptObject.
     """
     merged = TaskSnapshot()
     for restore in descriptor.restore:
-        part = _load_part(restore, descriptor, store)
-        merged.operators.update(part.operators)
+        there = store
+        if restore.folder is not None and state_folder is not None:
+            there = state_folder(restore.folder)
+        if there is None:
+            raise RestoreError("the job is restored from a checkpoint but has no storage")
+        part = _load_part(restore, descriptor, there)
+        names = dict(restore.renamed)
+        merged.operators.update(
+            (names.get(uid, uid), operator) for uid, operator in part.operators.items()
+        )
         # Chains may have been cut differently: only the very same chain is known to be done.
         merged.drained = part.drained and len(descriptor.restore) == 1
     return merged

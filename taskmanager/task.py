@@ -17,7 +17,6 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
-from enum import Enum
 from functools import partial
 from typing import Any
 
@@ -32,6 +31,7 @@ from dataflow.errors import (
 )
 from dataflow.graph.job_graph import OperatorNode
 from dataflow.graph.pickling import install_main_classes
+from state.checkpoint_options import CHECKPOINT, CheckpointOptions
 from state.checkpoint_store import CheckpointStore, CommitPermit, StateHandle
 from state.snapshot import TaskSnapshot, encode
 from taskmanager.accumulators import TaskAccumulators
@@ -73,26 +73,12 @@ from taskmanager.restore import load_snapshot
 from taskmanager.result_partition import TaskOutputs
 from taskmanager.task_context import TaskOperatorContext
 from taskmanager.task_services import TaskServices
+from taskmanager.task_state import TaskState
 from taskmanager.watermark_valve import WatermarkValve
 
 logger = logging.getLogger(__name__)
 
 Mail = Callable[[], None]
-
-
-class TaskState(Enum):
-    """See the module's text."""
-
-    INITIALIZING = "INITIALIZING", False
-    READY = "READY", False
-    RUNNING = "RUNNING", False
-    DRAINED = "DRAINED", False
-    FINISHED = "FINISHED", True
-    CANCELED = "CANCELED", True
-    FAILED = "FAILED", True
-
-    def __init__(self, _name: str, ended: bool) -> None:
-        self.ended = ended  # nothing happens to the task any more
 
 
 class Task:
@@ -132,6 +118,7 @@ class Task:
         self._accumulators = TaskAccumulators()
         self._restored_drained = False
         self._settled = False  # whether a commit has said so
+        self._stopped_by: int | None = None  # the checkpoint behind whose barrier nothing happens
         self._opened = False
         self._input_ended = False
         self._poll_at: int | None = None
@@ -217,6 +204,10 @@ class Task:
             self._mail.popleft()()
         if self.state not in (TaskState.RUNNING, TaskState.DRAINED):
             return bool(self._mail)
+        if self._stopped_by is not None:
+            self._outputs.flush()
+            self._send_feedback()
+            return bool(self._mail)
         progressed = False
         self._poll_at = None
         # Asked once: if what timers emit fills the outputs again and again, input has its turn too.
@@ -239,7 +230,9 @@ class Task:
 
         While there is no room, timers wait too: feedback will wake the task.
         """
-        if self.state is not TaskState.RUNNING or not self._outputs.has_room():
+        if self.state is not TaskState.RUNNING or self._stopped_by is not None:
+            return None
+        if not self._outputs.has_room():
             return None
         times = [t for t in (self._chain.next_timer_at(), self._poll_at) if t is not None]
         return min(times) if times else None
@@ -287,8 +280,8 @@ class Task:
                 self._advance_watermark(self._valve.on_watermark(position, timestamp))
             case WatermarkStatus(idle):
                 self._on_status(position, idle)
-            case Barrier(checkpoint_id):
-                self._on_barrier(position, checkpoint_id)
+            case Barrier(checkpoint_id, options):
+                self._on_barrier(position, checkpoint_id, options)
             case LatencyMarker():
                 if self.state is TaskState.RUNNING:
                     self._markers.process(element)
@@ -321,6 +314,12 @@ class Task:
     @property
     def _is_drained(self) -> bool:
         return self.state is TaskState.DRAINED
+
+    def drain(self) -> None:
+        """If this is a source: the input ends here, whatever there is still to read."""
+        is_source = self._source is not None or self._enumerator is not None
+        if is_source and self.state is TaskState.RUNNING and not self._input_ended:
+            self._drain()
 
     def _drain(self) -> None:
         """The last record is in: flush everything that time or the end releases."""
@@ -386,9 +385,7 @@ class Task:
 
     def _load_snapshot(self) -> TaskSnapshot:
         """On an I/O thread."""
-        if self._store is None:
-            raise RestoreError("the job is restored from a checkpoint but has no storage")
-        return load_snapshot(self.descriptor, self._store)
+        return load_snapshot(self.descriptor, self._store, self._services.state_folder)
 
     def _on_snapshot_loaded(
         self, snapshot: TaskSnapshot | None, error: BaseException | None
@@ -421,8 +418,8 @@ class Task:
             self._become_drained()
 
     def finish(self) -> None:
-        """The whole job has drained. Without checkpoints, sinks commit now."""
-        if self.state is not TaskState.DRAINED:
+        """The whole job has drained, or stopped. Without checkpoints, sinks commit now."""
+        if self.state is not TaskState.DRAINED and self._stopped_by is None:
             return
         commits = [] if self._store is not None else [o.commit_at_end for o in self._sinks]
         self._when_all_done(
@@ -487,16 +484,18 @@ class Task:
 
     # ------------------------------------------------------------------------ checkpoints
 
-    def trigger_checkpoint(self, checkpoint_id: int) -> None:
+    def trigger_checkpoint(
+        self, checkpoint_id: int, options: CheckpointOptions = CHECKPOINT
+    ) -> None:
         """A task without inputs starts the checkpoint."""
         if self.state not in (TaskState.RUNNING, TaskState.DRAINED):
             return
         if checkpoint_id <= max(self._triggered_checkpoint, self._aborted_checkpoint):
             return
         assert self._gate is None, "only tasks without inputs are triggered"
-        self._checkpoint(checkpoint_id)
+        self._checkpoint(checkpoint_id, options)
 
-    def _on_barrier(self, position: int, checkpoint_id: int) -> None:
+    def _on_barrier(self, position: int, checkpoint_id: int, options: CheckpointOptions) -> None:
         assert self._aligner is not None
         assert self._gate is not None
         result = self._aligner.on_barrier(position, checkpoint_id)
@@ -508,25 +507,32 @@ class Task:
             else:
                 self._gate.set_blocked(self._aligner.blocked)
         if result.completed is not None:
-            self._checkpoint(result.completed)
+            self._checkpoint(result.completed, options)
 
-    def _checkpoint(self, checkpoint_id: int) -> None:
+    def _checkpoint(self, checkpoint_id: int, options: CheckpointOptions) -> None:
         """The barrier has come on every input: pass it on, snapshot, upload."""
         self._triggered_checkpoint = checkpoint_id
         self._chain.prepare_barrier(checkpoint_id)
-        self._outputs.broadcast(Barrier(checkpoint_id))
-        snapshot = TaskSnapshot(self._chain.snapshot(checkpoint_id), drained=self._is_drained)
+        self._outputs.broadcast(Barrier(checkpoint_id, options))
+        operators = self._chain.snapshot(checkpoint_id, options)
+        snapshot = TaskSnapshot(operators, drained=self._is_drained)
+        if options.stop:
+            self._stopped_by = checkpoint_id
         store = self._store
         if store is None:
             self._decline(checkpoint_id, "the job has no checkpoint storage")
             return
+        savepoint = options.location and self._services.state_folder(options.location)
         commits = any(isinstance(o, SinkOperator) and o.needs_commit for o in self._chain.operators)
         name = f"{self.id.vertex_id}-{self.id.subtask}-{self.attempt.number}"
         generation = self.attempt.generation
 
         def upload() -> tuple[StateHandle, TaskSnapshot]:
             completed = snapshot.completed()
-            handle = store.write_state(generation, checkpoint_id, name, encode(completed))
+            data = encode(completed)
+            if savepoint:
+                savepoint.write_state(generation, checkpoint_id, name, data)
+            handle = store.write_state(generation, checkpoint_id, name, data)
             return handle, completed
 
         def uploaded(
@@ -562,6 +568,7 @@ class Task:
     def abort_checkpoint(self, checkpoint_id: int) -> None:
         """The coordinator gave the checkpoint up."""
         self._aborted_checkpoint = max(self._aborted_checkpoint, checkpoint_id)
+        self.resume(checkpoint_id)
         if self.state not in (TaskState.RUNNING, TaskState.DRAINED):
             return
         if self._aligner is not None and self._gate is not None:
@@ -570,6 +577,11 @@ class Task:
         for operator in self._chain.operators:
             operator.notify_checkpoint_aborted(checkpoint_id)
             operator.abort_checkpoint(checkpoint_id)
+
+    def resume(self, checkpoint_id: int) -> None:
+        """Go on, if it was that checkpoint that stopped the task."""
+        if self._stopped_by is not None and self._stopped_by <= checkpoint_id:
+            self._stopped_by = None
 
     def commit(self, permit: CommitPermit, settled: bool = False) -> None:
         """The checkpoint is complete; the permit proves that this job may commit it.

@@ -21,9 +21,11 @@ from taskmanager.messages import (
     ControlMessage,
     DataMessage,
     Deploy,
+    Drain,
     Feedback,
     Finish,
     Heartbeat,
+    Resume,
     Start,
     TaskCanceled,
     TaskDeploymentDescriptor,
@@ -57,8 +59,14 @@ class TaskExecutor:
                     self._deploy(descriptor)
             case Start():
                 self._post(message, lambda task: task.start)
-            case TriggerCheckpoint(checkpoint_id=checkpoint_id):
-                self._post(message, lambda task: lambda: task.trigger_checkpoint(checkpoint_id))
+            case TriggerCheckpoint(checkpoint_id=checkpoint_id, options=options):
+                self._post(
+                    message, lambda task: lambda: task.trigger_checkpoint(checkpoint_id, options)
+                )
+            case Drain():
+                self._post(message, lambda task: task.drain)
+            case Resume(checkpoint_id=checkpoint_id):
+                self._post(message, lambda task: lambda: task.resume(checkpoint_id))
             case CommitCheckpoint(permit=permit, settled=settled):
                 self._post(message, lambda task: lambda: task.commit(permit, settled))
             case AbortCheckpoint(checkpoint_id=checkpoint_id):
@@ -89,7 +97,13 @@ class TaskExecutor:
 
     def _post(
         self,
-        message: Start | TriggerCheckpoint | CommitCheckpoint | AbortCheckpoint | Finish,
+        message: Start
+        | TriggerCheckpoint
+        | Drain
+        | Resume
+        | CommitCheckpoint
+        | AbortCheckpoint
+        | Finish,
         mail_for: Callable[[Task], Mail],
     ) -> None:
         for task_id in message.tasks:

@@ -218,6 +218,26 @@ class ConfigOptions:
         "hashmap",
         "Where working state is kept",
     )
+    SAVEPOINT_DIR = _option(
+        "execution.checkpointing.savepoint-dir",
+        some_text,
+        None,
+        "Where savepoints are written that name no folder: s3://bucket/prefix or file:///folder",
+        "state.savepoints.dir",
+    )
+    RECOVERY_PATH = _option(
+        "execution.state-recovery.path",
+        some_text,
+        None,
+        "What a new job starts from: a savepoint, or a checkpoint that another job has retained",
+        "execution.savepoint.path",
+    )
+    RECOVERY_RENAMED_UIDS = _option(
+        "execution.state-recovery.renamed-uids",
+        parse_map,
+        None,
+        "Operators that have another uid than in the checkpoint, as old:new,old:new",
+    )
     RECOVERY_IGNORE_UNCLAIMED_STATE = _option(
         "execution.state-recovery.ignore-unclaimed-state",
         parse_boolean,
@@ -445,9 +465,6 @@ class TypedOptionBuilder(Generic[T]):
 _IGNORED = {
     re.compile(r"python\.[a-z.-]+|pipeline\.(generic-types|force-kryo|force-avro)"): (
         "there is no JVM"
-    ),
-    re.compile(r"execution\.checkpointing\.savepoint-dir|state\.savepoints\.dir"): (
-        "there are no savepoints yet"
     ),
 }
 

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from dataflow.common.batch import ArrowBatch, Batch, RowBatch
 from dataflow.common.keys import KeyGroupRange
 from dataflow.datastream.output_tag import OutputTag
+from state.checkpoint_options import CHECKPOINT, CheckpointOptions
 from state.snapshot import OperatorSnapshot
 from taskmanager.accumulators import TaskAccumulators
 
@@ -99,6 +100,8 @@ class Operator:
 
     output: Output
     context: OperatorContext
+    #: Of the checkpoint that ``snapshot`` is called for.
+    checkpoint_options: CheckpointOptions = CHECKPOINT
 
     def setup(self, context: OperatorContext, output: Output) -> None:
         self.context = context

@@ -78,10 +78,17 @@ class SimCluster:
         return self._job_graphs(self.world.random.choice([1, 2]))
 
     def open_store(self, owner: SimProcess) -> CheckpointStore:
-        file_system = FaultyFileSystem(
+        return CheckpointStore(self.file_system(owner), self.root, self.job_id)
+
+    def file_system(self, owner: SimProcess) -> FaultyFileSystem:
+        """As ``owner`` sees it."""
+        return FaultyFileSystem(
             MemoryFileSystem(), lambda operation: self.nemesis.store_fault(owner, operation)
         )
-        return CheckpointStore(file_system, self.root, self.job_id)
+
+    def open_folder(self, owner: SimProcess, folder: str) -> CheckpointStore:
+        """Of a savepoint, with the same faults."""
+        return CheckpointStore.in_folder(self.file_system(owner), folder)
 
     # ------------------------------------------------------------------------- JobManagers
 

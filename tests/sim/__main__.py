@@ -13,10 +13,12 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import ray
 
+from tests.sim.requests import REQUEST_SCENARIOS
 from tests.sim.run import SCENARIOS, Options, Result, run_seed
 
 ROOT = Path(__file__).parents[2]
@@ -30,13 +32,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--start", type=int, default=0, help="the first of them")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--seed", type=int, help="run this one alone")
-    parser.add_argument("--scenario", choices=SCENARIOS, help="instead of the seed's own")
+    scenarios = SCENARIOS + REQUEST_SCENARIOS
+    parser.add_argument("--scenario", choices=scenarios, help="instead of the seed's own")
     parser.add_argument("-v", "--verbose", action="store_true", help="print every event")
     parser.add_argument("--digest", action="store_true", help="print digests and nothing else")
     options = parser.parse_args(arguments)
     if options.seed is not None:
         return _one(options.seed, options.scenario, options.verbose)
-    return _many(range(options.start, options.start + options.seeds), options.jobs, options.digest)
+    seeds = range(options.start, options.start + options.seeds)
+    return _many(seeds, options.jobs, options.digest, options.scenario)
 
 
 def _one(seed: int, scenario: str | None, verbose: bool) -> int:
@@ -45,11 +49,11 @@ def _one(seed: int, scenario: str | None, verbose: bool) -> int:
     return 1 if result.violations else 0
 
 
-def _many(seeds: range, processes: int, digest: bool) -> int:
+def _many(seeds: range, processes: int, digest: bool, scenario: str | None) -> int:
     began = time.monotonic()
     faults: Counter[str] = Counter()
     done = failed = invalid = checkpoints = 0
-    for result in _results(seeds, processes):
+    for result in _results(seeds, processes, scenario):
         done += 1
         faults.update(result.faults)
         checkpoints += result.checkpoints
@@ -79,13 +83,14 @@ def _many(seeds: range, processes: int, digest: bool) -> int:
     return 1 if failed else 0
 
 
-def _results(seeds: Iterable[int], processes: int) -> Iterator[Result]:
+def _results(seeds: Iterable[int], processes: int, scenario: str | None) -> Iterator[Result]:
+    run = partial(run_seed, options=Options(scenario=scenario))
     if processes <= 1:
-        yield from map(run_seed, seeds)
+        yield from map(run, seeds)
         return
     with ProcessPoolExecutor(processes) as pool:
         try:
-            yield from pool.map(run_seed, seeds, chunksize=CHUNK)
+            yield from pool.map(run, seeds, chunksize=CHUNK)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

@@ -101,7 +101,7 @@ class LedgerWriter(CommittingSinkWriter[Any, str]):
     def __init__(self, name: str, context: WriterInitContext) -> None:
         self._name = name
         self._subtask = context.subtask_index
-        self._prefix = f"{name}/{context.subtask_index}/{context.attempt}"
+        self._prefix = f"{context.job_id}/{name}/{context.subtask_index}/{context.attempt}"
         self._number = 0
         self._rows: list[Any] = []
 

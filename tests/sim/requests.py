@@ -1,0 +1,131 @@
+"""What users ask of a job in the middle of faults: savepoints, to stop, to rescale.
+
+Three scenarios that no seed chooses by itself:
+
+    savepoint   savepoints are taken while the job runs; then another job starts from the last one,
+                at another parallelism, with an external world as it was when that savepoint came
+                to exist. Both jobs must give the right output, each for itself.
+    stop        the job is stopped with a savepoint, and another job goes on from it, at another
+                parallelism: together they must give the output of one.
+    rescale     the job is rescaled while it runs, to 3, 1 and 2.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from jobmanager.requests import Answer, Request, Rescale, TakeSavepoint
+from tests.sim.ledger import Ledger
+from tests.sim.nemesis import Nemesis
+from tests.sim.world import MS, SECOND, World
+
+if TYPE_CHECKING:
+    from tests.sim.cluster import SimCluster
+
+REQUEST_SCENARIOS = ("savepoint", "stop", "rescale")
+PATIENCE = 15 * SECOND  # then the request is taken for lost with its JobManager
+
+
+class Requester:
+    """Asks for one thing after the other."""
+
+    def __init__(self, world: World, nemesis: Nemesis, scenario: str, ledger: Ledger) -> None:
+        self.world = world
+        self.nemesis = nemesis
+        self.scenario = scenario
+        self.ledger = ledger
+        self.cluster: SimCluster
+        self.savepoint: str | None = None  # the last that is complete
+        self.stopped = False
+        self.parallelisms = [3, 1, 2]
+        self.done: list[str] = []
+        self._forks: dict[str, Ledger] = {}  # the ledger as of the savepoints that may exist
+        self._asked = 0
+        self._waiting: dict[str, Callable[[Answer | None], None]] = {}
+
+    def start(self, cluster: SimCluster) -> None:
+        self.cluster = cluster
+        cluster.requester = self
+        self.world.after(self.world.between(1, 5) * SECOND, self._next)
+
+    @property
+    def fork(self) -> Ledger:
+        """The external world as it was when the last savepoint came to exist."""
+        assert self.savepoint is not None
+        return self._forks[self.savepoint]
+
+    def _next(self) -> None:
+        newest = self.cluster.newest
+        if self.cluster.status.is_globally_terminal_state() or self.stopped:
+            return
+        self._asked += 1
+        request_id = f"r{self._asked}"
+        folder = f"{self.cluster.root}/savepoints/{request_id}"
+        request: Request
+        match self.scenario:
+            case "savepoint":
+                request = TakeSavepoint(request_id, folder)
+            case "stop":
+                request = TakeSavepoint(request_id, folder, stop=True)
+            case _:
+                request = Rescale(request_id, self.parallelisms[0])
+
+        def answered(answer: Answer | None) -> None:
+            pause = self.world.between(0.2, 2)
+            if answer is not None and answer.result is not None:
+                self._on_result(request, answer.result)
+                pause = self.world.between(1, 4)
+            elif answer is not None and answer.error and "already" in answer.error:
+                self._on_result(request, answer.error)
+            self.world.after(pause * SECOND, self._next)
+
+        self._waiting[request_id] = answered
+        self.world.after(PATIENCE, lambda: self.on_answer(request_id, None))
+        newest.inside(lambda: newest.handle(request))
+
+    def on_answer(self, request_id: str, answer: Answer | None) -> None:
+        """None: it never came."""
+        waiting = self._waiting.pop(request_id, None)
+        if waiting is not None:
+            waiting(answer)
+
+    def _on_result(self, request: Request, result: str) -> None:
+        self.done.append(result)
+        self.world.log(f"done: {result}")
+        if isinstance(request, TakeSavepoint):
+            if request.folder in self._forks:
+                self.savepoint = request.folder
+            elif not request.stop:
+                return
+            self.stopped = request.stop
+        else:
+            del self.parallelisms[0]
+            self.stopped = not self.parallelisms
+
+    def on_published(self, folder: str) -> None:
+        """The checkpoint behind a savepoint exists: nothing behind it has been committed yet."""
+        if self.scenario == "savepoint":
+            self._forks[folder] = copy_of(self.ledger)
+        else:
+            self._forks[folder] = self.ledger
+
+
+def copy_of(ledger: Ledger) -> Ledger:
+    """What was visible and what was pre-committed, in a world of its own."""
+    transactions = {name: copy.copy(t) for name, t in ledger.transactions.items()}
+    return replace(
+        ledger,
+        transactions=transactions,
+        visible=[transactions[t.identifier] for t in ledger.visible],
+        problems=[],
+    )
+
+
+def quiet(nemesis: Nemesis, world: World) -> None:
+    """The faults of the first job are over; the second gets some of its own."""
+    nemesis.rates.heal_at_us = world.now_us + world.between(1, 6) * SECOND
+    nemesis.strikes = nemesis.completed = 0
+    world.after(nemesis.rates.heal_at_us - world.now_us + MS, nemesis.heal)

@@ -1,0 +1,144 @@
+"""Deliberate bugs in savepoints, stopping and rescaling; see ``canaries``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+from jobmanager.execution_graph import ExecutionGraph
+from jobmanager.job_events import Action
+from jobmanager.job_master import JobMaster
+from state.checkpoint_options import CheckpointOptions, SnapshotKind
+from state.heap_backend import KeyedStateBackend
+from state.savepoint import RestorePoint
+from state.snapshot import OperatorSnapshot
+from taskmanager.operator_chain import OperatorChain
+from taskmanager.task import Task
+from tests.sim.canaries import Canary
+from tests.sim.nemesis import Rates
+from tests.sim.run import Options
+
+
+@contextmanager
+def lose_timers_on_savepoint() -> Iterator[None]:
+    """Checkpoints have them."""
+    original = OperatorChain.snapshot
+
+    def snapshot(
+        self: OperatorChain, checkpoint_id: int, options: CheckpointOptions
+    ) -> dict[str, OperatorSnapshot]:
+        if options.kind is not SnapshotKind.SAVEPOINT:
+            return original(self, checkpoint_id, options)
+        of_backend = KeyedStateBackend.snapshot
+
+        def without_timers(backend: KeyedStateBackend) -> dict[int, bytes]:
+            kept = {n: t for n, t in backend._tables.items() if not n.startswith("$event")}
+            with mock.patch.object(backend, "_tables", kept):
+                return of_backend(backend)
+
+        with mock.patch.object(KeyedStateBackend, "snapshot", without_timers):
+            return original(self, checkpoint_id, options)
+
+    with mock.patch.object(OperatorChain, "snapshot", snapshot):
+        yield
+
+
+@contextmanager
+def commit_what_is_behind_the_savepoint() -> Iterator[None]:
+    """A stopped task goes on, and what it has written since is committed at the end."""
+    original_checkpoint, original_finish = Task._checkpoint, Task.finish
+
+    def checkpoint(self: Task, checkpoint_id: int, options: CheckpointOptions) -> None:
+        original_checkpoint(self, checkpoint_id, options)
+        if options.stop:
+            self._stopped_by = None
+            self.goes_on = True  # type: ignore[attr-defined]
+
+    def finish(self: Task) -> None:
+        if not hasattr(self, "goes_on"):
+            original_finish(self)
+            return
+        self._stopped_by = 0
+        for sink in self._sinks:
+            sink.prepare_barrier(1 << 40)
+        with mock.patch.object(self, "_store", None):
+            original_finish(self)
+
+    with mock.patch.object(Task, "_checkpoint", checkpoint):
+        with mock.patch.object(Task, "finish", finish):
+            yield
+
+
+@contextmanager
+def count_checkpoints_from_one_again() -> Iterator[None]:
+    """What the savepoint has pre-committed waits for a checkpoint with a number above its own."""
+    with mock.patch.object(RestorePoint, "checkpoint_id", 0):
+        yield
+
+
+@contextmanager
+def rescale_from_an_older_checkpoint() -> Iterator[None]:
+    """Not from the one at which the tasks have stopped."""
+    original = JobMaster._switch
+
+    def switch(self: JobMaster, graph: ExecutionGraph, now: int, actions: list[Action]) -> None:
+        assert self.coordinator is not None
+        newest = self.coordinator.statistics.last_id
+        if newest is not None and newest > 3:
+            self._excluded |= {newest}
+        original(self, graph, now, actions)
+
+    with mock.patch.object(JobMaster, "_switch", switch):
+        yield
+
+
+@contextmanager
+def restore_anything_on_rescale() -> Iterator[None]:
+    """Each task takes the state of the old task with its number."""
+    original = OperatorChain.initialize_state
+
+    def initialize_state(
+        self: OperatorChain, snapshots: dict[str, OperatorSnapshot], checkpoint_id: int | None
+    ) -> None:
+        halves = {
+            uid: replace(s, keyed={g: b for g, b in s.keyed.items() if g % 2 == 0})
+            for uid, s in snapshots.items()
+        }
+        original(self, halves, checkpoint_id)
+
+    with mock.patch.object(OperatorChain, "initialize_state", initialize_state):
+        yield
+
+
+def _calm(rates: Rates) -> Rates:
+    return Rates(heal_at_us=rates.heal_at_us)
+
+
+def _options(scenario: str, kind: str = "ledger", **settings: str) -> Options:
+    return Options(scenario=scenario, kind=kind, rates=_calm, settings=settings)
+
+
+_FALL_BACK: Any = {"execution.state-recovery.fall-back-past-commits": "true"}
+
+CANARIES = (
+    Canary("timers lost on savepoint", lose_timers_on_savepoint, _options("savepoint")),
+    Canary(
+        "what is behind the savepoint is committed",
+        commit_what_is_behind_the_savepoint,
+        _options("stop"),
+    ),
+    Canary(
+        "checkpoints counted from one again",
+        count_checkpoints_from_one_again,
+        _options("savepoint"),
+    ),
+    Canary(
+        "rescaled from an older checkpoint",
+        rescale_from_an_older_checkpoint,
+        _options("rescale", **_FALL_BACK),
+    ),
+    Canary("half of the state is rescaled", restore_anything_on_rescale, _options("rescale")),
+)

@@ -35,6 +35,7 @@ from taskmanager.messages import CheckpointAcknowledged, CheckpointDeclined, Tas
 
 #: Completed checkpoints whose commits are under way; beyond them sinks have to catch up first.
 COMMITTING_MAX = 10
+RETRY_MS = 1_000  # of a savepoint at the end of a job that takes no other checkpoints
 
 
 class AckResult(Enum):
@@ -48,9 +49,9 @@ class AckResult(Enum):
 
 @dataclass(frozen=True)
 class CheckpointSettings:
-    """Times in ms."""
+    """Times in ms. ``interval`` None: only savepoints, on demand; the job has no store."""
 
-    interval: int
+    interval: int | None
     timeout: int = 600_000
     min_pause: int = 0
     tolerable_failures: int = 100
@@ -86,6 +87,13 @@ class Publish:
 
 
 @dataclass(frozen=True)
+class Complete:
+    """Of a job without a store: the state is where the options have said, and that is all."""
+
+    manifest: CheckpointManifest
+
+
+@dataclass(frozen=True)
 class Commit:
     """Tell every task that the checkpoint is complete; for ``settled`` see CommitCheckpoint."""
 
@@ -115,7 +123,7 @@ class Fenced:
     reason: str
 
 
-CheckpointAction = Trigger | Abort | Publish | Commit | MarkCommitted | FailJob | Fenced
+CheckpointAction = Trigger | Abort | Publish | Complete | Commit | MarkCommitted | FailJob | Fenced
 
 
 @dataclass
@@ -189,7 +197,7 @@ class CheckpointCoordinator:
         self._failures_in_a_row = 0
         self._drained = False
         self._settled = False  # a checkpoint of these attempts is committed by all tasks
-        self.finished = False  # the last checkpoint is committed
+        self.finished = settings.interval is None  # the last checkpoint is committed
         self.statistics = CheckpointStatistics()
 
     # ------------------------------------------------------------------------- the job
@@ -198,10 +206,10 @@ class CheckpointCoordinator:
         """Every task runs (again): checkpoints may be triggered."""
         assert set(attempts) == set(self._tasks)
         self._attempts = dict(attempts)
-        self._trigger_at = now + self._settings.interval
+        self._trigger_at = now + (self._settings.interval or 0)
         self._drained = False
         self._settled = False
-        self.finished = False  # the restored attempt has an end of its own
+        self.finished = self._settings.interval is None  # the restored attempt has its own end
 
     def job_stopped(self, reason: str) -> list[CheckpointAction]:
         """A task failed or the job is canceled: what is pending will not complete."""
@@ -241,10 +249,10 @@ class CheckpointCoordinator:
 
     def go_on(self, now: int) -> None:
         """Tasks that have stopped at a checkpoint go on: it was not the last."""
-        self.finished = False
+        self.finished = self._settings.interval is None
         for completed in self._committing:
             completed.is_last = False
-        self._trigger_at = now + self._settings.interval
+        self._trigger_at = now + (self._settings.interval or 0)
 
     @property
     def _may_demand(self) -> bool:
@@ -296,7 +304,7 @@ class CheckpointCoordinator:
     def _wants_checkpoints(self) -> bool:
         """The job runs, its sinks keep up, and the last checkpoint is still to come."""
         if self._attempts is None or self.finished or len(self._committing) >= COMMITTING_MAX:
-            return False
+            return False  # ``finished``: also of a job without a store
         return not any(done.is_last for done in self._committing)
 
     # ------------------------------------------------------------------ acknowledgements
@@ -316,8 +324,12 @@ class CheckpointCoordinator:
         if len(pending.acks) < len(self._tasks):
             return AckResult.SUCCESS, []
         assert set(pending.acks) == set(self._tasks)
-        pending.publishing = self._manifest(pending)
-        return AckResult.SUCCESS, [Publish(pending.publishing)]
+        manifest = self._manifest(pending)
+        if self._settings.interval is None:
+            self._completed(pending, now)
+            return AckResult.SUCCESS, [Complete(manifest)]
+        pending.publishing = manifest
+        return AckResult.SUCCESS, [Publish(manifest)]
 
     def decline(self, declined: CheckpointDeclined, now: int) -> list[CheckpointAction]:
         """A subtask cannot take part."""
@@ -337,7 +349,7 @@ class CheckpointCoordinator:
         assert pending is not None
         assert pending.publishing is None, "what may have been published is not aborted"
         self._pending = None
-        self._trigger_at = now + max(self._settings.interval, self._settings.min_pause)
+        self._trigger_at = now + max(self._settings.interval or RETRY_MS, self._settings.min_pause)
         actions: list[CheckpointAction] = [Abort(pending.checkpoint_id, reason)]
         return actions + self._count_failure(f"checkpoint {pending.checkpoint_id}: {reason}")
 
@@ -409,22 +421,25 @@ class CheckpointCoordinator:
         if permit is None:
             return [Fenced(f"checkpoint {checkpoint_id}: no permit to commit")]
         assert outcome is PublishOutcome.PUBLISHED
-        self._pending = None
-        self._failures_in_a_row = 0
+        self._completed(pending, now)
         self._trigger_at = max(
-            pending.started + self._settings.interval, now + self._settings.min_pause
+            pending.started + (self._settings.interval or 0), now + self._settings.min_pause
         )
         if self._drained:
             self._trigger_at = now  # no pause before the final checkpoint
         is_last = pending.covers_end or pending.options.stop
         self._committing.append(CompletedCheckpoint(permit, set(self._tasks), is_last))
+        return [Commit(permit, self._settled)]
+
+    def _completed(self, pending: PendingCheckpoint, now: int) -> None:
+        self._pending = None
+        self._failures_in_a_row = 0
         statistics = self.statistics
         statistics.completed += 1
-        statistics.last_id = checkpoint_id
+        statistics.last_id = pending.checkpoint_id
         statistics.last_duration = now - pending.started
         statistics.last_bytes = sum(ack.handle.size for ack in pending.acks.values())
         statistics.last_completed_at = now
-        return [Commit(permit, self._settled)]
 
     def commit_succeeded(
         self, task: TaskId, attempt: Attempt, checkpoint_id: int

@@ -297,8 +297,8 @@ class JobManager:
         by_task = list(master.metrics.items())
         metrics = [values for _, values in by_task]
         watermarks = [m.watermark for m in metrics if m.watermark is not None]
-        statistics = master.coordinator.statistics if master.coordinator else None
-        completed_at = statistics.last_completed_at if statistics else None
+        statistics = master.coordinator.statistics
+        completed_at = statistics.last_completed_at
         return JobInfo(
             status=master.status,
             error=master.error,
@@ -309,12 +309,12 @@ class JobManager:
             records_read=sum(m.records_read for m in metrics),
             records_written=sum(m.records_written for m in metrics),
             watermark=min(watermarks) if watermarks else None,
-            completed_checkpoints=statistics.completed if statistics else 0,
-            failed_checkpoints=statistics.failed if statistics else 0,
-            last_checkpoint=statistics.last_id if statistics else None,
-            last_checkpoint_ms=statistics.last_duration if statistics else None,
+            completed_checkpoints=statistics.completed,
+            failed_checkpoints=statistics.failed,
+            last_checkpoint=statistics.last_id,
+            last_checkpoint_ms=statistics.last_duration,
             last_checkpoint_age_ms=None if completed_at is None else _monotonic() - completed_at,
-            last_checkpoint_failure=statistics.last_failure if statistics else None,
+            last_checkpoint_failure=statistics.last_failure,
             restored_checkpoint=master.restored_checkpoint,
             taskmanagers=master.describe_taskmanagers(),
             notice=_notice(master, self._restarted),

@@ -30,7 +30,7 @@ from dataflow.errors import (
 )
 from dataflow.graph.job_graph import JobGraph
 from jobmanager import checkpoint_coordinator as checkpointing
-from jobmanager.checkpoint_coordinator import CheckpointCoordinator
+from jobmanager.checkpoint_coordinator import CheckpointCoordinator, CheckpointSettings
 from jobmanager.deployment import Deployment, Restore
 from jobmanager.execution_graph import ExecutionGraph, Slot
 from jobmanager.job_events import (
@@ -130,18 +130,14 @@ class JobMaster:
         self.restored_checkpoint: int | None = None
         self.restored_from: str | None = None  # its folder, if not that of the job
         self.restored_end = False  # that checkpoint covers the end of the job
-        self.coordinator = (
-            CheckpointCoordinator(
-                job_id,
-                job_graph,
-                self.graph.tasks,
-                settings.checkpoints,
-                generation,
-                next_checkpoint_id,
-                wall_clock,
-            )
-            if settings.checkpoints is not None
-            else None
+        self.coordinator = CheckpointCoordinator(
+            job_id,
+            job_graph,
+            self.graph.tasks,
+            settings.checkpoints or CheckpointSettings(interval=None),
+            generation,
+            next_checkpoint_id,
+            wall_clock,
         )
 
     def _cut_regions(self) -> Iterable[tuple[TaskId, ...]]:
@@ -169,12 +165,11 @@ class JobMaster:
             case Recovered():
                 self._on_recovered(event, now, actions)
             case Published(checkpoint_id, outcome, permit, error):
-                if self.coordinator is not None:
-                    self._coordinate(
-                        self.coordinator.published(checkpoint_id, outcome, permit, error, now),
-                        now,
-                        actions,
-                    )
+                self._coordinate(
+                    self.coordinator.published(checkpoint_id, outcome, permit, error, now),
+                    now,
+                    actions,
+                )
             case Marked(checkpoint_id, error):
                 self._on_marked(checkpoint_id, error, now, actions)
             case TakeCheckpoint() | TakeSavepoint() | Rescale() | RequestStored():
@@ -198,8 +193,7 @@ class JobMaster:
         for region in self._regions.within(RegionState.CANCELING):
             times.append(region.canceling_since + self._settings.cancellation_timeout)
         times += [region.deploy_at for region in self._deployable()]
-        if self.coordinator is not None:
-            times.append(self.coordinator.next_tick_at())
+        times.append(self.coordinator.next_tick_at())
         return min((time for time in times if time is not None), default=None)
 
     @property
@@ -248,19 +242,14 @@ class JobMaster:
                     regions, f"TaskManager {peer_id} cannot be reached: {error}", now, actions
                 )
             case CheckpointAcknowledged():
-                if self.coordinator is not None:
-                    _, more = self.coordinator.acknowledge(report, now)
-                    self._coordinate(more, now, actions)
+                _, more = self.coordinator.acknowledge(report, now)
+                self._coordinate(more, now, actions)
             case CheckpointDeclined():
-                if self.coordinator is not None:
-                    self._coordinate(self.coordinator.decline(report, now), now, actions)
+                self._coordinate(self.coordinator.decline(report, now), now, actions)
             case CommitSucceeded(task, attempt, checkpoint_id):
-                if self.coordinator is not None:
-                    self._coordinate(
-                        self.coordinator.commit_succeeded(task, attempt, checkpoint_id),
-                        now,
-                        actions,
-                    )
+                self._coordinate(
+                    self.coordinator.commit_succeeded(task, attempt, checkpoint_id), now, actions
+                )
             case _:
                 pass  # chunks for the client are the shell's
 
@@ -286,8 +275,7 @@ class JobMaster:
                 self._requests.carry_out(self._requests.slots_there(), now, actions)
             self._deploy_waiting(now, actions)
             self._start_ready(now, actions)
-            if self.coordinator is not None:
-                self._coordinate(self.coordinator.tick(now), now, actions)
+            self._coordinate(self.coordinator.tick(now), now, actions)
             self._finish_if_done(now, actions)
         if self._ending and self._regions.all_are(RegionState.WAITING):
             canceled = self.status is JobStatus.CANCELLING
@@ -453,7 +441,7 @@ class JobMaster:
     # ----------------------------------------------------------------------------- recovery
 
     def _recover(self, actions: list[Action], delay_ms: int = 0) -> None:
-        if self.coordinator is None and not self._settings.restores:
+        if self._settings.checkpoints is None and not self._settings.restores:
             self._recovery = Recovery(None, False, [])
         elif not self._recovering:
             self._recovering = True
@@ -553,8 +541,6 @@ class JobMaster:
             self.restored_checkpoint = recovery.manifest.checkpoint_id
             self.restored_from = recovery.folder
             self.restored_end = recovery.manifest.covers_end and self.restarts == 0
-        if self.coordinator is None:
-            return
         attempts = {
             task: region.attempt
             for region in self._regions
@@ -589,8 +575,7 @@ class JobMaster:
         self._next_graph, self.graph = None, graph
         self._regions = Regions(self._cut_regions(), graph.slot_of)
         self.metrics.clear()
-        if self.coordinator is not None:
-            self.coordinator.resize(graph.job_graph, graph.tasks)
+        self.coordinator.resize(graph.job_graph, graph.tasks)
         self.offer_slots((), now, actions)
         self._recovery = None
         self._recover(actions)
@@ -599,10 +584,9 @@ class JobMaster:
 
     def _stop_checkpoints(self, reason: str, now: int, actions: list[Action]) -> None:
         self._requests.carry_out(self._requests.job_stopped(reason), now, actions)
-        if self.coordinator is not None:
-            for action in self.coordinator.job_stopped(reason):
-                assert isinstance(action, checkpointing.Abort)
-                self._abort_checkpoint(action.checkpoint_id, actions)
+        for action in self.coordinator.job_stopped(reason):
+            assert isinstance(action, checkpointing.Abort)
+            self._abort_checkpoint(action.checkpoint_id, actions)
 
     def _abort_checkpoint(self, checkpoint_id: int, actions: list[Action]) -> None:
         for region in self._regions:
@@ -610,7 +594,8 @@ class JobMaster:
                 self._send(
                     AbortCheckpoint, region, region.tasks, actions, checkpoint_id=checkpoint_id
                 )
-        actions.append(DiscardCheckpoint(checkpoint_id))
+        if self._settings.checkpoints is not None:
+            actions.append(DiscardCheckpoint(checkpoint_id))
 
     def _coordinate(
         self, wanted: list[checkpointing.CheckpointAction], now: int, actions: list[Action]
@@ -632,6 +617,10 @@ class JobMaster:
                 case checkpointing.Publish(manifest):
                     self._requests.publishing(manifest)
                     actions.append(action)
+                case checkpointing.Complete(manifest):
+                    self._requests.publishing(manifest)
+                    steps = self._requests.completed(manifest.checkpoint_id)
+                    self._requests.carry_out(steps, now, actions)
                 case checkpointing.MarkCommitted():
                     actions.append(action)
                 case checkpointing.Commit(permit, settled):
@@ -646,16 +635,13 @@ class JobMaster:
     def _on_marked(
         self, checkpoint_id: int, error: str | None, now: int, actions: list[Action]
     ) -> None:
-        if self.coordinator is not None:
-            self._coordinate(
-                self.coordinator.marked(checkpoint_id, error, now), now, actions
-            )
+        self._coordinate(self.coordinator.marked(checkpoint_id, error, now), now, actions)
 
     # ---------------------------------------------------------------------------- the end
 
     def _on_drained(self, now: int, actions: list[Action]) -> None:
         drained = all(region.has_drained for region in self._regions)
-        if drained and self.coordinator is not None:
+        if drained:
             self._coordinate(self.coordinator.all_drained(now), now, actions)
 
     def _finish_if_done(self, now: int, actions: list[Action]) -> None:
@@ -663,7 +649,7 @@ class JobMaster:
         ended = self._requests.ends_job or all(region.has_drained for region in regions)
         if not ended or self._requests.holds_end:
             return
-        if not self.finishing and (self.coordinator is None or self.coordinator.finished):
+        if not self.finishing and self.coordinator.finished:
             self.finishing = True
             self.send_to_all(Finish, actions)
         if self.finishing and all(len(r.finished) == len(r.tasks) for r in regions):

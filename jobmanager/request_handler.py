@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dataflow.common.config_options import ConfigOptions
+from dataflow.common.configuration import Configuration
 from dataflow.common.job_status import JobStatus
 from jobmanager.execution_graph import ExecutionGraph
 from jobmanager.job_events import Action
@@ -17,6 +19,7 @@ from jobmanager.requests import (
     RequestStored,
     Step,
     Switch,
+    TakeSavepoint,
 )
 from taskmanager.messages import Drain, Resume
 
@@ -35,15 +38,19 @@ class RequestHandler(Requests):
         if isinstance(event, RequestStored):
             steps = self.stored(event.request_id, event.error)
         else:
-            steps = self.begin(event, self._refusal(), self._master.graph.job_graph)
+            steps = self.begin(event, self._refusal(event), self._master.graph.job_graph)
         self.carry_out(steps, now, actions)
 
-    def _refusal(self) -> str | None:
+    def _refusal(self, request: Request) -> str | None:
         master = self._master
-        if master.coordinator is None:
+        configuration = Configuration(master.graph.job_graph.configuration)
+        if configuration.get(ConfigOptions.RUNTIME_MODE) == "BATCH":
+            return "in BATCH mode a job cannot be interrupted"
+        interval = configuration.get(ConfigOptions.CHECKPOINTING_INTERVAL)
+        if interval is None and not isinstance(request, TakeSavepoint):
             return (
-                "the job takes no checkpoints; start it with execution.checkpointing.interval and "
-                "execution.checkpointing.dir set"
+                "it takes no checkpoints: start it with execution.checkpointing.interval, and with "
+                "execution.checkpointing.dir"
             )
         if master.status is not JobStatus.RUNNING:
             return f"the job is {master.status.name}; try again when it is RUNNING"
@@ -56,12 +63,10 @@ class RequestHandler(Requests):
         for step in steps:
             match step:
                 case Demand(options, at_end):
-                    assert master.coordinator is not None
                     master.coordinator.demand(options, at_end)
                 case DrainSources():
                     master.send_to_all(Drain, actions)
                 case GoOn(checkpoint_id):
-                    assert master.coordinator is not None
                     master.coordinator.go_on(now)
                     master.send_to_all(Resume, actions, checkpoint_id=checkpoint_id)
                 case OfferSlots(job_graph):

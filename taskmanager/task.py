@@ -518,11 +518,11 @@ class Task:
         snapshot = TaskSnapshot(operators, drained=self._is_drained)
         if options.stop:
             self._stopped_by = checkpoint_id
-        store = self._store
-        if store is None:
+        savepoint = options.location and self._services.state_folder(options.location)
+        stores = [store for store in (savepoint, self._store) if store]
+        if not stores:
             self._decline(checkpoint_id, "the job has no checkpoint storage")
             return
-        savepoint = options.location and self._services.state_folder(options.location)
         commits = any(isinstance(o, SinkOperator) and o.needs_commit for o in self._chain.operators)
         name = f"{self.id.vertex_id}-{self.id.subtask}-{self.attempt.number}"
         generation = self.attempt.generation
@@ -530,9 +530,8 @@ class Task:
         def upload() -> tuple[StateHandle, TaskSnapshot]:
             completed = snapshot.completed()
             data = encode(completed)
-            if savepoint:
-                savepoint.write_state(generation, checkpoint_id, name, data)
-            handle = store.write_state(generation, checkpoint_id, name, data)
+            for store in stores:
+                handle = store.write_state(generation, checkpoint_id, name, data)
             return handle, completed
 
         def uploaded(

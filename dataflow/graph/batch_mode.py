@@ -82,4 +82,5 @@ def _unkeyed(spec: OperatorSpec) -> bool:
 def without_checkpoints(configuration: dict[str, str]) -> dict[str, str]:
     """The job's configuration in BATCH mode."""
     interval = ConfigOptions.CHECKPOINTING_INTERVAL.key
-    return {key: value for key, value in configuration.items() if key != interval}
+    kept = {key: value for key, value in configuration.items() if key != interval}
+    return {**kept, ConfigOptions.RUNTIME_MODE.key: "BATCH"}  # as is known by now

@@ -618,9 +618,7 @@ class JobMaster:
                     self._requests.publishing(manifest)
                     actions.append(action)
                 case checkpointing.Complete(manifest):
-                    self._requests.publishing(manifest)
-                    steps = self._requests.completed(manifest.checkpoint_id)
-                    self._requests.carry_out(steps, now, actions)
+                    self._requests.carry_out(self._requests.complete(manifest), now, actions)
                 case checkpointing.MarkCommitted():
                     actions.append(action)
                 case checkpointing.Commit(permit, settled):
@@ -636,6 +634,8 @@ class JobMaster:
         self, checkpoint_id: int, error: str | None, now: int, actions: list[Action]
     ) -> None:
         self._coordinate(self.coordinator.marked(checkpoint_id, error, now), now, actions)
+        if error is None:
+            self._requests.carry_out(self._requests.committed(checkpoint_id), now, actions)
 
     # ---------------------------------------------------------------------------- the end
 

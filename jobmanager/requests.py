@@ -3,16 +3,20 @@
 A pure machine beside the JobMaster, which tells it what happens and carries out what it returns.
 There is at most one request at a time, and each is answered exactly once:
 
-    savepoint    PROBING → WAITING → TRIGGERED → STORING → answered
+    savepoint    PROBING → WAITING → TRIGGERED → COMMITTING → STORING → answered
     stop         … → STORING → ENDING → answered when the job has FINISHED
     rescale      GROWING → WAITING → TRIGGERED → STORING → SWITCHING → answered when it runs again
 
 **A savepoint is a checkpoint of the job** like any other: its epoch record makes it exist, its
 sinks commit, and recovery may begin with it. Each task also writes its state to the savepoint's
-folder, and once the checkpoint exists the manifest is written there, which makes the folder a
-savepoint. It refers to nothing outside, so what becomes of the checkpoint is all the same. (Flink's
-intermediate savepoints do not commit. Then a job that restarts from an earlier checkpoint drops
-what the savepoint has pre-committed, and whoever starts from the savepoint misses it.)
+folder. Once all sinks have committed, the manifest is written there, which makes the folder a
+savepoint. So whoever starts from it has nothing to commit, and it refers to nothing outside: no
+other file, and no transaction that somebody could abort or that expires. (Flink's intermediate
+savepoints do not commit; what they have pre-committed is the business of whoever starts from them,
+and gone if the job has gone back to an earlier checkpoint.)
+
+Without a store the folder is all there is. Sinks commit at the end of such a job only, so its
+savepoints hold what is not committed, and who starts from one commits it.
 
 **Stopping**: behind the barrier of the savepoint tasks do nothing more, so nothing is in no
 checkpoint, and what is stopped can go on when the savepoint fails. With ``drain`` the sources
@@ -24,7 +28,7 @@ TaskManagers that have to be added are there before anything stops.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from dataflow.common.job_status import JobStatus
@@ -167,6 +171,7 @@ class Phase(Enum):
     GROWING = auto()
     WAITING = auto()
     TRIGGERED = auto()
+    COMMITTING = auto()
     STORING = auto()
     ENDING = auto()
     SWITCHING = auto()
@@ -262,13 +267,31 @@ class Requests:
         match self._request:
             case TakeCheckpoint():
                 return self._answer(str(checkpoint_id))
-            case TakeSavepoint(request_id, folder):
-                assert self._manifest is not None
-                return [StoreSavepoint(request_id, folder, self._manifest)]
+            case TakeSavepoint():
+                self.phase = Phase.COMMITTING
             case Rescale(request_id):
                 assert self._rescaled is not None
                 return [SaveJob(request_id, self._rescaled.job_graph)]
         return []
+
+    def committed(self, checkpoint_id: int) -> list[Step]:
+        """All sinks have committed it, and the store knows."""
+        request, manifest = self._request, self._manifest
+        if self.phase is not Phase.COMMITTING or checkpoint_id != self._checkpoint_id:
+            return []
+        if not isinstance(request, TakeSavepoint) or manifest is None:
+            return []
+        self.phase = Phase.STORING
+        settled = replace(manifest, needs_commit=False)
+        return [StoreSavepoint(request.request_id, request.folder, settled)]
+
+    def complete(self, manifest: CheckpointManifest) -> list[Step]:
+        """All have acknowledged it, and there is no store besides the folder."""
+        request = self._request
+        if not isinstance(request, TakeSavepoint) or not self._is_ours(manifest.checkpoint_id):
+            return []
+        self.phase = Phase.STORING
+        return [StoreSavepoint(request.request_id, request.folder, manifest)]
 
     def _is_ours(self, checkpoint_id: int) -> bool:
         return (

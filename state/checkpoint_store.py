@@ -395,6 +395,10 @@ class CheckpointStore:
                 return manifest
         return None
 
+    def is_committed(self, manifest: CheckpointManifest) -> bool:
+        """Whether all sinks have committed a canonical checkpoint."""
+        return self._is_committed((manifest.generation, manifest.checkpoint_id))
+
     # ------------------------------------------------------------------------ ids and listing
 
     def next_checkpoint_id(self) -> int:

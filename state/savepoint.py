@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dataflow.errors import CorruptObject, ObjectNotFound, RestoreError, StorageError
 from dataflow.filesystem.base import FileSystem
@@ -37,7 +37,10 @@ _OF_JOB = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class RestorePoint:
-    """From where a job starts: a checkpoint, and the folder its paths are relative to."""
+    """From where a job starts: a checkpoint, and the folder its paths are relative to.
+
+    Unless the manifest ``needs_commit``, all that it covers is committed for good.
+    """
 
     folder: str
     manifest: CheckpointManifest
@@ -92,6 +95,8 @@ def _checkpoint_of_job(fs: FileSystem, path: str, key: bytes | None) -> RestoreP
     store = CheckpointStore.in_folder(fs, job, key)
     try:
         manifest = store.canonical_checkpoint(checkpoint_id)
+        if manifest is not None and store.is_committed(manifest):
+            manifest = replace(manifest, needs_commit=False)
     except (CorruptObject, ObjectNotFound) as error:
         raise RestoreError(
             f"the checkpoint {path} cannot be used: {error}; an older one can be named as "

@@ -78,6 +78,7 @@ class RestoreDescriptor:
     shares_state: bool = False
     folder: str | None = None  # to which the handles are relative, if not that of the job
     renamed: tuple[tuple[str, str], ...] = ()  # operators: old uid, new uid
+    settled: bool = False  # all its sinks have committed, perhaps long ago
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from dataflow.errors import RestoreError
 from state.checkpoint_store import CheckpointStore, StateHandle
 from state.snapshot import TaskSnapshot, decode, redistribute
 from taskmanager.messages import RestoreDescriptor, TaskDeploymentDescriptor
+from taskmanager.operators.sink import COMMITTABLES
 
 
 def load_snapshot(
@@ -29,6 +30,8 @@ def load_snapshot(
         if there is None:
             raise RestoreError("the job is restored from a checkpoint but has no storage")
         part = _load_part(restore, descriptor, there)
+        if restore.settled:
+            _forget_committables(part, descriptor)
         names = dict(restore.renamed)
         merged.operators.update(
             (names.get(uid, uid), operator) for uid, operator in part.operators.items()
@@ -36,6 +39,15 @@ def load_snapshot(
         # Chains may have been cut differently: only the very same chain is known to be done.
         merged.drained = part.drained and len(descriptor.restore) == 1
     return merged
+
+
+def _forget_committables(part: TaskSnapshot, descriptor: TaskDeploymentDescriptor) -> None:
+    """They are not committed again: what they have become may be gone by now."""
+    names = {old: new for restore in descriptor.restore for old, new in restore.renamed}
+    sinks = {node.uid for node in descriptor.vertex.operators if node.kind == "sink"}
+    for uid, operator in part.operators.items():
+        if names.get(uid, uid) in sinks:
+            operator.operator.pop(COMMITTABLES, None)
 
 
 def _load_part(

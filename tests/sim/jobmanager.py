@@ -30,7 +30,6 @@ from jobmanager.job_events import (
     TaskManagerReady,
     Tick,
 )
-from jobmanager.job_manager import execute_in_store
 from jobmanager.job_master import JobMaster
 from jobmanager.request_operations import execute_request
 from jobmanager.requests import (
@@ -42,6 +41,7 @@ from jobmanager.requests import (
 )
 from jobmanager.rescaling import as_stored
 from jobmanager.settings import job_settings, restart_backoff
+from jobmanager.store_operations import execute_in_store
 from state.checkpoint_options import SnapshotKind
 from state.checkpoint_store import CheckpointStore, PublishOutcome
 from state.savepoint import RestorePoint, open_restore_point

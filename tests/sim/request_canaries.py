@@ -11,9 +11,9 @@ from unittest import mock
 from jobmanager.execution_graph import ExecutionGraph
 from jobmanager.job_events import Action
 from jobmanager.job_master import JobMaster
+from jobmanager.requests import Requests, Step
 from state.checkpoint_options import CheckpointOptions, SnapshotKind
 from state.heap_backend import KeyedStateBackend
-from state.savepoint import RestorePoint
 from state.snapshot import OperatorSnapshot
 from taskmanager.operator_chain import OperatorChain
 from taskmanager.task import Task
@@ -73,9 +73,14 @@ def commit_what_is_behind_the_savepoint() -> Iterator[None]:
 
 
 @contextmanager
-def count_checkpoints_from_one_again() -> Iterator[None]:
-    """What the savepoint has pre-committed waits for a checkpoint with a number above its own."""
-    with mock.patch.object(RestorePoint, "checkpoint_id", 0):
+def answer_before_all_is_committed() -> Iterator[None]:
+    """Who starts from a savepoint commits nothing, but the job may not have done so either."""
+    original = Requests.completed
+
+    def completed(self: Requests, checkpoint_id: int) -> list[Step]:
+        return original(self, checkpoint_id) + self.committed(checkpoint_id)
+
+    with mock.patch.object(Requests, "completed", completed):
         yield
 
 
@@ -117,6 +122,10 @@ def _calm(rates: Rates) -> Rates:
     return Rates(heal_at_us=rates.heal_at_us)
 
 
+def _slow_commits(rates: Rates) -> Rates:
+    return replace(_calm(rates), enabled=frozenset({"F05"}), commit_failure=0.4)
+
+
 def _options(scenario: str, kind: str = "ledger", **settings: str) -> Options:
     return Options(scenario=scenario, kind=kind, rates=_calm, settings=settings)
 
@@ -131,9 +140,9 @@ CANARIES = (
         _options("stop"),
     ),
     Canary(
-        "checkpoints counted from one again",
-        count_checkpoints_from_one_again,
-        _options("savepoint"),
+        "a savepoint before all is committed",
+        answer_before_all_is_committed,
+        Options(scenario="savepoint", kind="ledger", rates=_slow_commits),
     ),
     Canary(
         "rescaled from an older checkpoint",

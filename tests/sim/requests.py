@@ -3,8 +3,8 @@
 Three scenarios that no seed chooses by itself:
 
     savepoint   savepoints are taken while the job runs; then another job starts from the last one,
-                at another parallelism, with an external world as it was when that savepoint came
-                to exist. Both jobs must give the right output, each for itself.
+                at another parallelism, with an external world that has what that savepoint covers
+                and nothing more. Both jobs must give the right output, each for itself.
     stop        the job is stopped with a savepoint, and another job goes on from it, at another
                 parallelism: together they must give the output of one.
     rescale     the job is rescaled while it runs, to 3, 1 and 2.
@@ -42,7 +42,8 @@ class Requester:
         self.stopped = False
         self.parallelisms = [3, 1, 2]
         self.done: list[str] = []
-        self._forks: dict[str, Ledger] = {}  # the ledger as of the savepoints that may exist
+        self._known: dict[str, set[str]] = {}  # the transactions begun before a savepoint's end
+        self._fork = ledger
         self._asked = 0
         self._waiting: dict[str, Callable[[Answer | None], None]] = {}
 
@@ -53,9 +54,8 @@ class Requester:
 
     @property
     def fork(self) -> Ledger:
-        """The external world as it was when the last savepoint came to exist."""
-        assert self.savepoint is not None
-        return self._forks[self.savepoint]
+        """The external world with what the last savepoint covers, and nothing more."""
+        return self._fork
 
     def _next(self) -> None:
         newest = self.cluster.newest
@@ -96,32 +96,26 @@ class Requester:
         self.done.append(result)
         self.world.log(f"done: {result}")
         if isinstance(request, TakeSavepoint):
-            if request.folder in self._forks:
+            known = self._known.get(request.folder)
+            if known is not None and not request.stop:
+                self._fork = copy_of(self.ledger, known)
+            if known is not None or request.stop:
                 self.savepoint = request.folder
-            elif not request.stop:
-                return
             self.stopped = request.stop
         else:
             del self.parallelisms[0]
             self.stopped = not self.parallelisms
 
     def on_published(self, folder: str) -> None:
-        """The checkpoint behind a savepoint exists: nothing behind it has been committed yet."""
-        if self.scenario == "savepoint":
-            self._forks[folder] = copy_of(self.ledger)
-        else:
-            self._forks[folder] = self.ledger
+        """The checkpoint behind a savepoint exists: nothing behind it has been begun yet."""
+        self._known[folder] = set(self.ledger.transactions)
 
 
-def copy_of(ledger: Ledger) -> Ledger:
-    """What was visible and what was pre-committed, in a world of its own."""
-    transactions = {name: copy.copy(t) for name, t in ledger.transactions.items()}
-    return replace(
-        ledger,
-        transactions=transactions,
-        visible=[transactions[t.identifier] for t in ledger.visible],
-        problems=[],
-    )
+def copy_of(ledger: Ledger, known: set[str]) -> Ledger:
+    """A world of its own, with these transactions."""
+    transactions = {t: copy.copy(ledger.transactions[t]) for t in sorted(known)}
+    visible = [transactions[t.identifier] for t in ledger.visible if t.identifier in known]
+    return replace(ledger, transactions=transactions, visible=visible, problems=[])
 
 
 def quiet(nemesis: Nemesis, world: World) -> None:

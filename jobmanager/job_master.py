@@ -124,6 +124,7 @@ class JobMaster:
         self._permit: CommitPermit | None = None
         self._excluded: frozenset[int] = frozenset()  # checkpoints found corrupt while restoring
         self.finishing = False
+        self.takes_checkpoints = settings.checkpoints is not None
         self._requests = RequestHandler(self)
         self._next_graph: ExecutionGraph | None = None  # to be deployed once all tasks are stopped
         self.metrics: dict[TaskId, TaskMetrics] = {}
@@ -441,7 +442,7 @@ class JobMaster:
     # ----------------------------------------------------------------------------- recovery
 
     def _recover(self, actions: list[Action], delay_ms: int = 0) -> None:
-        if self._settings.checkpoints is None and not self._settings.restores:
+        if not self.takes_checkpoints and not self._settings.restores:
             self._recovery = Recovery(None, False, [])
         elif not self._recovering:
             self._recovering = True
@@ -594,7 +595,7 @@ class JobMaster:
                 self._send(
                     AbortCheckpoint, region, region.tasks, actions, checkpoint_id=checkpoint_id
                 )
-        if self._settings.checkpoints is not None:
+        if self.takes_checkpoints:
             actions.append(DiscardCheckpoint(checkpoint_id))
 
     def _coordinate(

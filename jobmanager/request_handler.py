@@ -46,8 +46,7 @@ class RequestHandler(Requests):
         configuration = Configuration(master.graph.job_graph.configuration)
         if configuration.get(ConfigOptions.RUNTIME_MODE) == "BATCH":
             return "in BATCH mode a job cannot be interrupted"
-        interval = configuration.get(ConfigOptions.CHECKPOINTING_INTERVAL)
-        if interval is None and not isinstance(request, TakeSavepoint):
+        if not (master.takes_checkpoints or isinstance(request, TakeSavepoint)):
             return (
                 "it takes no checkpoints: start it with execution.checkpointing.interval, and with "
                 "execution.checkpointing.dir"

@@ -72,6 +72,11 @@ class Trigger:
 
 
 @dataclass(frozen=True)
+class EndInput:
+    """Have all sources end, as what is demanded at the end needs it."""
+
+
+@dataclass(frozen=True)
 class Abort:
     """Tell every task, and discard the files."""
 
@@ -123,7 +128,9 @@ class Fenced:
     reason: str
 
 
-CheckpointAction = Trigger | Abort | Publish | Complete | Commit | MarkCommitted | FailJob | Fenced
+CheckpointAction = (
+    Trigger | EndInput | Abort | Publish | Complete | Commit | MarkCommitted | FailJob | Fenced
+)
 
 
 @dataclass
@@ -194,6 +201,7 @@ class CheckpointCoordinator:
         self._trigger_at = 0
         self._demand: CheckpointOptions | None = None
         self._demanded_at_end = False  # not before all have drained
+        self._input_ended = False  # by EndInput, of these attempts
         self._failures_in_a_row = 0
         self._drained = False
         self._settled = False  # a checkpoint of these attempts is committed by all tasks
@@ -208,6 +216,7 @@ class CheckpointCoordinator:
         self._attempts = dict(attempts)
         self._trigger_at = now + (self._settings.interval or 0)
         self._drained = False
+        self._input_ended = False
         self._settled = False
         self.finished = self._settings.interval is None  # the restored attempt has its own end
 
@@ -241,9 +250,12 @@ class CheckpointCoordinator:
     # ------------------------------------------------------------------------ on demand
 
     def demand(self, options: CheckpointOptions, at_end: bool = False) -> None:
-        """Take one as soon as no other is under way; ``at_end``: when all tasks have drained.
+        """Take one as soon as no other is under way.
 
-        It is forgotten when the job stops. Aborted, it is not tried again.
+        ``at_end``: end the input, and take it when all tasks have drained. No checkpoint is taken
+        meanwhile: whoever recovered from one in which some tasks have ended and others have not
+        would never read the rest. It is forgotten when the job stops. Aborted, it is not tried
+        again.
         """
         self._demand, self._demanded_at_end = options, at_end
 
@@ -253,6 +265,11 @@ class CheckpointCoordinator:
         for completed in self._committing:
             completed.is_last = False
         self._trigger_at = now + (self._settings.interval or 0)
+
+    @property
+    def _ends_input(self) -> bool:
+        wanted = self._demand is not None and self._demanded_at_end and self._attempts is not None
+        return wanted and not self._drained and not self._input_ended
 
     @property
     def _may_demand(self) -> bool:
@@ -277,6 +294,9 @@ class CheckpointCoordinator:
             if now - pending.started >= self._settings.timeout:
                 return self._abort(f"timed out after {self._settings.timeout} ms", now)
             return []
+        if self._ends_input:
+            self._input_ended = True
+            return [EndInput()]
         if self._may_demand and (now >= self._trigger_at or not self._demanded_at_end):
             demanded, self._demand = self._demand, None
             assert demanded is not None
@@ -305,6 +325,8 @@ class CheckpointCoordinator:
         """The job runs, its sinks keep up, and the last checkpoint is still to come."""
         if self._attempts is None or self.finished or len(self._committing) >= COMMITTING_MAX:
             return False  # ``finished``: also of a job without a store
+        if self._demand is not None and self._demanded_at_end:
+            return False
         return not any(done.is_last for done in self._committing)
 
     # ------------------------------------------------------------------ acknowledgements

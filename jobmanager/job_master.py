@@ -70,6 +70,7 @@ from taskmanager.messages import (
     CommitCheckpoint,
     CommitSucceeded,
     ControlMessage,
+    Drain,
     Finish,
     Heartbeat,
     PeerUnreachable,
@@ -386,7 +387,7 @@ class JobMaster:
         if not (restartable and self._backoff.can_restart()):
             self._end(JobStatus.FAILING, error, now, actions, gone)
             return
-        if self.finishing:
+        if self.finishing or self._requests.holds_tasks:
             # Tasks that have finished cannot take part in another checkpoint: all start again.
             regions = [region for region in self._regions if region.active]
             self.finishing = False
@@ -611,6 +612,8 @@ class JobMaster:
                         sources = [task for task in region.tasks if task in self.graph.sources]
                         fields = {"checkpoint_id": checkpoint_id, "options": options}
                         self._send(TriggerCheckpoint, region, sources, actions, **fields)
+                case checkpointing.EndInput():
+                    self.send_to_all(Drain, actions)
                 case checkpointing.Abort(checkpoint_id, reason):
                     self._abort_checkpoint(checkpoint_id, actions)
                     steps = self._requests.aborted(checkpoint_id, reason)

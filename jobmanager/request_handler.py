@@ -11,7 +11,6 @@ from jobmanager.execution_graph import ExecutionGraph
 from jobmanager.job_events import Action
 from jobmanager.requests import (
     Demand,
-    DrainSources,
     GoOn,
     OfferSlots,
     Request,
@@ -21,7 +20,7 @@ from jobmanager.requests import (
     Switch,
     TakeSavepoint,
 )
-from taskmanager.messages import Drain, Resume
+from taskmanager.messages import Resume
 
 if TYPE_CHECKING:
     from jobmanager.job_master import JobMaster
@@ -63,8 +62,6 @@ class RequestHandler(Requests):
             match step:
                 case Demand(options, at_end):
                     master.coordinator.demand(options, at_end)
-                case DrainSources():
-                    master.send_to_all(Drain, actions)
                 case GoOn(checkpoint_id):
                     master.coordinator.go_on(now)
                     master.send_to_all(Resume, actions, checkpoint_id=checkpoint_id)

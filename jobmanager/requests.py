@@ -96,6 +96,7 @@ class StoreSavepoint:
     request_id: str
     folder: str
     manifest: CheckpointManifest
+    delay_ms: int = 0
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ class SaveJob:
 
     request_id: str
     job_graph: JobGraph
+    delay_ms: int = 0
 
 
 RequestOperation = ProbeSavepoint | StoreSavepoint | DiscardSavepoint | SaveJob
@@ -130,11 +132,6 @@ class Demand:
 
     options: CheckpointOptions
     at_end: bool = False
-
-
-@dataclass(frozen=True)
-class DrainSources:
-    """End their input."""
 
 
 @dataclass(frozen=True)
@@ -158,10 +155,14 @@ class Switch:
     job_graph: JobGraph
 
 
-Step = Answer | RequestOperation | Demand | DrainSources | GoOn | OfferSlots | Switch
+Step = Answer | RequestOperation | Demand | GoOn | OfferSlots | Switch
 
 
 # ------------------------------------------------------------------------------------- machine
+
+
+STORE_RETRIES = 3
+STORE_RETRY_MS = 500
 
 
 class Phase(Enum):
@@ -187,11 +188,24 @@ class Requests:
         self._manifest: CheckpointManifest | None = None
         self._rescaled: Rescaled | None = None
         self._present: JobGraph | None = None
+        self._stores_left = 0  # how often a store operation that fails is tried again
 
     @property
     def holds_end(self) -> bool:
         """Whether the job must not finish before the request is answered."""
         return self._request is not None and self.phase is not Phase.ENDING
+
+    @property
+    def holds_tasks(self) -> bool:
+        """Whether tasks may have stopped, or their input ended, because of the request.
+
+        Then all of them restart if one fails: the others would never go on.
+        """
+        request = self._request
+        stops = isinstance(request, Rescale) or (
+            isinstance(request, TakeSavepoint) and request.stop
+        )
+        return stops and self.phase not in (Phase.PROBING, Phase.GROWING)
 
     @property
     def ends_job(self) -> bool:
@@ -215,6 +229,7 @@ class Requests:
                 return [Answer(request.request_id, error=str(error))]
         self._request, self._present = request, job_graph
         self._checkpoint_id = self._manifest = None
+        self._stores_left = STORE_RETRIES
         match request:
             case TakeCheckpoint():
                 self.phase = Phase.WAITING
@@ -263,35 +278,43 @@ class Requests:
         """It exists."""
         if not self._is_ours(checkpoint_id):
             return []
-        self.phase = Phase.STORING
         match self._request:
             case TakeCheckpoint():
                 return self._answer(str(checkpoint_id))
             case TakeSavepoint():
                 self.phase = Phase.COMMITTING
-            case Rescale(request_id):
-                assert self._rescaled is not None
-                return [SaveJob(request_id, self._rescaled.job_graph)]
+            case Rescale():
+                self.phase = Phase.STORING
+                return [self._store()]
         return []
 
     def committed(self, checkpoint_id: int) -> list[Step]:
         """All sinks have committed it, and the store knows."""
-        request, manifest = self._request, self._manifest
-        if self.phase is not Phase.COMMITTING or checkpoint_id != self._checkpoint_id:
+        if self._request is None or self.phase is not Phase.COMMITTING:
             return []
-        if not isinstance(request, TakeSavepoint) or manifest is None:
+        if checkpoint_id != self._checkpoint_id or self._manifest is None:
             return []
         self.phase = Phase.STORING
-        settled = replace(manifest, needs_commit=False)
-        return [StoreSavepoint(request.request_id, request.folder, settled)]
+        self._manifest = replace(self._manifest, needs_commit=False)
+        return [self._store()]
 
     def complete(self, manifest: CheckpointManifest) -> list[Step]:
         """All have acknowledged it, and there is no store besides the folder."""
-        request = self._request
-        if not isinstance(request, TakeSavepoint) or not self._is_ours(manifest.checkpoint_id):
+        if not isinstance(self._request, TakeSavepoint):
             return []
-        self.phase = Phase.STORING
-        return [StoreSavepoint(request.request_id, request.folder, manifest)]
+        if not self._is_ours(manifest.checkpoint_id):
+            return []
+        self.phase, self._manifest = Phase.STORING, manifest
+        return [self._store()]
+
+    def _store(self, delay_ms: int = 0) -> StoreSavepoint | SaveJob:
+        request = self._request
+        if isinstance(request, Rescale):
+            assert self._rescaled is not None
+            return SaveJob(request.request_id, self._rescaled.job_graph, delay_ms)
+        assert isinstance(request, TakeSavepoint)
+        assert self._manifest is not None
+        return StoreSavepoint(request.request_id, request.folder, self._manifest, delay_ms)
 
     def _is_ours(self, checkpoint_id: int) -> bool:
         return (
@@ -311,11 +334,13 @@ class Requests:
             if error is not None:
                 return self._fail(f"a savepoint cannot be written to {request.folder}: {error}")
             self.phase = Phase.WAITING
-            demand = Demand(_options(request), at_end=request.drain)
-            return [DrainSources(), demand] if request.drain else [demand]
+            return [Demand(_options(request), at_end=request.drain)]
         if self.phase is not Phase.STORING:
             return []
         if error is not None:
+            if self._stores_left > 0:
+                self._stores_left -= 1
+                return [self._store(STORE_RETRY_MS)]
             return self._not_stored(request, error)
         if isinstance(request, TakeSavepoint):
             if not request.stop:
@@ -359,7 +384,14 @@ class Requests:
                     f"{complete}, and what the job does from now on is not in it",
                 )
             ]
-        return self._fail(f"the job was interrupted: {reason}")
+        reason = f"the job was interrupted: {reason}"
+        drains = isinstance(request, TakeSavepoint) and request.drain
+        if drains and self.phase is Phase.COMMITTING:
+            reason += (
+                f"; its input had ended with checkpoint {self._checkpoint_id}, from which it goes "
+                "on to its end, without a savepoint"
+            )
+        return self._fail(reason)
 
     def job_running(self) -> list[Step]:
         """All tasks run (again)."""

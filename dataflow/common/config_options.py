@@ -232,6 +232,13 @@ class ConfigOptions:
         "What a new job starts from: a savepoint, or a checkpoint that another job has retained",
         "execution.savepoint.path",
     )
+    RECOVERY_CLAIM_MODE = _option(
+        "execution.state-recovery.claim-mode",
+        one_of("NO_CLAIM", later=("CLAIM", "LEGACY")),
+        "NO_CLAIM",
+        "Whose the savepoint is that a job starts from: yours, it is never changed or deleted",
+        "execution.savepoint-restore-mode",
+    )
     RECOVERY_RENAMED_UIDS = _option(
         "execution.state-recovery.renamed-uids",
         parse_map,
@@ -243,6 +250,7 @@ class ConfigOptions:
         parse_boolean,
         False,
         "Restore although the checkpoint holds state of operators that the job does not have",
+        "execution.savepoint.ignore-unclaimed-state",
     )
     RECOVERY_FALL_BACK_PAST_COMMITS = _option(
         "execution.state-recovery.fall-back-past-commits",

@@ -1,12 +1,14 @@
 """What users ask of a job in the middle of faults: savepoints, to stop, to rescale.
 
-Three scenarios that no seed chooses by itself:
+Scenarios that no seed chooses by itself:
 
     savepoint   savepoints are taken while the job runs; then another job starts from the last one,
                 at another parallelism, with an external world that has what that savepoint covers
                 and nothing more. Both jobs must give the right output, each for itself.
     stop        the job is stopped with a savepoint, and another job goes on from it, at another
                 parallelism: together they must give the output of one.
+    drain       the same, but the input ends first: what has been read must be there, with all that
+                its end brings about, and the other job has nothing to do.
     rescale     the job is rescaled while it runs, to 3, 1 and 2.
 """
 
@@ -25,7 +27,7 @@ from tests.sim.world import MS, SECOND, World
 if TYPE_CHECKING:
     from tests.sim.cluster import SimCluster
 
-REQUEST_SCENARIOS = ("savepoint", "stop", "rescale")
+REQUEST_SCENARIOS = ("savepoint", "stop", "drain", "rescale")
 PATIENCE = 15 * SECOND  # then the request is taken for lost with its JobManager
 
 
@@ -46,11 +48,17 @@ class Requester:
         self._fork = ledger
         self._asked = 0
         self._waiting: dict[str, Callable[[Answer | None], None]] = {}
+        self._requests: dict[str, Request] = {}
 
     def start(self, cluster: SimCluster) -> None:
         self.cluster = cluster
         cluster.requester = self
         self.world.after(self.world.between(1, 5) * SECOND, self._next)
+
+    @property
+    def drained(self) -> bool:
+        """The input has ended before all was read."""
+        return self.scenario == "drain" and bool(self._known)
 
     @property
     def fork(self) -> Ledger:
@@ -68,8 +76,9 @@ class Requester:
         match self.scenario:
             case "savepoint":
                 request = TakeSavepoint(request_id, folder)
-            case "stop":
-                request = TakeSavepoint(request_id, folder, stop=True)
+            case "stop" | "drain":
+                drain = self.scenario == "drain"
+                request = TakeSavepoint(request_id, folder, stop=True, drain=drain)
             case _:
                 request = Rescale(request_id, self.parallelisms[0])
 
@@ -83,6 +92,7 @@ class Requester:
             self.world.after(pause * SECOND, self._next)
 
         self._waiting[request_id] = answered
+        self._requests[request_id] = request
         self.world.after(PATIENCE, lambda: self.on_answer(request_id, None))
         newest.inside(lambda: newest.handle(request))
 
@@ -91,6 +101,8 @@ class Requester:
         waiting = self._waiting.pop(request_id, None)
         if waiting is not None:
             waiting(answer)
+        elif answer is not None and answer.result is not None:  # after all
+            self._on_result(self._requests[request_id], answer.result)
 
     def _on_result(self, request: Request, result: str) -> None:
         self.done.append(result)
@@ -102,7 +114,7 @@ class Requester:
             if known is not None or request.stop:
                 self.savepoint = request.folder
             self.stopped = request.stop
-        else:
+        elif request.parallelism == self.parallelisms[0]:
             del self.parallelisms[0]
             self.stopped = not self.parallelisms
 

@@ -17,6 +17,7 @@ from jobmanager.checkpoint_coordinator import (
     CheckpointSettings,
     Commit,
     Complete,
+    EndInput,
     FailJob,
     Fenced,
     MarkCommitted,
@@ -612,11 +613,13 @@ def test_tasks_that_stop_at_an_aborted_checkpoint_are_not_at_the_end() -> None:
 
 def test_what_is_demanded_at_the_end_comes_after_all_have_drained() -> None:
     coordinator = Coordinator()
+    coordinator.tick(100)
     coordinator.demand(ASIDE, at_end=True)
-    assert coordinator.tick(10) == []
-    assert coordinator.tick(100) == [Trigger(5)], "checkpoints go on until then"
+    assert coordinator.tick(110) == [], "the input does not end amid a checkpoint"
     coordinator.decline(CheckpointDeclined(A, NOW, 5, "no"), 110)
-    assert coordinator.all_drained(120) == [Trigger(6, ASIDE, demanded=True)]
+    assert coordinator.tick(110) == [EndInput()]
+    assert coordinator.tick(10_000) == [], "and no checkpoint is taken meanwhile"
+    assert coordinator.all_drained(20_000) == [Trigger(6, ASIDE, demanded=True)]
 
 
 def test_what_is_demanded_at_the_end_comes_although_another_has_covered_it() -> None:

@@ -188,6 +188,7 @@ UNREAD = {
     "CHECKPOINTING_ALIGNED_TIMEOUT": "only 0 is allowed",
     "CHECKPOINTING_UNALIGNED": "only false is allowed",
     "STATE_BACKEND": "only hashmap is allowed",
+    "RECOVERY_CLAIM_MODE": "only NO_CLAIM is allowed",
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from test_job_master import ALL, HANDLE, TM2, TM3, Script, manifest, permit, shuffle
+from test_job_master import ALL, HANDLE, TM2, TM3, Script, manifest, permit, pipelines, shuffle
 
 from dataflow.common.job_status import JobStatus
 from jobmanager.job_events import (
@@ -22,6 +22,7 @@ from jobmanager.job_events import (
     TaskManagerReady,
 )
 from jobmanager.requests import (
+    STORE_RETRIES,
     Answer,
     DiscardSavepoint,
     ProbeSavepoint,
@@ -97,6 +98,9 @@ def test_a_savepoint_stops_nothing() -> None:
 
 def test_tasks_go_on_when_the_savepoint_cannot_be_stored() -> None:
     script = stopping()
+    for _ in range(STORE_RETRIES):
+        (again,) = script.on(RequestStored("r", "full"))
+        assert isinstance(again, StoreSavepoint)
     script.on(RequestStored("r", "full"))
     assert script.tasks_of(Resume) == ALL
     assert len(script.wanted(Answer)) == 1
@@ -132,6 +136,43 @@ def test_a_failure_before_that_lets_the_job_go_on() -> None:
     script.restarted(Recovered(Recovery(manifest(1, shuffle()), False), permit(1)))
     script.on(RequestStored("r"))
     assert script.status is JobStatus.RUNNING
+
+
+def test_all_regions_restart_when_one_fails_of_a_job_whose_tasks_have_stopped() -> None:
+    """The tasks of the others would never go on."""
+    script = Script(pipelines(), checkpoints=True).running()
+    first, second = script.master.graph.tasks
+    script.on(STOP, RequestStored("r"))
+    committed(script, published(script))
+    script.on(script.failed(first))
+    assert script.tasks_of(Cancel) == [second]
+    script = Script(pipelines(), checkpoints=True).running()
+    script.on(TakeSavepoint("r", FOLDER), RequestStored("r"))
+    script.on(script.failed(first))
+    assert script.tasks_of(Cancel) == [], "nothing has stopped"
+
+
+def test_no_checkpoint_is_taken_between_the_end_of_one_source_and_that_of_another() -> None:
+    """Whoever recovered from it would never read the rest."""
+    script = Script(checkpoints=True).running()
+    script.tick(1_000)
+    assert len(script.messages(TriggerCheckpoint)) == 2
+    triggered = script.actions
+    assert script.on(TakeSavepoint("r", FOLDER, stop=True, drain=True), RequestStored("r")) == [
+        ProbeSavepoint("r", FOLDER)
+    ], "there is one under way"
+    script.actions = triggered
+    published(script)
+    assert script.tasks_of(Drain) == ALL
+    script.each(TaskDrained, ALL[:3])
+    assert script.tick(10_000) == []
+    script.each(TaskDrained, ALL[3:])
+    (trigger, _) = script.messages(TriggerCheckpoint)
+    assert trigger.options.location == FOLDER
+    script.on(script.failed(ALL[0]))
+    script.restarted(Recovered(Recovery(manifest(1, shuffle()), False), permit(1)))
+    script.tick(20_000)
+    assert len(script.messages(TriggerCheckpoint)) == 2, "as if nothing had been asked"
 
 
 def test_draining_ends_the_sources_and_waits_for_the_savepoint_of_the_end() -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dataflow.common.job_status import JobStatus
 from dataflow.errors import ConfigError
 from dataflow.graph.job_graph import JobEdge, JobGraph, JobVertex, OperatorNode, Partitioning
 from jobmanager.requests import (
+    STORE_RETRIES,
     Answer,
     Demand,
     DiscardSavepoint,
-    DrainSources,
     GoOn,
     OfferSlots,
     Phase,
@@ -144,7 +149,7 @@ def test_stopping_is_answered_when_the_job_has_finished() -> None:
 def test_draining_ends_the_sources_and_takes_what_covers_their_end() -> None:
     script = Script()
     script.ask(DRAIN)
-    assert script.stored("r", None) == [DrainSources(), Demand(PLAIN, at_end=True)]
+    assert script.stored("r", None) == [Demand(PLAIN, at_end=True)]
     script.triggered(7)
     assert script.aborted(7, "late") == [Demand(PLAIN, at_end=True)], "there is no way back"
     script.triggered(8)
@@ -205,29 +210,42 @@ def test_what_an_aborted_savepoint_has_left_is_deleted(request_: TakeSavepoint) 
     assert not script.holds_end
 
 
+def stored_badly(script: Script) -> list[Step]:
+    """Again and again, until it gives up."""
+    for _ in range(STORE_RETRIES):
+        (again,) = script.stored("r", "full")
+        assert isinstance(again, (StoreSavepoint, SaveJob))
+        assert again.delay_ms > 0
+    return script.stored("r", "full")
+
+
 def test_tasks_that_have_stopped_go_on_when_the_savepoint_cannot_be_stored() -> None:
-    steps = Script().up_to(Phase.STORING, SUSPEND).stored("r", "full")
+    steps = stored_badly(Script().up_to(Phase.STORING, SUSPEND))
     assert steps[1:] == [DiscardSavepoint(FOLDER), GoOn(7)]
     assert "checkpoint 7 is complete, but it could not be made a savepoint: full" in error_of(steps)
-    steps = Script().up_to(Phase.STORING, SAVEPOINT).stored("r", "full")
+    steps = stored_badly(Script().up_to(Phase.STORING, SAVEPOINT))
     assert steps[1:] == [DiscardSavepoint(FOLDER)], "nothing has stopped"
-    steps = Script().up_to(Phase.STORING, DRAIN).stored("r", "full")
+    steps = stored_badly(Script().up_to(Phase.STORING, DRAIN))
     assert steps[1:] == [DiscardSavepoint(FOLDER)], "they have ended"
 
 
 def test_tasks_go_on_as_they_were_when_the_parallelism_cannot_be_stored() -> None:
-    steps = Script().up_to(Phase.STORING, Rescale("r", 3)).stored("r", "full")
+    steps = stored_badly(Script().up_to(Phase.STORING, Rescale("r", 3)))
     assert steps[1:] == [OfferSlots(None), SaveJob("r", GRAPH), GoOn(7)]
 
 
 @pytest.mark.parametrize("phase", [Phase.WAITING, Phase.TRIGGERED, Phase.COMMITTING])
 @pytest.mark.parametrize("request_", [SAVEPOINT, SUSPEND, DRAIN])
 def test_a_failure_of_the_job_ends_the_request(phase: Phase, request_: TakeSavepoint) -> None:
-    steps = Script().up_to(phase, request_).job_stopped("boom")
-    assert steps == [
-        Answer("r", error="the job was interrupted: boom"),
-        DiscardSavepoint(FOLDER),
-    ]
+    script = Script().up_to(phase, request_)
+    assert script.holds_tasks == request_.stop
+    answer, discard = script.job_stopped("boom")
+    assert isinstance(answer, Answer)
+    assert str(answer.error).startswith("the job was interrupted: boom")
+    at_end = request_.drain and phase is Phase.COMMITTING
+    assert ("goes on to its end, without a savepoint" in str(answer.error)) == at_end
+    assert discard == DiscardSavepoint(FOLDER)
+    assert not script.holds_tasks
 
 
 def test_a_failure_after_the_last_moment_says_what_is_there() -> None:
@@ -297,3 +315,65 @@ def test_a_restarted_jobmanager_takes_the_parallelism_that_was_stored() -> None:
     assert as_stored(GRAPH, stored) == stored
     other = JobGraph("job", (vertex("z"),), ())
     assert as_stored(GRAPH, other) == GRAPH
+
+
+# ------------------------------------------------------------------------ whatever happens
+
+EVENTS = st.one_of(
+    st.builds(lambda n: ("ask", n), st.integers(0, 4)),
+    st.builds(lambda ok: ("stored", ok), st.booleans()),
+    st.sampled_from(
+        [
+            ("triggered", 7),
+            ("publishing", 7),
+            ("completed", 7),
+            ("committed", 7),
+            ("complete", 7),
+            ("aborted", 7),
+            ("slots", True),
+            ("slots", False),
+            ("stopped", 0),
+            ("running", 0),
+        ]
+    ),
+)
+
+
+@given(st.lists(EVENTS, max_size=40))
+def test_every_request_is_answered_exactly_once(events: list[tuple[str, Any]]) -> None:
+    script, asked, answers = Script(), 0, Counter[str]()
+
+    def take(steps: Iterable[Step]) -> None:
+        answers.update(step.request_id for step in steps if isinstance(step, Answer))
+
+    for what, detail in events:
+        open_ = script.holds_end or script.ends_job
+        match what:
+            case "ask":
+                asked += 1
+                kinds = [TakeCheckpoint("r"), SAVEPOINT, SUSPEND, DRAIN, Rescale("r", 3)]
+                take(script.ask(replace(kinds[detail], request_id=f"r{asked}")))
+            case "stored":
+                take(script.stored(f"r{asked}", None if detail else "full"))
+            case "triggered":
+                script.triggered(7)
+            case "publishing":
+                script.publishing(manifest())
+            case "completed":
+                take(script.completed(7))
+            case "committed":
+                take(script.committed(7))
+            case "complete":
+                take(script.complete(manifest()))
+            case "aborted":
+                take(script.aborted(7, "no"))
+            case "slots":
+                take(script.slots_there() if detail else script.slots_missing("none"))
+            case "stopped":
+                take(script.job_stopped("boom"))
+            case "running":
+                take(script.job_running())
+        if open_ and not (script.holds_end or script.ends_job):
+            assert sum(answers.values()) == asked
+    take(script.job_ended(JobStatus.FAILED, None))
+    assert answers == Counter({f"r{n + 1}": 1 for n in range(asked)})

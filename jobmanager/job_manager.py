@@ -59,7 +59,7 @@ from jobmanager.requests import (
 from jobmanager.rescaling import as_stored
 from jobmanager.settings import job_settings, restart_backoff
 from jobmanager.store_operations import execute_in_store
-from state.checkpoint_store import CheckpointStore
+from state.checkpoint_store import IN_PLACE, CheckpointStore
 from state.savepoint import RestorePoint, open_restore_point, savepoint_name
 from taskmanager.messages import ClientChunk, ControlMessage, Report
 from taskmanager.threaded import open_store, signing_key
@@ -375,7 +375,8 @@ class JobManager:
             if configuration.get("execution.checkpointing.mode", "EXACTLY_ONCE") == "EXACTLY_ONCE":
                 file_system, path = parse(root)
                 file_system.probe_conditional_put(path)
-            generation = store.claim_generation(uuid.uuid4().hex)
+            whose = IN_PLACE if self._restarted else ""
+            generation = store.claim_generation(whose + uuid.uuid4().hex)
             settings = replace(settings, history_id=store.history_id())
             if self._restarted:
                 self._job_graph = _as_stored(self._job_graph, store)
@@ -416,6 +417,9 @@ class JobManager:
             raise JobExecutionError(
                 "its JobManager died, and without checkpoints there is nothing to go on from"
             )
+        if self._store.ended_before(master.generation):
+            master.status = JobStatus.FINISHED
+            return
         record = self._store.get_status() or {}
         status = JobStatus.__members__.get(str(record.get("status")), JobStatus.CREATED)
         if status.is_globally_terminal_state():

@@ -41,8 +41,11 @@ def execute_request(
         match operation:
             case ProbeSavepoint(_, folder):
                 check_writable(*open_fs(folder))
-            case StoreSavepoint(_, folder, manifest):
+            case StoreSavepoint(_, folder, manifest, ends_job):
                 write_savepoint(*open_fs(folder), manifest, key)
+                if ends_job and store is not None and not store.claim_end(generation):
+                    taken_over = "another JobManager has taken the job over"
+                    return RequestStored(operation.request_id, taken_over)
             case SaveJob(_, job_graph):
                 assert store is not None, "a job without checkpoints cannot be rescaled"
                 # A JobManager that is replaced meanwhile may still write: any parallelism is right.

@@ -91,11 +91,17 @@ class ProbeSavepoint:
 
 @dataclass(frozen=True)
 class StoreSavepoint:
-    """Store operation: make the folder a savepoint. Answered by RequestStored."""
+    """Store operation: make the folder a savepoint. Answered by RequestStored.
+
+    The end of a job is claimed in the store like a generation, after the savepoint is complete: a
+    JobManager that is being replaced does not say that the job has ended while another goes on,
+    and one that replaces it learns that there is nothing to go on with.
+    """
 
     request_id: str
     folder: str
     manifest: CheckpointManifest
+    ends_job: bool = False  # and see to it that no other JobManager goes on
     delay_ms: int = 0
 
 
@@ -314,7 +320,8 @@ class Requests:
             return SaveJob(request.request_id, self._rescaled.job_graph, delay_ms)
         assert isinstance(request, TakeSavepoint)
         assert self._manifest is not None
-        return StoreSavepoint(request.request_id, request.folder, self._manifest, delay_ms)
+        folder, ends = request.folder, request.stop
+        return StoreSavepoint(request.request_id, folder, self._manifest, ends, delay_ms)
 
     def _is_ours(self, checkpoint_id: int) -> bool:
         return (

@@ -43,7 +43,7 @@ from jobmanager.rescaling import as_stored
 from jobmanager.settings import job_settings, restart_backoff
 from jobmanager.store_operations import execute_in_store
 from state.checkpoint_options import SnapshotKind
-from state.checkpoint_store import CheckpointStore, PublishOutcome
+from state.checkpoint_store import IN_PLACE, CheckpointStore, PublishOutcome
 from state.savepoint import RestorePoint, open_restore_point
 from taskmanager.messages import Heartbeat, TaskFailed
 from tests.sim.taskmanager import SimProcess
@@ -88,7 +88,9 @@ class SimJobManager(SimProcess):
     def _begin(self) -> None:
         cluster, store = self.cluster, self._store
         try:
-            generation = store.claim_generation(f"{self.id}@{self.world.now}")
+            whose = IN_PLACE if cluster.jobmanagers else ""
+            generation = store.claim_generation(f"{whose}{self.id}@{self.world.now}")
+            ended = cluster.requester is not None and store.ended_before(generation)
             settings = replace(self._settings, history_id=store.history_id())
             if cluster.rescales:
                 self._adopt_parallelism()
@@ -118,6 +120,10 @@ class SimJobManager(SimProcess):
             restart_backoff(self._job_graph.configuration, self.world.random.random),
             self.wall_clock,
         )
+        if ended:
+            self.world.log(f"{self.id} finds that the job has ended")
+            self.master.status = JobStatus.FINISHED
+            return
         self._execute(self.master.start(self.world.now))
         self._schedule_tick()
 
@@ -253,7 +259,7 @@ class SimJobManager(SimProcess):
         store = CheckpointStore(MemoryFileSystem(), self.cluster.root, self.cluster.job_id)
         is_savepoint = pending.options.kind is SnapshotKind.SAVEPOINT and folder is not None
         if is_savepoint and store.is_current(self.master.generation):
-            requester.on_published(str(folder))
+            requester.on_published(str(folder), pending.checkpoint_id)
 
     def on_death(self) -> None:
         self.cluster.on_jobmanager_death(self)

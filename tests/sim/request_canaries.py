@@ -13,6 +13,7 @@ from jobmanager.job_events import Action
 from jobmanager.job_master import JobMaster
 from jobmanager.requests import Requests, Step
 from state.checkpoint_options import CheckpointOptions, SnapshotKind
+from state.checkpoint_store import CheckpointStore
 from state.heap_backend import KeyedStateBackend
 from state.snapshot import OperatorSnapshot
 from taskmanager.operator_chain import OperatorChain
@@ -20,6 +21,7 @@ from taskmanager.task import Task
 from tests.sim.canaries import Canary
 from tests.sim.nemesis import Rates
 from tests.sim.run import Options
+from tests.sim.world import MS
 
 
 @contextmanager
@@ -85,6 +87,13 @@ def answer_before_all_is_committed() -> Iterator[None]:
 
 
 @contextmanager
+def end_without_claiming_it() -> Iterator[None]:
+    """Another JobManager goes on with a job that was said to have ended."""
+    with mock.patch.object(CheckpointStore, "claim_end", return_value=True):
+        yield
+
+
+@contextmanager
 def rescale_from_an_older_checkpoint() -> Iterator[None]:
     """Not from the one at which the tasks have stopped."""
     original = JobMaster._switch
@@ -122,6 +131,13 @@ def _calm(rates: Rates) -> Rates:
     return Rates(heal_at_us=rates.heal_at_us)
 
 
+def _replaced(rates: Rates) -> Rates:
+    """JobManagers are replaced while they live, or die where it matters."""
+    return replace(
+        rates, enabled=frozenset({"F04", "F12"}), store_crash=0.03, strike_every_us=1_000 * MS
+    )
+
+
 def _slow_commits(rates: Rates) -> Rates:
     return replace(_calm(rates), enabled=frozenset({"F05"}), commit_failure=0.4)
 
@@ -143,6 +159,11 @@ CANARIES = (
         "a savepoint before all is committed",
         answer_before_all_is_committed,
         Options(scenario="savepoint", kind="ledger", rates=_slow_commits),
+    ),
+    Canary(
+        "an end that nobody else knows of",
+        end_without_claiming_it,
+        Options(scenario="stop", rates=_replaced),
     ),
     Canary(
         "rescaled from an older checkpoint",

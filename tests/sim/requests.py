@@ -19,7 +19,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from dataflow.filesystem.memory import MemoryFileSystem
 from jobmanager.requests import Answer, Request, Rescale, TakeSavepoint
+from state.checkpoint_store import CheckpointStore
 from tests.sim.ledger import Ledger
 from tests.sim.nemesis import Nemesis
 from tests.sim.world import MS, SECOND, World
@@ -118,9 +120,17 @@ class Requester:
             del self.parallelisms[0]
             self.stopped = not self.parallelisms
 
-    def on_published(self, folder: str) -> None:
-        """The checkpoint behind a savepoint exists: nothing behind it has been begun yet."""
-        self._known[folder] = set(self.ledger.transactions)
+    def on_published(self, folder: str, checkpoint_id: int) -> None:
+        """The checkpoint behind a savepoint exists."""
+        self._known[folder] = self.ledger.covered_by(checkpoint_id)
+
+    def look_into_the_store(self, store: CheckpointStore) -> None:
+        """The job has ended; perhaps because it was stopped, and nobody could say so any more."""
+        if self.savepoint is None and store.ended_before(max(store._listing().claims) + 1):
+            for folder in self._known:
+                if MemoryFileSystem().exists(f"{folder}/savepoint.json"):
+                    self.savepoint = folder
+                    self.done.append(folder)
 
 
 def copy_of(ledger: Ledger, known: set[str]) -> Ledger:

@@ -196,7 +196,9 @@ class _Run:
             world.violation(f"liveness: the job is {self.cluster.status.name} long after healing")
             return
         self._check_status()
-        if self.requester is not None and self.requester.drained:
+        if self.requester is not None:
+            store = CheckpointStore(MemoryFileSystem(), self._root, JOB_ID)
+            self.requester.look_into_the_store(store)
             self.drained_rows = len(self.ledger.visible)
         self.nemesis.rates.heal_at_us = min(self.nemesis.rates.heal_at_us, world.now_us)
         self.nemesis.heal()

@@ -132,9 +132,16 @@ def _calm(rates: Rates) -> Rates:
 
 
 def _replaced(rates: Rates) -> Rates:
-    """JobManagers are replaced while they live, or die where it matters."""
+    """JobManagers are replaced while they live and wait for their store."""
     return replace(
-        rates, enabled=frozenset({"F04", "F12"}), store_crash=0.03, strike_every_us=1_000 * MS
+        rates,
+        enabled=frozenset({"F12"}),
+        steady=False,
+        store_slow=0.4,
+        store_crash=0.0,
+        overtake=0.0,
+        interleave=0.0,
+        strike_every_us=700 * MS,
     )
 
 
@@ -163,7 +170,7 @@ CANARIES = (
     Canary(
         "an end that nobody else knows of",
         end_without_claiming_it,
-        Options(scenario="stop", rates=_replaced),
+        Options(scenario="stop", kind="ledger", rates=_replaced),
     ),
     Canary(
         "rescaled from an older checkpoint",

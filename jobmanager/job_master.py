@@ -562,7 +562,7 @@ class JobMaster:
             for task in region.tasks
             if region.attempt is not None
         }
-        self.coordinator.job_running(attempts, now)
+        self.coordinator.job_running(attempts, now, self.restored_checkpoint)
         if permit is not None:
             self._permit = None
             self._coordinate(self.coordinator.recommit(permit), now, actions)

@@ -32,7 +32,8 @@ from dataflow.graph.job_graph import Partitioning
 from dataflow.graph.specs import OperatorSpec
 from dataflow.graph.transformation import Input
 from state.heap_backend import KeyedStateBackend
-from state.snapshot import TaskSnapshot, decode, encode, redistribute
+from state.snapshot import TaskSnapshot, redistribute
+from state.snapshot_format import decode, encode
 from taskmanager.accumulators import TaskAccumulators
 from taskmanager.operators.base import Operator
 from taskmanager.operators.factory import create_operator

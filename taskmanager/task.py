@@ -32,8 +32,9 @@ from dataflow.errors import (
 )
 from dataflow.graph.job_graph import OperatorNode
 from dataflow.graph.pickling import install_main_classes
-from state.checkpoint_store import CheckpointStore, CommitPermit, StateHandle
-from state.snapshot import TaskSnapshot, encode
+from state.checkpoint_store import CheckpointStore, CommitPermit
+from state.snapshot import TaskSnapshot
+from state.snapshot_store import SnapshotWriter, Stored, Written
 from taskmanager.accumulators import TaskAccumulators
 from taskmanager.alignment import BarrierAligner
 from taskmanager.channel import ChannelLimits
@@ -123,6 +124,7 @@ class Task:
             != "AT_LEAST_ONCE"
         )
         self._store: CheckpointStore | None = None
+        self._snapshots: SnapshotWriter | None = None  # where there is a store
         self._aborted_checkpoint = 0  # the newest that will not complete
         self._triggered_checkpoint = 0  # the newest that was started here
         self._requests_handled: dict[ChannelId, int] = {}
@@ -358,6 +360,9 @@ class Task:
         descriptor = self.descriptor
         install_main_classes(descriptor.main_classes)
         self._store = self._services.checkpoint_store(descriptor)
+        if self._store is not None:
+            name = f"{self.id.vertex_id}-{self.id.subtask}-{self.attempt.number}"
+            self._snapshots = SnapshotWriter(self._store, self.attempt.generation, name)
         self._outputs = TaskOutputs(
             descriptor.outputs,
             self.id.subtask,
@@ -384,18 +389,21 @@ class Task:
         else:
             self._call_async(self._load_snapshot, self._on_snapshot_loaded)
 
-    def _load_snapshot(self) -> TaskSnapshot:
+    def _load_snapshot(self) -> tuple[TaskSnapshot, Written]:
         """On an I/O thread."""
         if self._store is None:
             raise RestoreError("the job is restored from a checkpoint but has no storage")
         return load_snapshot(self.descriptor, self._store)
 
     def _on_snapshot_loaded(
-        self, snapshot: TaskSnapshot | None, error: BaseException | None
+        self, loaded: tuple[TaskSnapshot, Written] | None, error: BaseException | None
     ) -> None:
         if error is not None:
             raise error
-        assert snapshot is not None
+        assert loaded is not None
+        assert self._snapshots is not None
+        snapshot, written = loaded
+        self._snapshots.adopt(self.descriptor.restore[0].checkpoint_id, written)
         self._restored_drained = snapshot.drained
         self._open(snapshot)
 
@@ -516,34 +524,26 @@ class Task:
         self._chain.prepare_barrier(checkpoint_id)
         self._outputs.broadcast(Barrier(checkpoint_id))
         snapshot = TaskSnapshot(self._chain.snapshot(checkpoint_id), drained=self._is_drained)
-        store = self._store
-        if store is None:
+        if self._snapshots is None:
             self._decline(checkpoint_id, "the job has no checkpoint storage")
             return
         commits = any(isinstance(o, SinkOperator) and o.needs_commit for o in self._chain.operators)
-        name = f"{self.id.vertex_id}-{self.id.subtask}-{self.attempt.number}"
-        generation = self.attempt.generation
+        snapshots = self._snapshots
 
-        def upload() -> tuple[StateHandle, TaskSnapshot]:
-            completed = snapshot.completed()
-            handle = store.write_state(generation, checkpoint_id, name, encode(completed))
-            return handle, completed
-
-        def uploaded(
-            result: tuple[StateHandle, TaskSnapshot] | None, error: BaseException | None
-        ) -> None:
+        def uploaded(stored: Stored | None, error: BaseException | None) -> None:
             if isinstance(error, UploadLost):
                 raise error
-            if error is not None or result is None:
+            if error is not None or stored is None:
                 self._decline(checkpoint_id, f"{self.name}: upload failed: {error}")
             elif checkpoint_id > self._aborted_checkpoint:
-                handle, completed = result
+                snapshots.stored(checkpoint_id, stored)
+                completed = stored.snapshot
                 self._services.report(
                     CheckpointAcknowledged(
                         self.id,
                         self.attempt,
                         checkpoint_id,
-                        handle,
+                        stored.handle,
                         completed.stateful_uids,
                         completed.drained,
                         commits,
@@ -551,7 +551,7 @@ class Task:
                     )
                 )
 
-        self._call_async(upload, uploaded)
+        self._call_async(snapshots.prepare(checkpoint_id, snapshot), uploaded)
 
     def _decline(self, checkpoint_id: int, reason: str) -> None:
         if not self.state.ended:
@@ -579,6 +579,8 @@ class Task:
         if self.state not in (TaskState.RUNNING, TaskState.DRAINED):
             return
         checkpoint_id = permit.checkpoint_id
+        if self._snapshots is not None:
+            self._snapshots.completed(checkpoint_id)
         for operator in self._chain.operators:
             operator.notify_checkpoint_complete(checkpoint_id)
 

@@ -16,7 +16,7 @@ from dataflow.common.keys import KeyGroupMemo
 from dataflow.errors import StorageError
 from jobmanager.checkpoint_coordinator import CheckpointCoordinator
 from state import checkpoint_protocol as protocol
-from state import snapshot as snapshot_format
+from state import snapshot_format
 from state.broadcast_state import BroadcastStates
 from state.checkpoint_metadata import EpochRecord, encode_epoch
 from state.checkpoint_paths import JobPaths
@@ -29,6 +29,7 @@ from state.checkpoint_store import (
 from state.columnar_state import ColumnarState, Runs
 from state.heap_backend import KeyedStateBackend
 from state.snapshot import OperatorSnapshot
+from state.snapshot_format import Block
 from taskmanager.channel import ChannelLimits, OutputChannel
 from taskmanager.messages import CheckpointAcknowledged, DataMessage, Feedback, TaskId
 from taskmanager.operators.async_wait import AsyncWaitOperator
@@ -126,16 +127,14 @@ def acknowledge_before_upload() -> Iterator[None]:
     """2: the handle is handed out although the write may still fail."""
     original = CheckpointStore.write_state
 
-    def write_state(
-        self: CheckpointStore, generation: int, checkpoint_id: int, name: str, data: bytes
-    ) -> StateHandle:
+    def write_state(self: CheckpointStore, *arguments: Any) -> StateHandle:
         discarded = mock.Mock()
         with mock.patch.object(self, "_fs", discarded):
-            handle = original(self, generation, checkpoint_id, name, data)
+            handle = original(self, *arguments)
 
         def upload() -> None:
             with suppress(StorageError):
-                original(self, generation, checkpoint_id, name, data)
+                original(self, *arguments)
 
         ledger.current().later(upload)
         return handle
@@ -274,9 +273,9 @@ def collect_a_retained_file() -> Iterator[None]:
     original = protocol.plan_garbage
 
     def plan_garbage(
-        listing: Any, records: Any, manifests: Any, generation: int, retain: int, in_use: Any
+        listing: Any, records: Any, manifests: Any, generation: int, retain: int, keep: Any = None
     ) -> list[str]:
-        doomed = original(listing, records, manifests, generation, retain, in_use)
+        doomed = original(listing, records, manifests, generation, retain, keep)
         newest = max(manifests, default=None)
         if doomed and newest is not None:
             doomed += [handle.path for handle in list(manifests[newest].handles())[:1]]
@@ -316,18 +315,14 @@ def processing_time_jumps() -> Iterator[None]:
 
 @contextmanager
 def restore_unverified_state() -> Iterator[None]:
-    """13: nobody looks at sizes, at the file's checksum or at those of its blocks."""
+    """13: nobody looks at sizes, or at the checksums of a snapshot's blocks."""
 
-    def read_state(self: CheckpointStore, handle: StateHandle) -> bytes:
-        return self._fs.read(self._path(handle.path))
-
-    def block(data: bytes, offset: int, length: int, crc: int) -> bytes:
-        return data[offset : offset + length]
+    def unverified(data: bytes, start: int, block: Block) -> bytes:
+        return data[start : start + block.length]
 
     with (
         mock.patch.object(CheckpointStore, "_check_sizes", return_value=None),
-        mock.patch.object(CheckpointStore, "read_state", read_state),
-        mock.patch.object(snapshot_format, "_block", block),
+        mock.patch.object(snapshot_format, "_verified", unverified),
     ):
         yield
 

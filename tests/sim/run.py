@@ -370,7 +370,7 @@ class _Run:
             generation = self.cluster.newest.generation
             retain = int(self.settings["execution.checkpointing.num-retained"])
             store = CheckpointStore(MemoryFileSystem(), self._root, JOB_ID)
-            store.collect_garbage(generation, retain, in_use=set())
+            store.collect_garbage(generation, retain)
             faults += audit(
                 MemoryFileSystem(),
                 self._root,

@@ -619,7 +619,7 @@ def test_a_checkpoint_goes_from_the_sources_to_the_commit() -> None:
     script.on(Published(checkpoint_id, PublishOutcome.PUBLISHED, permit(checkpoint_id)))
     assert script.tasks_of(CommitCheckpoint) == ALL
     script.on(*(CommitSucceeded(task, script.attempt_of(task), checkpoint_id) for task in ALL))
-    assert script.actions == [MarkCommitted(permit(checkpoint_id))]
+    assert script.actions == [MarkCommitted(permit(checkpoint_id), checkpoint_id)]
     assert script.on(Marked(checkpoint_id)) == []
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from dataflow.common.keys import KeyGroupRange
 from dataflow.errors import CorruptObject
@@ -45,6 +45,16 @@ class NativeState:
     release: Callable[[], None] = lambda: None
 
 
+class Taking(Protocol):
+    """A snapshot that is taken bit by bit, on the task's thread, while the task goes on."""
+
+    def advance(self) -> bool:
+        """Take some more, for a few milliseconds at most; True when that was all."""
+
+    def cancel(self) -> None:
+        """It is no longer wanted."""
+
+
 @dataclass(slots=True)
 class OperatorSnapshot:
     """The state of one operator in one subtask.
@@ -54,8 +64,9 @@ class OperatorSnapshot:
     ``native`` is keyed state in a backend's own files; when the parallelism has changed, the files
     of all that had some of the subtask's key groups.
 
-    ``asynchronous_part`` is what must not be done on the task's thread: called on an I/O thread
-    before the snapshot is encoded, it returns what is to be added.
+    ``taking`` is what must be done on the task's thread, but not at once. ``asynchronous_part`` is
+    what must not be done there: called on an I/O thread before the snapshot is encoded, and after
+    everything was taken, it returns what is to be added.
 
     **Incremental.** With ``extends`` a snapshot's ``keyed`` holds only what has changed since that
     checkpoint, which is *completed*: one that may still be aborted takes its files with it. What
@@ -70,9 +81,12 @@ class OperatorSnapshot:
     native: tuple[NativeState, ...] = ()
     extends: int | None = None
     earlier: dict[int, list[bytes]] = field(default_factory=dict)
+    taking: Taking | None = None
 
     def completed(self) -> OperatorSnapshot:
         """With the asynchronous part; blocks, and raises what that raises."""
+        while self.taking is not None and not self.taking.advance():
+            pass
         if self.asynchronous_part is None:
             return self
         added = self.asynchronous_part().completed()

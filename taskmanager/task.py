@@ -72,6 +72,7 @@ from taskmanager.operators.sink import SinkOperator
 from taskmanager.operators.source import SourceOperator
 from taskmanager.restore import load_snapshot
 from taskmanager.result_partition import TaskOutputs
+from taskmanager.snapshot_in_progress import SnapshotInProgress
 from taskmanager.task_context import TaskOperatorContext
 from taskmanager.task_services import TaskServices
 from taskmanager.watermark_valve import WatermarkValve
@@ -123,6 +124,7 @@ class Task:
             descriptor.configuration.get("execution.checkpointing.mode", "EXACTLY_ONCE")
             != "AT_LEAST_ONCE"
         )
+        self._taking: SnapshotInProgress | None = None
         self._store: CheckpointStore | None = None
         self._snapshots: SnapshotWriter | None = None  # where there is a store
         self._aborted_checkpoint = 0  # the newest that will not complete
@@ -232,6 +234,9 @@ class Task:
                 self._finish_chain()
         if has_room and not self._chain.blocked():
             progressed = self._process_input()
+        if self._taking is not None:
+            progressed = True
+            self._take_more()
         self._outputs.flush()
         self._send_feedback()
         return progressed or bool(self._mail)
@@ -551,7 +556,21 @@ class Task:
                     )
                 )
 
-        self._call_async(snapshots.prepare(checkpoint_id, snapshot), uploaded)
+        upload = snapshots.prepare(checkpoint_id, snapshot)
+        self._give_up_taking()  # of a checkpoint that has been aborted
+        self._taking = SnapshotInProgress(
+            checkpoint_id, snapshot, lambda: self._call_async(upload, uploaded)
+        )
+        self._take_more()
+
+    def _take_more(self) -> None:
+        if self._taking is not None and self._taking.advance():
+            self._taking = None
+
+    def _give_up_taking(self) -> None:
+        if self._taking is not None:
+            self._taking.cancel()
+            self._taking = None
 
     def _decline(self, checkpoint_id: int, reason: str) -> None:
         if not self.state.ended:
@@ -562,6 +581,8 @@ class Task:
     def abort_checkpoint(self, checkpoint_id: int) -> None:
         """The coordinator gave the checkpoint up."""
         self._aborted_checkpoint = max(self._aborted_checkpoint, checkpoint_id)
+        if self._taking is not None and self._taking.checkpoint_id <= checkpoint_id:
+            self._give_up_taking()
         if self.state not in (TaskState.RUNNING, TaskState.DRAINED):
             return
         if self._aligner is not None and self._gate is not None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -38,6 +38,23 @@ class Redistribution(Enum):
     BROADCAST = "broadcast"
 
 
+@dataclass(frozen=True)
+class NativeState:
+    """Keyed state of one subtask in files of its backend's own.
+
+    ``files`` maps names to local paths: what is to be uploaded, or where it was downloaded to. The
+    content of ``shared`` names never changes within the lineage of the task, so they are uploaded
+    once. ``metadata`` is small and the backend's own. ``release`` is called when the files have
+    been uploaded, or never will be.
+    """
+
+    backend: str
+    metadata: bytes
+    files: Mapping[str, str]
+    shared: frozenset[str] = frozenset()
+    release: Callable[[], None] | None = None
+
+
 @dataclass(slots=True)
 class OperatorSnapshot:
     """The state of one operator in one subtask.
@@ -53,6 +70,7 @@ class OperatorSnapshot:
     operator: dict[str, list[bytes]] = field(default_factory=dict)
     asynchronous_part: Callable[[], OperatorSnapshot] | None = None
     modes: dict[str, Redistribution] = field(default_factory=dict)
+    native: tuple[NativeState, ...] = ()
 
     def completed(self) -> OperatorSnapshot:
         """With the asynchronous part; blocks, and raises what that raises."""
@@ -63,6 +81,7 @@ class OperatorSnapshot:
             {**self.keyed, **added.keyed},
             {**self.operator, **added.operator},
             modes={**self.modes, **added.modes},
+            native=self.native + added.native,
         )
 
 
@@ -76,7 +95,7 @@ class TaskSnapshot:
     @property
     def stateful_uids(self) -> tuple[str, ...]:
         """The operators that have any state, now."""
-        return tuple(uid for uid, o in self.operators.items() if o.keyed or o.operator)
+        return tuple(uid for uid, o in self.operators.items() if o.keyed or o.operator or o.native)
 
     @property
     def shares_state(self) -> bool:

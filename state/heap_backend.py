@@ -1,8 +1,8 @@
 """Keyed state of one operator in one subtask, as Python objects on the heap.
 
-A ``StateTable`` per state name holds one plain dict from key to value for every namespace (None,
-or a window). Operators on the hot path take that dict and work on it directly; nothing is encoded
-before a snapshot.
+A ``HeapStateTable`` per state name holds one plain dict from key to value for every namespace
+(None, or a window). Operators on the hot path take that dict and work on it directly; nothing is
+encoded before a snapshot.
 
 A snapshot has one block per key group::
 
@@ -16,58 +16,97 @@ Names that start with ``$`` belong to the operators (window contents, timers), o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from typing import Any
 
 from dataflow.common.codec import dumps_data, dumps_state, loads_state
 from dataflow.common.dataclass_state import SchemaMismatch
-from dataflow.common.keys import KeyGroupMemo, KeyGroupRange
-from dataflow.errors import JobExecutionError, KeyTypeError, RestoreError
+from dataflow.common.keys import KeyGroupRange
+from dataflow.errors import JobExecutionError, RestoreError
 from state.aliasing import is_immutable
+from state.backend import BackendContext, Cleaner, Expiring, KeyedStateBackend, StateTable
+from state.snapshot import OperatorSnapshot
 
 _MAGIC = b"DFKS"
 FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, 2)
 
-#: What ``dict.get`` answers for a key without state; None may be a value.
-MISSING: Final = object()
-
 Namespaced = dict[Any, dict[Any, Any]]
 
 
-class StateTable:
-    """The values of one state: ``namespaces[namespace][key]``."""
+class HeapStateTable(StateTable):
+    """A dict of dicts."""
 
     __slots__ = ("cleanup", "kind", "name", "namespaces", "purge")
+
+    namespaces: Namespaced  # type: ignore[assignment]  # as a whole it is set here alone
 
     def __init__(self, name: str, kind: str) -> None:
         self.name = name
         self.kind = kind
-        self.namespaces: Namespaced = {}
-        #: Removes what has expired; called before each snapshot.
-        self.purge: Callable[[], None] | None = None
-        #: What cleans it up bit by bit; made by whoever knows how its values expire.
-        self.cleanup: Any = None
+        self.namespaces = {}
+        self.purge = None
+        self.cleanup = None
 
     def namespace(self, namespace: Any) -> dict[Any, Any]:
-        """The dict of a namespace; stays the same object until ``drop``."""
         values = self.namespaces.get(namespace)
         if values is None:
             values = self.namespaces[namespace] = {}
         return values
 
     def drop(self, namespace: Any) -> None:
-        """Forget a namespace and all its keys."""
         self.namespaces.pop(namespace, None)
 
+    def cleaner(self, cells: Expiring, nested: bool, keys_per_run: int) -> Cleaner:
+        return HeapCleaner(self.namespaces, cells, nested, keys_per_run)
 
-class KeyedStateBackend:
-    """All keyed state of one operator, for the key groups of its subtask.
 
-    ``watermarks``, by key group, are written into the groups' blocks and restored with them, so
-    that each group keeps its own when subtasks are merged. ``shares_mutable`` tells that some value
-    can be changed in place.
+class HeapCleaner:
+    """Removes expired values of one state, whoever's key it is: all at once, or key by key.
+
+    Rounds go through the keys that there were when the round began. A run looks at so many keys and
+    no more; only the list of a namespace's keys is made in one go, once in a round.
     """
+
+    __slots__ = ("_cells", "_keys_per_run", "_namespaces", "_nested", "_round")
+
+    def __init__(
+        self, namespaces: Namespaced, cells: Expiring, nested: bool, keys_per_run: int
+    ) -> None:
+        self._namespaces = namespaces
+        self._cells = cells
+        self._nested = nested
+        self._keys_per_run = keys_per_run
+        self._round = self._keys()
+
+    def run(self, times: int = 1) -> None:
+        """Look at the next keys, at none of them twice."""
+        left = self._keys_per_run * times - self._look_at(self._keys_per_run * times)
+        if left:
+            self._round = self._keys()
+            self._look_at(left)
+
+    def purge(self) -> None:
+        """Look at all of them."""
+        for values, key in self._keys():
+            self._cells.drop_expired(values, key, self._nested)
+
+    def _look_at(self, count: int) -> int:
+        looked_at = 0
+        for values, key in islice(self._round, count):
+            self._cells.drop_expired(values, key, self._nested)
+            looked_at += 1
+        return looked_at
+
+    def _keys(self) -> Iterator[tuple[dict[Any, Any], Any]]:
+        for values in list(self._namespaces.values()):
+            for key in list(values):
+                yield values, key
+
+
+class HeapKeyedStateBackend(KeyedStateBackend):
+    """Everything in dicts; the backend ``hashmap``."""
 
     def __init__(
         self,
@@ -76,49 +115,31 @@ class KeyedStateBackend:
         operator_name: str = "operator",
         processing_time: Callable[[], int] = lambda: 0,
     ) -> None:
-        self.max_parallelism = max_parallelism
-        self.key_group_range = key_group_range
-        self.operator_name = operator_name
-        self.processing_time = processing_time
-        self.current_key: Any = None
-        self.watermarks: dict[int, int] = {}
-        self.shares_mutable = False
-        #: Called with the number of records that have been processed since the last call.
-        self.for_every_record: list[Callable[[int], None]] = []
-        self._memo = KeyGroupMemo(max_parallelism)
-        self._tables: dict[str, StateTable] = {}
-        self._restored: set[str] = set()
+        super().__init__(max_parallelism, key_group_range, operator_name, processing_time)
+        self._tables: dict[str, HeapStateTable] = {}
+
+    @classmethod
+    def of(cls, context: BackendContext) -> HeapKeyedStateBackend:
+        return cls(
+            context.max_parallelism,
+            context.key_group_range,
+            context.operator_name,
+            context.processing_time,
+        )
 
     # ------------------------------------------------------------------------------------- access
 
-    def table(self, name: str, kind: str) -> StateTable:
-        """The table of a state, created at first use.
-
-        Raises RestoreError when the checkpoint holds another kind under this name, and
-        JobExecutionError when the program itself uses the name for two kinds.
-        """
+    def table(self, name: str, kind: str) -> HeapStateTable:
         table = self._tables.get(name)
         if table is None:
-            table = self._tables[name] = StateTable(name, kind)
-        elif table.kind != kind:
-            if name in self._restored:
-                raise RestoreError(
-                    f"state {name!r} of operator {self.operator_name!r} is {table.kind} in the "
-                    f"checkpoint and {kind} in the program; keep its kind, rename the state, or "
-                    "give the operator another uid to start it empty"
-                )
-            raise JobExecutionError(
-                f"operator {self.operator_name!r} uses the name {name!r} for two states: "
-                f"{table.kind} and {kind}"
-            )
+            table = self._tables[name] = HeapStateTable(name, kind)
+        self.check_kind(table, kind)
         return table
 
-    def tables(self) -> list[StateTable]:
-        """All states, the operator's own and the user's."""
+    def tables(self) -> list[HeapStateTable]:
         return list(self._tables.values())
 
     def clear(self) -> None:
-        """Forget everything; dicts that operators hold stay the same objects."""
         for table in self._tables.values():
             for values in table.namespaces.values():
                 values.clear()
@@ -126,12 +147,10 @@ class KeyedStateBackend:
                 table.drop(namespace)
 
     def drop_namespace(self, namespace: Any) -> None:
-        """Forget a namespace in every table."""
         for table in self._tables.values():
             table.namespaces.pop(namespace, None)
 
     def forget(self, namespace: Any, key: Any) -> None:
-        """Forget what the user's states hold for one key in a namespace."""
         for table in self._tables.values():
             values = table.namespaces.get(namespace)
             if values is not None and not table.name.startswith("$"):
@@ -140,43 +159,23 @@ class KeyedStateBackend:
                     del table.namespaces[namespace]
 
     def drop_if_empty(self, namespace: Any) -> None:
-        """Free what a namespace without any value takes up."""
         for table in self._tables.values():
             if namespace is not None and table.namespaces.get(namespace) == {}:
                 del table.namespaces[namespace]
 
-    @property
-    def known_keys(self) -> Mapping[Any, int]:
-        """Keys that ``key_group`` has already accepted: some, not all of them."""
-        return self._memo.known
-
-    def key_group(self, key: Any) -> int:
-        """The key's group, memoised.
-
-        Raises KeyTypeError, naming the operator, for a key without a stable hash or outside the
-        subtask's groups. Operators ask once for every key they see for the first time.
-        """
-        try:
-            group = self._memo.known.get(key)
-            if group is None:
-                group = self._memo.learn(key)
-        except TypeError:
-            raise KeyTypeError(
-                f"operator {self.operator_name!r}: a key of type {type(key).__name__} is not "
-                "hashable; a key is a str, bytes, int, float, bool, date, datetime, an Enum, or a "
-                "tuple of these"
-            ) from None
-        except KeyTypeError as error:
-            raise KeyTypeError(f"operator {self.operator_name!r}: {error}") from None
-        if group not in self.key_group_range:
-            raise KeyTypeError(
-                f"operator {self.operator_name!r} got a key of key group {group} but owns "
-                f"[{self.key_group_range.start}, {self.key_group_range.end}): the key selector "
-                "must always return the same key for the same record"
-            )
-        return group
-
     # --------------------------------------------------------------------------- snapshot, restore
+
+    def snapshot_state(self, checkpoint_id: int, canonical: bool = False) -> OperatorSnapshot:
+        return OperatorSnapshot(keyed=self.snapshot())
+
+    def restore_state(self, snapshot: OperatorSnapshot) -> None:
+        for native in snapshot.native:
+            raise RestoreError(
+                f"the state of operator {self.operator_name!r} is in files of the state backend "
+                f"{native.backend!r}, which only that one reads: restore with it, or from a "
+                "savepoint, which every backend reads"
+            )
+        self.restore(snapshot.keyed)
 
     def snapshot(self) -> dict[int, bytes]:
         """Encode everything, one block per key group that holds something.

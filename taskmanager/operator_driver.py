@@ -31,7 +31,7 @@ from dataflow.errors import JobExecutionError
 from dataflow.graph.job_graph import Partitioning
 from dataflow.graph.specs import OperatorSpec
 from dataflow.graph.transformation import Input
-from state.heap_backend import KeyedStateBackend
+from state.backend import KeyedStateBackend
 from state.snapshot import TaskSnapshot, redistribute
 from state.snapshot_format import decode, encode
 from taskmanager.accumulators import TaskAccumulators

@@ -9,7 +9,7 @@ comes in order costs no timer of its own.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Any
@@ -20,7 +20,7 @@ from dataflow.datastream.output_tag import OutputTag
 from dataflow.errors import JobExecutionError
 from dataflow.graph.specs import IntervalJoinSpec, KeySelector
 from state.aliasing import is_immutable
-from state.heap_backend import StateTable
+from state.backend import StateTable
 from state.snapshot import OperatorSnapshot
 from taskmanager.operators.base import OperatorContext, Output, TwoInputOperator
 from taskmanager.operators.collector import BATCH_ROWS, Collector
@@ -53,7 +53,7 @@ class _Side:
         #: How long a record is kept once the watermark has reached it, as in Flink.
         self.kept_ms = max(0, upper)
         self.late_dropped = 0
-        self.buffers: dict[Any, Buffer] = {}
+        self.buffers: MutableMapping[Any, Buffer] = {}
         self._due: list[tuple[int, int, Any]] = []  # heap of (when the first goes, number, key)
         self._numbers = count()
 
@@ -266,10 +266,13 @@ class IntervalJoinOperator(KeyedOperator, TwoInputOperator):
             self._watermark = timestamp
             if self._ahead:
                 self._ahead = {g: mark for g, mark in self._ahead.items() if mark > timestamp}
+            settle = self.backend.settle
             for side in (self._left, self._right):
                 for key, (timestamps, rows, matched) in side.expired(timestamp):
                     if side.outer:
                         self._emit_unmatched(side, key, timestamps, rows, matched)
+                    if settle is not None:
+                        settle()
             self._collector.flush()
         if timestamp != MAX_TIMESTAMP:
             timestamp = max(MIN_TIMESTAMP, timestamp - self._delay_ms)

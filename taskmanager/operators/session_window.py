@@ -3,13 +3,14 @@
 What ``TriggeredWindowOperator`` does for any merging windows takes a window object, a trigger and
 several timers per record. Here a record that belongs to the session of its key, as most do, only
 moves the session's end. A session is *due* once, at the end it had when that was noted; if it has
-grown since, it is due again at the new one.
+grown since, it is due again at the new one. When keys have something due is a heap in memory.
 
 The sessions of a key are the state ``$window``, a list of them in order of time.
 """
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from heapq import heappop, heappush
 from operator import itemgetter
 from typing import Any
@@ -22,11 +23,9 @@ from taskmanager.operators.collector import BATCH_ROWS
 from taskmanager.operators.window_base import KeyedWindowOperator
 
 #: A session is a list, because most records change it: when it starts (inclusive) and ends
-#: (exclusive), its cell, the number by which it is due, and whether it has fired.
+#: (exclusive), its cell, the time at which it is due, and whether it has fired.
 START, END, CELL, DUE, FIRED = range(5)
 Session = list[Any]
-
-_GONE = -1  # the number of a session that has become a part of another
 
 
 class SessionWindowOperator(KeyedWindowOperator):
@@ -36,16 +35,16 @@ class SessionWindowOperator(KeyedWindowOperator):
         super().__init__(spec)
         assert isinstance(spec.assigner, EventTimeSessionWindows)
         self._gap = spec.assigner.session_gap
-        self._due: list[tuple[int, int, Any, Session]] = []  # heap of time, number, key, session
+        self._due: list[tuple[int, int, Any]] = []  # heap of time, number, key
         self._next_due = 0
 
     def open(self) -> None:
-        self._sessions: dict[Any, list[Session]] = self.open_windows("sessions")
+        self._sessions: MutableMapping[Any, list[Session]] = self.open_windows("sessions")
         if self._lateness:  # contents live on after they were emitted
             self.backend.shares_mutable = True
         for key, sessions in self._sessions.items():
             for session in sessions:
-                self._note_due(key, session)
+                self._note(min(session[DUE], self._due_at(session)), key)
         super().open()
 
     # ------------------------------------------------------------------------------------- records
@@ -89,7 +88,7 @@ class SessionWindowOperator(KeyedWindowOperator):
             if end - 1 + self._lateness <= watermark:
                 self.take_late(value, timestamp)
                 return
-            session: Session = [start, end, [], _GONE, False]
+            session: Session = [start, end, [], 0, False]
             sessions.append(session)
             if not is_last:
                 sessions.sort(key=itemgetter(START))
@@ -102,9 +101,8 @@ class SessionWindowOperator(KeyedWindowOperator):
             session[END] = max(end, session[END], *(other[END] for other in later))
             for other in later:
                 self._contents.merge(session[CELL], other[CELL])
-                other[CELL], other[DUE] = [], _GONE
             if later:
-                sessions[:] = [s for s in sessions if s[DUE] != _GONE]
+                sessions[:] = [s for s in sessions if not any(s is other for other in later)]
             self._contents.add(session[CELL], value, timestamp)
         if session[END] - 1 <= watermark:
             if not session[FIRED]:  # else it is noted already, for its end then or now
@@ -119,22 +117,28 @@ class SessionWindowOperator(KeyedWindowOperator):
 
     def process_watermark(self, timestamp: int) -> None:
         if self.marks.advance(timestamp):
-            due = self._due
+            due, settle = self._due, self.backend.settle
             while due and due[0][0] <= timestamp:
-                _, number, key, session = heappop(due)
-                if session[DUE] == number:
-                    self._on_due(key, session, timestamp)
+                time, _, key = heappop(due)
+                for session in self._sessions.get(key, ()):
+                    if session[DUE] <= time or self._due_at(session) <= time:
+                        self._on_due(key, session, timestamp)
+                        break  # another has an entry of its own
                 if len(self._collector) >= BATCH_ROWS:
                     self._collector.flush()
+                if settle is not None:
+                    settle()
             self._collector.flush()
         self.output.emit_watermark(timestamp)
 
     def _note_due(self, key: Any, session: Session) -> None:
         """Look at the session when it is to fire, or to be forgotten if it has fired."""
-        number = self._next_due
-        self._next_due = number + 1
-        session[DUE] = number
-        heappush(self._due, (self._due_at(session), number, key, session))
+        session[DUE] = self._due_at(session)
+        self._note(session[DUE], key)
+
+    def _note(self, time: int, key: Any) -> None:
+        self._next_due += 1
+        heappush(self._due, (time, self._next_due, key))
 
     def _due_at(self, session: Session) -> int:
         last: int = session[END] - 1

@@ -27,7 +27,7 @@ from state.checkpoint_store import (
     StateHandle,
 )
 from state.columnar_state import ColumnarState, Runs
-from state.heap_backend import KeyedStateBackend
+from state.heap_backend import HeapKeyedStateBackend
 from state.snapshot import OperatorSnapshot
 from state.snapshot_format import Block
 from taskmanager.channel import ChannelLimits, OutputChannel
@@ -235,14 +235,14 @@ def source_offset_one_off() -> Iterator[None]:
 @contextmanager
 def lose_timers() -> Iterator[None]:
     """8: timers are not part of the snapshot."""
-    original = KeyedStateBackend.snapshot
+    original = HeapKeyedStateBackend.snapshot
 
-    def snapshot(self: KeyedStateBackend) -> dict[int, bytes]:
+    def snapshot(self: HeapKeyedStateBackend) -> dict[int, bytes]:
         kept = {n: t for n, t in self._tables.items() if not n.startswith("$event")}
         with mock.patch.object(self, "_tables", kept):
             return original(self)
 
-    with mock.patch.object(KeyedStateBackend, "snapshot", snapshot):
+    with mock.patch.object(HeapKeyedStateBackend, "snapshot", snapshot):
         yield
 
 

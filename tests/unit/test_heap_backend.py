@@ -22,7 +22,7 @@ from dataflow.datastream.state import (
 )
 from dataflow.errors import JobExecutionError, KeyTypeError, RestoreError
 from state.aliasing import detached
-from state.heap_backend import KeyedStateBackend
+from state.heap_backend import HeapKeyedStateBackend
 from state.keyed_state import HeapKeyedStateStore
 
 ALL = KeyGroupRange(0, 128)
@@ -36,8 +36,8 @@ class Clock:
         return self.now
 
 
-def backend_of(owned: KeyGroupRange = ALL, clock: Clock | None = None) -> KeyedStateBackend:
-    return KeyedStateBackend(128, owned, "op", clock or Clock())
+def backend_of(owned: KeyGroupRange = ALL, clock: Clock | None = None) -> HeapKeyedStateBackend:
+    return HeapKeyedStateBackend(128, owned, "op", clock or Clock())
 
 
 class Sum(ReduceFunction):

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dataflow.common.codec import dumps_state
+from dataflow.errors import JobExecutionError
 from state.aliasing import all_immutable
 from state.heap_maps import ABSENT, Namespaces, Watch
 from state.keyed_blocks import DROP, PUT, REMOVE, frame, frames_of, head
@@ -54,12 +56,14 @@ class Capture:
         group_of: Callable[[Any], int],
         groups: Iterable[int],
         watermarks: Mapping[int, int],
+        operator_name: str,
         finished: Callable[[], None],
     ) -> None:
         """``finished`` is called once, when everything is taken or the snapshot is given up."""
         self._tables = tables
         self._group_of = group_of
         self._watermarks = dict(watermarks)
+        self._operator_name = operator_name
         self._finished: Callable[[], None] | None = finished
         self._groups: dict[int, _Group] = {}
         for table in tables:
@@ -73,7 +77,10 @@ class Capture:
         self._slices = self._take()
 
     def advance(self) -> bool:
-        """Take some more; True when that was all. Raises what pickling raises."""
+        """Take some more; True when that was all.
+
+        Raises JobExecutionError naming operator and state when something cannot be encoded.
+        """
         if next(self._slices, None) is not None:
             return False
         self._end()
@@ -116,7 +123,7 @@ class Capture:
         """Yields between slices."""
         room = SLICE_ENTRIES
         for table in self._tables:
-            part = _Slice(table, self._group_of)
+            part = _Slice(table, self._group_of, self._operator_name)
             for namespace, key in _entries(table):
                 part.add(namespace, key)
                 room -= 1
@@ -149,8 +156,11 @@ def _entries(table: TableCapture) -> Iterator[tuple[Any, Any]]:
 class _Slice:
     """Entries of one table that were taken between two batches."""
 
-    def __init__(self, table: TableCapture, group_of: Callable[[Any], int]) -> None:
+    def __init__(
+        self, table: TableCapture, group_of: Callable[[Any], int], operator_name: str
+    ) -> None:
         self._table = table
+        self._operator_name = operator_name
         self._group_of = group_of
         self._values: dict[int, dict[Any, dict[Any, Any]]] = {}
         self._removed: dict[int, dict[Any, list[Any]]] = {}
@@ -191,7 +201,12 @@ class _Slice:
         for number, namespaces in self._values.items():
             group = group_at(number)
             if not all(all_immutable(values.values()) for values in namespaces.values()):
-                group.frames.append(frame(PUT, name, kind, namespaces))
+                try:
+                    group.frames.append(frame(PUT, name, kind, namespaces))
+                except Exception as error:
+                    raise JobExecutionError(
+                        _why_not_encodable(self._operator_name, name, namespaces)
+                    ) from error
                 continue
             waiting = group.values.setdefault(name, (kind, {}))[1]
             for namespace, values in namespaces.items():
@@ -201,3 +216,20 @@ class _Slice:
                 else:
                     there.update(values)
         self._values, self._removed = {}, {}
+
+
+def _why_not_encodable(
+    operator_name: str, name: str, namespaces: Mapping[Any, Mapping[Any, Any]]
+) -> str:
+    for values in namespaces.values():
+        for entry in values.items():
+            for what, item in zip(("key", "value"), entry, strict=True):
+                try:
+                    dumps_state(item)
+                except Exception as error:
+                    return (
+                        f"state {name!r} of operator {operator_name!r} holds a {what} of type "
+                        f"{type(item).__name__} that cannot be encoded for the checkpoint: "
+                        f"{type(error).__name__}: {error}"
+                    )
+    return f"the state of operator {operator_name!r} cannot be encoded for the checkpoint"

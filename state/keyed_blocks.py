@@ -99,9 +99,10 @@ def _parts(entries: Mapping[Any, Any], first: int) -> Iterator[Mapping[Any, Any]
 
 
 class KeyedBlock:
-    """An encoded block. ``where`` says whose it is, in errors. Raises RestoreError."""
+    """An encoded block of a key group of an operator. Raises RestoreError."""
 
-    def __init__(self, block: bytes, where: str) -> None:
+    def __init__(self, block: bytes, group: int, operator_name: str) -> None:
+        where = f"key group {group} of operator {operator_name!r}"
         if len(block) < _HEAD.size or block[: len(_MAGIC)] != _MAGIC:
             raise RestoreError(f"{where} is not a keyed state block")
         _, version, has_watermark, watermark = _HEAD.unpack_from(block)
@@ -112,6 +113,7 @@ class KeyedBlock:
         self.watermark: int | None = watermark if has_watermark else None
         self._block = memoryview(block)
         self._where = where
+        self._operator_name = operator_name
 
     def kinds(self) -> Iterator[tuple[str, str]]:
         """Name and kind of the state of every frame, without decoding any."""
@@ -125,7 +127,8 @@ class KeyedBlock:
                 decoded = loads_state(body)
             except SchemaMismatch as error:
                 raise RestoreError(
-                    f"state {name!r} of {self._where} does not fit the program: {error}"
+                    f"state {name!r} of operator {self._operator_name!r} does not fit the "
+                    f"program: {error}"
                 ) from error
             except Exception as error:
                 raise RestoreError(

@@ -220,6 +220,12 @@ class ConfigOptions:
         "Where working state is kept: hashmap (in memory), rocksdb (on disk), or the name of an "
         "entry point; see state.md",
     )
+    STATE_CHANGELOG_ENABLED = _option(
+        "state.changelog.enabled",
+        parse_boolean,
+        False,
+        "Whether a checkpoint of hashmap has only what changed since the one before; see state.md",
+    )
     ROCKSDB_LOCAL_DIR = _option(
         "state.backend.rocksdb.localdir",
         some_text,

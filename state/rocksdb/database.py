@@ -170,7 +170,7 @@ class Database:
         self.path = path
         self._settings = settings
         self._without_log = rocksdict.WriteOptions()
-        self._without_log.disable_wal = True
+        self._without_log.disable_wal = True  # type: ignore[method-assign,assignment]
         options = _options(settings)
         try:
             exists = (path / "CURRENT").exists()

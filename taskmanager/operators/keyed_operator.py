@@ -73,6 +73,10 @@ class KeyedOperator(FunctionOperator):
     def snapshot(self, checkpoint_id: int) -> OperatorSnapshot:
         return self.backend.snapshot_state(checkpoint_id)
 
+    def notify_checkpoint_complete(self, checkpoint_id: int) -> None:
+        super().notify_checkpoint_complete(checkpoint_id)
+        self.backend.notify_checkpoint_complete(checkpoint_id)
+
     def close(self) -> None:
         try:
             super().close()

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from dataflow.errors import RestoreError
+from dataflow.errors import JobExecutionError, RestoreError
 from state import heap_capture, keyed_blocks
 from state.heap_capture import Capture, TableCapture
 from state.heap_maps import (
@@ -52,13 +52,13 @@ class Table:
 
     def capture(self, **changes: Any) -> Capture:
         parts = [TableCapture("s", "kind", self.namespaces, self.watch, **changes)]
-        return Capture(parts, group_of, range(GROUPS), {}, lambda: None)
+        return Capture(parts, group_of, range(GROUPS), {}, "op", lambda: None)
 
 
 def apply(state: Plain, blocks: dict[int, bytes]) -> Plain:
     """The state after the operations of the blocks."""
     for group, block in blocks.items():
-        for operation in KeyedBlock(block, "a group").frames():
+        for operation in KeyedBlock(block, group, "op").frames():
             body = operation.body
             if operation.operation == PUT:
                 for namespace, values in body.items():
@@ -259,7 +259,7 @@ def test_a_snapshot_that_is_given_up_puts_nothing_aside_any_more() -> None:
 def test_what_cannot_be_pickled_is_said_when_its_turn_comes() -> None:
     table = Table()
     table.namespace(None)[1] = [lambda: None]
-    with pytest.raises(Exception, match="pickle"):
+    with pytest.raises(JobExecutionError, match="state 's' of operator 'op' holds a value"):
         table.capture().advance()
 
 
@@ -276,7 +276,7 @@ def test_what_cannot_be_pickled_is_said_when_its_turn_comes() -> None:
 )
 def test_a_block_gives_what_was_put_into_it(values: Plain, watermark: int | None) -> None:
     parts = list(frames_of("state", "value state", values))
-    block = KeyedBlock(head(watermark) + b"".join(parts), "group 1")
+    block = KeyedBlock(head(watermark) + b"".join(parts), 1, "op")
     assert block.watermark == watermark
     found: Plain = {}
     for one in block.frames():
@@ -295,13 +295,13 @@ def test_whatever_a_block_is_cut_to_is_refused() -> None:
     for length in range(len(block)):
         if length in whole:
             continue
-        with pytest.raises(RestoreError, match="group 3"):
-            list(KeyedBlock(block[:length], "group 3").frames())
+        with pytest.raises(RestoreError, match="key group 3 of operator 'op'"):
+            list(KeyedBlock(block[:length], 3, "op").frames())
 
 
 def test_other_versions_and_operations_are_refused() -> None:
     block = head(None)
     with pytest.raises(RestoreError, match="format version 9; this release reads 3"):
-        KeyedBlock(block[:4] + b"\x09" + block[5:], "group 3")
+        KeyedBlock(block[:4] + b"\x09" + block[5:], 3, "op")
     with pytest.raises(RestoreError, match="damaged"):
-        list(KeyedBlock(block + frame(77, "s", "k", None), "group 3").frames())
+        list(KeyedBlock(block + frame(77, "s", "k", None), 3, "op").frames())

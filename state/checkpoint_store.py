@@ -212,7 +212,7 @@ class CheckpointStore:
         """
         data = self.read_range(handle, 0, handle.size + 1)
         if len(data) != handle.size or hashlib.sha256(data).hexdigest() != handle.sha256:
-            raise CorruptObject(f"{self._path(handle.path)} is not the state that was written")
+            raise CorruptObject(f"{self.location(handle)} is not what was written")
         return data
 
     def read_range(self, handle: StateHandle, offset: int, length: int) -> bytes:
@@ -222,6 +222,10 @@ class CheckpointStore:
         except ValueError as error:
             raise CorruptObject(f"not a handle to state: {error}") from None
         return self._fs.read(self._path(handle.path), offset, length)
+
+    def location(self, handle: StateHandle) -> str:
+        """Where it is, for people."""
+        return self._path(handle.path)
 
     # ------------------------------------------------------------------------------- publish
 

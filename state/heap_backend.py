@@ -23,15 +23,7 @@ from state.aliasing import all_immutable
 from state.backend import BackendContext, Cleaner, Expiring, KeyedStateBackend, StateTable
 from state.changelog import Changelog, Changes, extent_of
 from state.heap_capture import Capture, TableCapture
-from state.heap_maps import (
-    Namespaces,
-    StateMap,
-    Watch,
-    WatchedMap,
-    WatchedNamespaces,
-    unwatch,
-    watch,
-)
+from state.heap_maps import Namespaces, Watch, unwatch, watch
 from state.keyed_blocks import DROP, PUT, Frame, KeyedBlock
 from state.snapshot import OperatorSnapshot
 
@@ -52,11 +44,10 @@ class HeapStateTable(StateTable):
         self.cleanup = None
 
     def namespace(self, namespace: Any) -> dict[Any, Any]:
-        namespaces = self.namespaces
-        values = namespaces.get(namespace)
+        values = self.namespaces.get(namespace)
         if values is None:
-            made = WatchedMap if type(namespaces) is WatchedNamespaces else StateMap
-            values = namespaces[namespace] = made(namespace, self.watch)
+            self.namespaces[namespace] = {}
+            values = self.namespaces[namespace]
         return values
 
     def drop(self, namespace: Any) -> None:

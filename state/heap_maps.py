@@ -12,7 +12,7 @@ A value that can be changed in place counts as changed when it is handed out by 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from dataflow.common.codec import dumps_state, loads_state
@@ -142,7 +142,7 @@ class WatchedMap(StateMap):
 
 
 class Namespaces(dict[Any, StateMap]):
-    """The namespaces of a table; ``StateTable.namespace`` alone adds to it."""
+    """The namespaces of a table. What is put into it is copied into a StateMap."""
 
     __slots__ = ("watch",)
 
@@ -150,11 +150,22 @@ class Namespaces(dict[Any, StateMap]):
         super().__init__()
         self.watch = watch
 
+    def __setitem__(self, namespace: Any, values: Mapping[Any, Any]) -> None:
+        made = StateMap(namespace, self.watch)
+        made.update(values)
+        super().__setitem__(namespace, made)
+
 
 class WatchedNamespaces(Namespaces):
     """Namespaces while they are watched."""
 
     __slots__ = ()
+
+    def __setitem__(self, namespace: Any, values: Mapping[Any, Any]) -> None:
+        self._going(namespace)
+        made = WatchedMap(namespace, self.watch)
+        made.update(values)
+        dict.__setitem__(self, namespace, made)
 
     def __delitem__(self, namespace: Any) -> None:
         self._going(namespace)

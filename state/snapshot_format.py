@@ -174,8 +174,11 @@ class SnapshotFile:
     Raises CorruptObject, as early as its index can tell and always before a byte is used.
     """
 
-    def __init__(self, read: ReadRanges, size: int, sha256: str | None = None) -> None:
+    def __init__(
+        self, read: ReadRanges, size: int, sha256: str | None = None, name: str = "the snapshot"
+    ) -> None:
         """``sha256`` is the handle's; without it the file is taken at its word."""
+        self._name = name
         self._read = read
         self._size = size
         self._tail_start = max(0, size - TAIL_BYTES)
@@ -190,7 +193,7 @@ class SnapshotFile:
         Native states come without their files. Read whole, every byte of the file is verified.
         """
         if key_groups is None and self._range(0, len(MAGIC)) != MAGIC:
-            raise CorruptObject("the snapshot's first bytes are damaged")
+            raise CorruptObject(f"{self._name} is damaged: its first bytes")
         entries = [entry.cut(key_groups) for entry in self.operators.values()]
         loaded = self._load([block for entry in entries for block in entry.blocks])
         snapshot = TaskSnapshot(drained=self.drained)
@@ -221,11 +224,20 @@ class SnapshotFile:
         read = self._read([(start, end - start) for start, end, _ in spans])
         for (start, _, blocks), data in zip(spans, read, strict=True):
             for block in blocks:
-                loaded[block] = _verified(data, block.offset - start, block)
+                loaded[block] = self._verified(data, block.offset - start, block)
         for block in wanted:
             if block.offset >= self._tail_start:
-                loaded[block] = _verified(self._tail, block.offset - self._tail_start, block)
+                loaded[block] = self._verified(self._tail, block.offset - self._tail_start, block)
         return loaded
+
+    def _verified(self, data: bytes, start: int, block: Block) -> bytes:
+        content = data[start : start + block.length]
+        if hashlib.sha256(content).hexdigest() != block.sha256:
+            raise CorruptObject(
+                f"{self._name} is not what was written: its block at byte {block.offset} does not "
+                "match its checksum"
+            )
+        return content
 
     def _range(self, offset: int, length: int) -> bytes:
         if offset >= self._tail_start:
@@ -234,21 +246,23 @@ class SnapshotFile:
 
     def _read_index(self, sha256: str | None) -> dict[str, Any]:
         if self._size < len(MAGIC) + _FOOTER.size or len(self._tail) < _FOOTER.size:
-            raise CorruptObject("the snapshot is cut short")
+            raise CorruptObject(f"{self._name} is cut short")
         length, digest, magic = _FOOTER.unpack_from(self._tail, len(self._tail) - _FOOTER.size)
         start = self._size - _FOOTER.size - length
         if magic != MAGIC:
-            raise CorruptObject("the snapshot is no snapshot of a known version, or is cut short")
+            raise CorruptObject(f"{self._name} is no snapshot of a known version, or is cut short")
         if start < len(MAGIC):
-            raise CorruptObject("the snapshot's footer is damaged")
+            raise CorruptObject(f"{self._name} is damaged: its footer")
         raw = self._range(start, length)
         if hashlib.sha256(raw).digest() != digest or sha256 not in (None, digest.hex()):
-            raise CorruptObject("the snapshot's index does not match its checksum")
+            raise CorruptObject(
+                f"{self._name} is not what was written: its index does not match its checksum"
+            )
         try:
             index = json.loads(raw)
             _check_index(index, start)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise CorruptObject("the snapshot's index is malformed") from None
+            raise CorruptObject(f"the index of {self._name} is malformed") from None
         checked: dict[str, Any] = index
         return checked
 
@@ -275,15 +289,6 @@ def _spans(blocks: list[Block]) -> Iterator[tuple[int, int, list[Block]]]:
         gathered.append(block)
     if gathered:
         yield gathered[0].offset, gathered[-1].end, gathered
-
-
-def _verified(data: bytes, start: int, block: Block) -> bytes:
-    content = data[start : start + block.length]
-    if hashlib.sha256(content).hexdigest() != block.sha256:
-        raise CorruptObject(
-            f"the snapshot's block at byte {block.offset} does not match its checksum"
-        )
-    return content
 
 
 def _split(block: bytes) -> Iterator[bytes]:

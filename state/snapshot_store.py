@@ -210,7 +210,8 @@ class StoredSnapshot:
                 self._store.read_state(handle)
 
     def _open(self, handle: StateHandle) -> SnapshotFile:
-        return SnapshotFile(partial(_read_ranges, self._store, handle), handle.size, handle.sha256)
+        read = partial(_read_ranges, self._store, handle)
+        return SnapshotFile(read, handle.size, handle.sha256, self._store.location(handle))
 
     def _layer(self, number: int) -> SnapshotFile:
         file = self._layers.get(number)
@@ -230,7 +231,7 @@ class StoredSnapshot:
                     digest.update(data)
                     file.write(data)
             if digest.hexdigest() != handle.sha256:
-                raise CorruptObject(f"{handle.path} is not the state that was written")
+                raise CorruptObject(f"{self._store.location(handle)} is not what was written")
 
         transfer(self._store.transfers, download, sorted(files))
         return replace(native, files=paths, release=folder.cleanup)

@@ -16,7 +16,6 @@ from dataflow.common.keys import KeyGroupMemo
 from dataflow.errors import StorageError
 from jobmanager.checkpoint_coordinator import CheckpointCoordinator
 from state import checkpoint_protocol as protocol
-from state import snapshot_format
 from state.broadcast_state import BroadcastStates
 from state.checkpoint_metadata import EpochRecord, encode_epoch
 from state.checkpoint_paths import JobPaths
@@ -29,7 +28,7 @@ from state.checkpoint_store import (
 from state.columnar_state import ColumnarState, Runs
 from state.heap_backend import HeapKeyedStateBackend
 from state.snapshot import OperatorSnapshot
-from state.snapshot_format import Block
+from state.snapshot_format import Block, SnapshotFile
 from taskmanager.channel import ChannelLimits, OutputChannel
 from taskmanager.messages import CheckpointAcknowledged, DataMessage, Feedback, TaskId
 from taskmanager.operators.async_wait import AsyncWaitOperator
@@ -317,12 +316,12 @@ def processing_time_jumps() -> Iterator[None]:
 def restore_unverified_state() -> Iterator[None]:
     """13: nobody looks at sizes, or at the checksums of a snapshot's blocks."""
 
-    def unverified(data: bytes, start: int, block: Block) -> bytes:
+    def unverified(self: SnapshotFile, data: bytes, start: int, block: Block) -> bytes:
         return data[start : start + block.length]
 
     with (
         mock.patch.object(CheckpointStore, "_check_sizes", return_value=None),
-        mock.patch.object(snapshot_format, "_verified", unverified),
+        mock.patch.object(SnapshotFile, "_verified", unverified),
     ):
         yield
 

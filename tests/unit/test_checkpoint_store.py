@@ -959,7 +959,7 @@ def test_state_of_the_wrong_size_is_refused_without_reading_all_of_it(
 ) -> None:
     handle = store.write_state(1, 1, "v-0", b"right")
     fs.put(object_path(handle.path), b"right" * 1000)
-    with pytest.raises(CorruptObject, match="not the state"):
+    with pytest.raises(CorruptObject, match="not what was written"):
         store.read_state(handle)
     fs.delete(object_path(handle.path))
     with pytest.raises(ObjectNotFound):

@@ -13,15 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from dataflow.errors import JobExecutionError, RestoreError
 from state import heap_capture, keyed_blocks
 from state.heap_capture import Capture, TableCapture
-from state.heap_maps import (
-    Namespaces,
-    StateMap,
-    Watch,
-    WatchedMap,
-    WatchedNamespaces,
-    unwatch,
-    watch,
-)
+from state.heap_maps import Namespaces, StateMap, Watch, unwatch, watch
 from state.keyed_blocks import DROP, PUT, REMOVE, KeyedBlock, frame, frames_of, head
 
 GROUPS = 4
@@ -42,10 +34,8 @@ class Table:
     def namespace(self, namespace: Any) -> StateMap:
         values = dict.get(self.namespaces, namespace)
         if values is None:
-            watched = type(self.namespaces) is WatchedNamespaces
-            values = (WatchedMap if watched else StateMap)(namespace, self.watch)
-            self.namespaces[namespace] = values
-        return values
+            self.namespaces[namespace] = {}  # type: ignore[assignment]
+        return self.namespaces[namespace]
 
     def plain(self) -> Plain:
         return {n: copy.deepcopy(dict(v)) for n, v in self.namespaces.items() if v}
@@ -185,7 +175,10 @@ class WhileItChanges(RuleBasedStateMachine):
     def change(self, namespace: Any, step: Any) -> None:
         perform(self.table.namespace(namespace), step)
 
-    @rule(namespace=st.sampled_from([(0, 10), (5, 15)]), how=st.sampled_from(["pop", "del", "all"]))
+    @rule(
+        namespace=st.sampled_from([(0, 10), (5, 15)]),
+        how=st.sampled_from(["pop", "del", "all", "replace"]),
+    )
     def drop(self, namespace: Any, how: str) -> None:
         namespaces = self.table.namespaces
         if how == "all":
@@ -195,8 +188,10 @@ class WhileItChanges(RuleBasedStateMachine):
             for value in (popped or {}).values():
                 if isinstance(value, list):
                     value.append("whoever has it now may change it")
-        elif namespace in namespaces:
+        elif namespace in namespaces and how == "del":
             del namespaces[namespace]
+        else:
+            namespaces[namespace] = {1: [2], 3: 4}  # type: ignore[assignment]
 
     @precondition(lambda self: self.capture is None)
     @rule(full=st.booleans())

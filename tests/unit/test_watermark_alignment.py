@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from connector_harness import Collected, Context, open_source
+from connector_harness import Context, open_source
 from hypothesis import given
 from hypothesis import strategies as st
 from task_harness import TaskHarness, memory_store
@@ -231,7 +231,7 @@ def test_a_reader_that_cannot_pause_splits_goes_on_while_one_of_them_is_behind()
 
 
 def test_a_split_that_has_ended_is_not_resumed() -> None:
-    operator, output, _ = open_source(_OnCueSource(), watermarks=ALIGNED)
+    operator, _, _ = open_source(_OnCueSource(), watermarks=ALIGNED)
     reader = operator._reader
     assert isinstance(reader, _PausingOnCue)
     reader.now = [(1_000, "a"), (10, "b")]
@@ -549,9 +549,7 @@ def test_a_task_that_waits_takes_checkpoints_and_goes_on() -> None:
     task = harness.task
     rows = [item for item in harness.emitted() if isinstance(item, int)]
     assert rows == [10, 900]
-    assert harness.reported(WatermarkReached)[-1] == WatermarkReached(
-        task.id, task.attempt, "g", 9
-    )
+    assert harness.reported(WatermarkReached)[-1] == WatermarkReached(task.id, task.attempt, "g", 9)
     harness.services.now += INTERVAL
     harness.run()
     assert harness.reported(WatermarkReached)[-1].watermark == 899

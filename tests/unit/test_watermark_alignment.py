@@ -261,19 +261,21 @@ def test_waiting_is_no_idleness() -> None:
         assert operator._watermarks.reached is not None
 
 
-def test_a_source_that_waited_becomes_idle_only_after_its_own_silence() -> None:
+@pytest.mark.parametrize("pausing", [False, True])
+def test_a_source_that_waited_becomes_idle_only_after_its_own_silence(pausing: bool) -> None:
     strategy = ALIGNED.with_idleness(1_000)
-    operator, output, context = open_source(_OnCueSource(), watermarks=strategy)
+    source = _OnCueSource(_PausingOnCue if pausing else _OnCue)
+    operator, output, context = open_source(source, watermarks=strategy)
     reader = operator._reader
     assert isinstance(reader, _OnCue)
     reader.now = [(1_000, "a"), (1_000, "b")]
     operator.align(0)
     polled(operator, 2)
-    time(operator, context, 5_000)
+    time(operator, context, 5_199)
     polled(operator)
     operator.align(1_000)
     polled(operator)
-    time(operator, context, 5_800)
+    time(operator, context, 6_000)
     polled(operator)
     assert ("idle", True) not in output.events
     time(operator, context, 6_200)
@@ -374,12 +376,15 @@ class _PausingOnCue(_OnCue):
         self.calls.append((splits_to_pause, splits_to_resume))
 
 
+@dataclass(frozen=True)
 class _OnCueSource(Source[Any, Any]):
+    reader: type[_OnCue] = _PausingOnCue
+
     def static_splits(self, parallelism: int) -> list[_Named]:
         return [_Named("a"), _Named("b")]
 
     def create_reader(self, context: SourceReaderContext) -> _OnCue:
-        return _PausingOnCue()
+        return self.reader()
 
 
 # ----------------------------------------------------------------------------- whole groups

@@ -282,6 +282,25 @@ def test_a_source_that_waited_becomes_idle_only_after_its_own_silence(pausing: b
     assert output.events[-1] == ("idle", True)
 
 
+def test_a_split_that_waited_becomes_idle_only_after_its_own_silence() -> None:
+    strategy = ALIGNED.with_idleness(1_000)
+    operator, _, context = open_source(_OnCueSource(), watermarks=strategy)
+    reader = operator._reader
+    assert isinstance(reader, _OnCue)
+    reader.now = [(1_000, "a"), (10, "b")]
+    operator.align(0)
+    for now in range(5_000):
+        time(operator, context, now)
+        polled(operator)
+    operator.align(1_000)
+    splits = operator._watermarks._splits
+    assert (splits["a"].idle, splits["b"].idle) == (False, True)
+    time(operator, context, 5_800)
+    assert not splits["a"].idle
+    time(operator, context, 6_000)
+    assert splits["a"].idle
+
+
 def test_while_it_waits_a_source_can_be_snapshotted_and_gets_splits() -> None:
     operator, output, _ = open_source(_Whole(stamped(10, 900, 901)), watermarks=ALIGNED)
     operator.align(0)

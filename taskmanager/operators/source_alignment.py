@@ -37,6 +37,7 @@ class SourceAlignment:
         self._pauses_splits = method is not SourceReader.pause_or_resume_splits
         self._paused: set[str] = set()
         self._lowest: int | None = None  # of the group, as far as is known here
+        self._reached: int | None = None  # what the group has to wait for
         self._reported: int | None = None
         self._ended = False
         self._measured = False  # there are metrics
@@ -60,7 +61,7 @@ class SourceAlignment:
     def on_processing_time(self, now: int) -> None:
         if now >= self.next_report_at:
             self.next_report_at = now + self._params.update_interval_ms
-            self._report(self._reached())
+            self._report()
 
     def end(self) -> None:
         """Everything has been read."""
@@ -69,9 +70,9 @@ class SourceAlignment:
 
     def update(self) -> None:
         """Watermarks or the limit may have changed."""
-        reached = self._reached()
+        reached = self._reached = None if self._ended else self._watermarks.reached
         if (reached is None) != (self._reported is None):
-            self._report(reached)  # others begin or cease to wait: they should not hear of it late
+            self._report()  # others begin or cease to wait: they should not hear of it late
         if self._ended or self._lowest is None:
             limit = None
         else:
@@ -83,13 +84,9 @@ class SourceAlignment:
         else:
             self._hold(limit is not None and reached is not None and reached > limit)
 
-    def _reached(self) -> int | None:
-        """What the group has to wait for."""
-        return None if self._ended else self._watermarks.reached
-
-    def _report(self, reached: int | None) -> None:
-        self._reported = reached
-        self._context.report_watermark(self._params.group, reached)
+    def _report(self) -> None:
+        self._reported = self._reached
+        self._context.report_watermark(self._params.group, self._reached)
 
     def _pause(self, ahead: set[str]) -> None:
         if ahead == self._paused:
@@ -110,7 +107,7 @@ class SourceAlignment:
             self._held_ms += now - self._held_since
 
     def _drift(self) -> float:
-        reached, lowest = self._reached(), self._lowest
+        reached, lowest = self._reached, self._lowest
         return 0 if reached is None or lowest is None else max(0, reached - lowest)
 
     def _held_for(self) -> float:

@@ -67,8 +67,8 @@ class Shape:
     pace_ms: int
     idle_at: int  # the record number before which one source pauses; -1: never
     idle_ms: int
-    rebalance: bool  # not order-preserving after the keyed operator
-    columnar: bool  # "windows" on Arrow columns
+    rebalance: bool  # not order-preserving after the keyed operator; "aligned" with a shuffle
+    columnar: bool  # "windows" on Arrow columns, "aligned" with an enumerator
     slide_ms: int  # of the windows of "columns"
 
     @property
@@ -489,13 +489,19 @@ def _regions(environment: StreamExecutionEnvironment, shape: Shape, output: str)
 
 
 def _aligned(environment: StreamExecutionEnvironment, shape: Shape, output: str) -> None:
-    """As "regions", but one side would run away from the other, and waits for it."""
+    """As "regions", but one side would run away from the other, and waits for it.
+
+    With shuffles each side is one region; with enumerators, barriers come through the input of a
+    source that waits.
+    """
     strategy = _strategy(shape).with_watermark_alignment(
         "both", ALIGNED_DRIFT_MS, ALIGNED_INTERVAL_MS
     )
     for name, hurry in (("left", 8), ("right", 1)):
-        source = SimSource(shape, pulled=False, hurry=hurry, side=name)
+        source = SimSource(shape, pulled=shape.columnar, hurry=hurry, side=name)
         stream = environment.from_source(source, strategy, name).uid(name)
+        if shape.rebalance:
+            stream = stream.key_by(_key)
         mapped = stream.map(_touch).uid(f"{name}-map")
         mapped.sink_to(LedgerSink(name)).uid(f"{name}-sink")
 

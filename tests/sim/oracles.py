@@ -185,7 +185,10 @@ def check_drift(shape: Shape, ledger: Ledger) -> Iterator[str]:
     """Of a job that nothing has disturbed: no source was read that was too far ahead of another.
 
     Not before it can know of all others, which takes a round of reports after their first records.
+    With an enumerator one subtask may read two sources, and its watermark does not go back.
     """
+    if shape.columnar:
+        return
     reached: dict[tuple[str, int], int] = {}
     known_at = 0
     # A watermark lags behind the newest record, and only a batch shows how far the source is.

@@ -64,19 +64,19 @@ class SourceAlignment:
             self._report()
 
     def end(self) -> None:
-        """Everything has been read."""
+        """Everything has been read: nobody need wait for it, and there is nothing to pause."""
         self._ended = True
-        self.update()
+        self._reached = None
+        self._report()
 
     def update(self) -> None:
         """Watermarks or the limit may have changed."""
-        reached = self._reached = None if self._ended else self._watermarks.reached
+        if self._ended:
+            return
+        reached = self._reached = self._watermarks.reached
         if (reached is None) != (self._reported is None):
             self._report()  # others begin or cease to wait: they should not hear of it late
-        if self._ended or self._lowest is None:
-            limit = None
-        else:
-            limit = self._lowest + self._params.max_drift_ms
+        limit = None if self._lowest is None else self._lowest + self._params.max_drift_ms
         if self._pauses_splits:
             ahead = set() if limit is None else self._watermarks.ahead_of(limit)
             self._pause(ahead)

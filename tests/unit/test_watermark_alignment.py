@@ -245,6 +245,23 @@ def test_a_split_that_has_ended_is_not_resumed() -> None:
     assert not operator._alignment.held  # type: ignore[union-attr]
 
 
+def test_a_source_that_has_ended_is_left_alone() -> None:
+    operator, _, context = open_source(_OnCueSource(), watermarks=ALIGNED)
+    reader = operator._reader
+    assert isinstance(reader, _PausingOnCue)
+    operator.align(0)
+    reader.now = [(1_000, "a"), (10, "b")]
+    polled(operator)
+    reader.status = InputStatus.END_OF_INPUT
+    polled(operator)
+    for lowest in (None, 0):
+        operator.align(lowest)
+        time(operator, context, context.now + INTERVAL)
+    assert reader.calls == [(["a"], [])]
+    assert context.reported[-2:] == [("g", None)] * 2
+    assert context.metrics["watermarkAlignmentDrift"]() == 0
+
+
 def test_waiting_is_no_idleness() -> None:
     strategy = ALIGNED.with_idleness(1_000)
     for source in (_Whole(stamped(500, 600)), ScriptedSource(stamped(500, 600), stamped(10, 20))):
@@ -369,6 +386,7 @@ class _OnCue(SourceReader[Any, Any]):
     def __init__(self) -> None:
         self.now: list[tuple[int, str]] = []
         self.ended: list[str] = []
+        self.status = InputStatus.NOTHING_AVAILABLE
 
     def poll_next(self, output: ReaderOutput[Any]) -> InputStatus:
         for timestamp, split in self.now:
@@ -376,7 +394,7 @@ class _OnCue(SourceReader[Any, Any]):
         for split in self.ended:
             output.mark_split_finished(split)
         self.now, self.ended = [], []
-        return InputStatus.NOTHING_AVAILABLE
+        return self.status
 
     def add_splits(self, splits: Sequence[Any]) -> None: ...
 

@@ -101,6 +101,9 @@ class _Context:
     def request_split(self) -> None:
         raise JobExecutionError("a source has no place in an operator test: use a ScriptedSource")
 
+    def report_watermark(self, group: str, watermark: int | None) -> None:
+        """There is no source."""
+
     def send_to_client(self, channel: str, payload: bytes, done: Callable[[], None] | None) -> None:
         if done is not None:
             self._driver.later(0, lambda: None, lambda _result, _error: done())

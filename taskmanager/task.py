@@ -433,6 +433,11 @@ class Task:
             self._outputs.broadcast(Watermark(MAX_TIMESTAMP))
             self._become_drained()
 
+    def align_watermark(self, watermark: int | None) -> None:
+        """The slowest source of the group has come that far."""
+        if self.state is TaskState.RUNNING and self._source is not None:
+            self._source.align(watermark)
+
     def finish(self) -> None:
         """The whole job has drained. Without checkpoints, sinks commit now."""
         if self.state is not TaskState.DRAINED:

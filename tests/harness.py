@@ -68,6 +68,9 @@ class FakeOperatorContext:
     def request_split(self) -> None:
         raise NotImplementedError
 
+    def report_watermark(self, group: str, watermark: int | None) -> None:
+        raise NotImplementedError
+
     def send_to_client(self, channel: str, payload: bytes, done: Callable[[], None] | None) -> None:
         raise NotImplementedError
 

@@ -5,7 +5,7 @@ Each canary is a context manager around ``run_seed``, with the options that give
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,6 +15,7 @@ from dataflow.common.batch import MIN_TIMESTAMP
 from dataflow.common.keys import KeyGroupMemo
 from dataflow.errors import StorageError
 from jobmanager.checkpoint_coordinator import CheckpointCoordinator
+from jobmanager.watermark_alignment import WatermarkAlignment
 from state import checkpoint_protocol as protocol
 from state.broadcast_state import BroadcastStates
 from state.checkpoint_metadata import EpochRecord, encode_epoch
@@ -35,6 +36,7 @@ from taskmanager.operators.async_wait import AsyncWaitOperator
 from taskmanager.operators.columnar.pre_aggregate import PreAggregateOperator
 from taskmanager.operators.interval_join import IntervalJoinOperator
 from taskmanager.operators.sink import SinkOperator
+from taskmanager.operators.source_alignment import SourceAlignment
 from taskmanager.processing_time import ProcessingTime
 from taskmanager.task import Task
 from tests.sim import ledger
@@ -427,7 +429,46 @@ def records_waiting_for_a_match_forgotten() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def wait_for_the_dead() -> Iterator[None]:
+    """24: what a former attempt has reported is the lowest watermark for ever."""
+
+    def forget(self: WatermarkAlignment, tasks: Collection[TaskId]) -> None:
+        for members in self._members.values():
+            for task in tasks:
+                if task in members:
+                    members[TaskId(f"former {task.vertex_id}", task.subtask)] = members.pop(task)
+
+    with mock.patch.object(WatermarkAlignment, "forget", forget):
+        yield
+
+
+@contextmanager
+def wait_for_the_ended() -> Iterator[None]:
+    """25: a source that has ended holds the others back."""
+    original = WatermarkAlignment.reached
+
+    def reached(
+        self: WatermarkAlignment, group: str, task: TaskId, watermark: int | None
+    ) -> int | None:
+        if watermark is None:
+            watermark = self._members.get(group, {}).get(task)
+        return original(self, group, task, watermark)
+
+    with mock.patch.object(WatermarkAlignment, "reached", reached):
+        with mock.patch.object(WatermarkAlignment, "forget"):
+            yield
+
+
+@contextmanager
+def wait_for_nobody() -> Iterator[None]:
+    """26: sources read on however far they are ahead."""
+    with mock.patch.object(SourceAlignment, "_hold"):
+        yield
+
+
 _ASYNC = Options(scenario="faults", kind="async", rates=_busy)
+_ALIGNED = Options(scenario="faults", kind="aligned", rates=_busy)
 _LEDGER = Options(scenario="faults", kind="ledger", rates=_busy)
 _JOINS = Options(scenario="faults", kind="joins", rates=_busy)
 _COLUMNS = Options(scenario="faults", kind="columns", rates=_busy)
@@ -481,4 +522,11 @@ CANARIES = (
     Canary("an end with answers missing", end_with_answers_missing, _ASYNC),
     Canary("broadcast state forgotten", broadcast_state_forgotten, _JOINS),
     Canary("no match is ever given up", records_waiting_for_a_match_forgotten, _JOINS),
+    Canary("sources wait for the dead", wait_for_the_dead, _ALIGNED),
+    Canary("sources wait for those that have ended", wait_for_the_ended, _ALIGNED),
+    Canary(
+        "sources wait for nobody",
+        wait_for_nobody,
+        Options(scenario="faults", kind="aligned", rates=lambda _: Rates(heal_at_us=1 * MS)),
+    ),
 )

@@ -341,6 +341,9 @@ class _Run:
             ordered = not cluster.rescaled
             for fault in oracles.check_output(self.shape, self.ledger, finished, ordered):
                 world.violation(fault)
+            if self.shape.kind == "aligned" and not world.faults and finished:
+                for fault in oracles.check_drift(self.shape, self.ledger):
+                    world.violation(fault)
             output = oracles.normalised(self.shape, self.ledger)
         except Exception as error:
             world.violation(f"the output is malformed: {error!r}")

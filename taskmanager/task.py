@@ -117,7 +117,9 @@ class Task:
         self._gate = InputGate(channels, limits) if channels else None
         self._aligner = BarrierAligner(len(channels)) if channels else None
         self._valve = WatermarkValve(len(channels))
-        self._open_channels = len(channels)  # those whose EndOfInput has not come
+        # Those whose EndOfInput has not come, without feedback: that ends after this task does.
+        self._open_channels = sum(len(i.peers) for i in descriptor.inputs if not i.feedback)
+        self._feedback_edges = {i.edge_id for i in descriptor.inputs if i.feedback}
         self._aligned_exactly = (
             descriptor.configuration.get("execution.checkpointing.mode", "EXACTLY_ONCE")
             != "AT_LEAST_ONCE"
@@ -228,7 +230,7 @@ class Task:
                 self._chain.on_processing_time(now)
             if self._input_ended:
                 self._finish_chain()
-        if has_room and not self._chain.blocked():
+        if self._stores_input or (has_room and not self._chain.blocked()):
             progressed = self._process_input()
         self._outputs.flush()
         self._send_feedback()
@@ -290,9 +292,13 @@ class Task:
             case Barrier(checkpoint_id):
                 self._on_barrier(position, checkpoint_id)
             case LatencyMarker():
-                if self.state is TaskState.RUNNING:
+                # What waits for its round is not late, and a marker could go round for ever.
+                if self.state is TaskState.RUNNING and not self._stores_input:
                     self._markers.process(element)
             case EndOfInput():
+                assert self._gate is not None
+                if self._gate.channels[position].id.edge in self._feedback_edges:
+                    return
                 self._open_channels -= 1
                 if self._open_channels > 0 or self._input_ended or self._is_drained:
                     return
@@ -370,6 +376,7 @@ class Task:
         into = self._chain.inputs
         self._into = [into[c.input_index] for c in self._gate.channels] if self._gate else []
         head = self._chain.head
+        self._stores_input = head.stores_input
         self._source = head if isinstance(head, SourceOperator) else None
         self._enumerator = head if isinstance(head, EnumeratorOperator) else None
         self._markers = LatencyMarkers(

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataflow.common import Configuration, Duration, WatermarkStrategy
 from dataflow.datastream import (
-    AsyncDataStream,
-    AsyncFunction,
     DataStream,
     KeyedCoProcessFunction,
     KeyedProcessFunction,
@@ -25,13 +21,11 @@ from dataflow.datastream import (
     RuntimeExecutionMode,
     StreamExecutionEnvironment,
 )
-from dataflow.datastream import aggregates as agg
 from dataflow.datastream.state import (
     ListStateDescriptor,
     ValueStateDescriptor,
 )
 from dataflow.datastream.window import TumblingEventTimeWindows
-from dataflow.errors import JobExecutionError
 from dataflow.testing.scripted_source import Record, ScriptedSource, Wait, Watermark
 
 BATCH, STREAMING = RuntimeExecutionMode.BATCH, RuntimeExecutionMode.STREAMING
@@ -201,7 +195,7 @@ def test_the_timestamp_of_a_record_is_its_round_whatever_it_was_before(
 def test_a_timer_at_the_time_of_a_record_fires_once_all_of_the_round_is_there(
     mode: RuntimeExecutionMode, parallelism: int
 ) -> None:
-    """In round r there are 2 ** r * 5 records, of three keys; state lives on from round to round."""
+    """Records double in every round; the state of a key lives on from round to round."""
 
     def body(numbers: DataStream) -> tuple[DataStream, DataStream]:
         counts = numbers.key_by(lambda n: n % 3).process(AtTheEnd())
@@ -291,7 +285,7 @@ class Spread(KeyedCoProcessFunction):
         self._neighbours = runtime_context.get_list_state(ListStateDescriptor("neighbours"))
 
     def process_element1(self, value: tuple[int, int], ctx: Any) -> Iterator[Any]:
-        vertex, label = value
+        label = value[1]
         known = self._label.value()
         if known is None or label < known:
             self._label.update(label)
@@ -433,3 +427,59 @@ def test_k_means_ends_when_no_center_moves(mode: RuntimeExecutionMode) -> None:
 
 def add_points(one: tuple[Any, ...], other: tuple[Any, ...]) -> tuple[Any, ...]:
     return one[0], one[1], one[2] + other[2], one[3] + other[3]
+
+
+class Relax(KeyedCoProcessFunction):
+    """Keeps the shortest distance of a vertex; tells its neighbours at the end of a round."""
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        self._distance = runtime_context.get_state(ValueStateDescriptor("distance"))
+        self._roads = runtime_context.get_list_state(ListStateDescriptor("roads"))
+
+    def process_element1(self, value: tuple[int, int], ctx: Any) -> None:
+        known = self._distance.value()
+        if known is None or value[1] < known:
+            self._distance.update(value[1])
+            ctx.timer_service().register_event_time_timer(ctx.timestamp())
+            ctx.timer_service().register_event_time_timer(END)
+
+    def process_element2(self, value: tuple[int, int, int], ctx: Any) -> None:
+        self._roads.add(value[1:])
+
+    def on_timer(self, timestamp: int, ctx: Any) -> Iterator[Any]:
+        distance = self._distance.value()
+        if timestamp == END:
+            yield LABELS, (ctx.get_current_key(), distance)
+        else:
+            for there, length in self._roads.get():
+                yield there, distance + length
+
+
+END = 2**60  # a round that never comes: its timers fire when the iteration has ended
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    roads=st.lists(
+        st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(0, 20)), min_size=1, max_size=40
+    ),
+    parallelism=st.integers(1, 3),
+)
+def test_shortest_paths_come_out_once_at_the_end(
+    roads: list[tuple[int, int, int]], parallelism: int
+) -> None:
+    env = environment(BATCH, parallelism)
+    given = env.from_collection(roads)
+
+    def body(reached: DataStream) -> tuple[DataStream, DataStream]:
+        relaxed = reached.connect(given).key_by(0, 0).process(Relax())
+        return relaxed, relaxed.get_side_output(LABELS)
+
+    found = collected(env.from_collection([(0, 0)]).iterate(body))
+    shortest = {0: 0}
+    for _ in range(10):
+        for here, there, length in roads:
+            if here in shortest:
+                way = shortest[here] + length
+                shortest[there] = min(way, shortest.get(there, way))
+    assert sorted(found) == sorted(shortest.items())

@@ -7,7 +7,7 @@ So everything that works by event time works by rounds: timers, windows, joins.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -48,10 +48,10 @@ def iterate(
     head.iteration = head
     with env._iterating(head) as added:
         returned = body(DataStream(env, (Input(head),), head, stream._type))
-        inside = {head}
+        inside = {head: None}  # in order
         for transformation in added():
             if any(i.source in inside for i in transformation.inputs):
-                inside.add(transformation)
+                inside[transformation] = None
                 transformation.iteration = head
         feedback, output = _streams(head.name, returned, stream, inside)
         if output is None:
@@ -66,12 +66,21 @@ def iterate(
             iteration=head,
         )
         env._add(tail)
+        ends = [tail, *_ways_that_end([*inside, tail])]
         head.feedback = (
             Input(tail, None, Partitioning.FORWARD, index=1),
-            # All subtasks of the head must come to the same end.
-            Input(tail, ROUND_REPORTS, Partitioning.BROADCAST, index=2),
+            # All subtasks of the head must come to the same end. Only the tail has reports; of the
+            # others they get the watermark, to know that the round is over there too.
+            *(Input(end, ROUND_REPORTS, Partitioning.BROADCAST, index=2) for end in ends),
         )
     return output
+
+
+def _ways_that_end(body: list[Transformation]) -> Iterator[Transformation]:
+    """Operators of the body behind which there is none of it; sinks know no rounds."""
+    operators = [t for t in body if not t.is_sink]
+    read = {i.source for t in operators for i in t.inputs}
+    return (t for t in operators[:-1] if t not in read)
 
 
 def _require_an_end(title: str, max_rounds: int | None, until: Callable[[Any], Any] | None) -> None:
@@ -84,7 +93,7 @@ def _require_an_end(title: str, max_rounds: int | None, until: Callable[[Any], A
 
 
 def _streams(
-    title: str, returned: Any, stream: DataStream, inside: set[Transformation]
+    title: str, returned: Any, stream: DataStream, inside: Container[Transformation]
 ) -> tuple[DataStream, DataStream | None]:
     """Feedback and output, as the body has returned them. Raises JobGraphError."""
     from dataflow.datastream.data_stream import DataStream

@@ -36,7 +36,7 @@ class BatchSpool:
                 return
         try:
             if self._file is None:
-                self._file = tempfile.TemporaryFile(  # noqa: SIM115: ``close`` closes it
+                self._file = tempfile.TemporaryFile(  # noqa: SIM115
                     prefix="dataflow-spool-", dir=self._folder
                 )
             block = serialize(batch)

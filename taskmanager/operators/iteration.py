@@ -4,7 +4,8 @@ Event time within the loop is the round. The *head* emits the records of a round
 watermark; the watermark comes back through the body and the *tails* when all that the round has
 brought about is done, and only then does the next round begin, with the records that the tails
 have handed back. A round is complete for a head when its watermark has come from every tail, so
-all heads count the same reports and come to the same end.
+all heads count the same reports and come to the same end; and from all operators of the body that
+no tail comes after, so that none of them gets records of two rounds mixed.
 
 Streams from outside enter in round 0, the initial records in round 1: whatever is joined with the
 loop is complete before the first record goes round.

@@ -195,7 +195,7 @@ def _iteration_input(node: Node, source: Node, read: Input) -> Node | None:
         kind="iteration_input",
         name=f"Into {iteration.name}"[:NAME_CHARS_MAX],
         spec=IterationInputSpec(),
-        inputs=(replace(read, partitioning=Partitioning.FORWARD, function=None),),
+        inputs=(replace(read, partitioning=Partitioning.FORWARD, function=None, index=0),),
         uid=None if node.generated_uid else f"{node.uid}-input-{len(node.inputs)}",
     )
     return _inserted(transformation, f"{node.uid}-input-{len(node.inputs)}", source)

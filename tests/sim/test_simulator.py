@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.sim.__main__ import describe
-from tests.sim.canaries import CANARIES, Canary
+from tests.sim.canaries import CANARIES, ITERATE, Canary
 from tests.sim.nemesis import AMBIENT, STRIKES
 from tests.sim.run import Options, Result, run_seed, without_faults
 
@@ -78,6 +78,15 @@ def test_what_is_in_flight_outside_survives_faults(start: int) -> None:
     """Seeds do not choose this kind of job by themselves: that would change what they all do."""
     for seed in range(start, start + CHUNK):
         check(run_seed(seed, Options(kind="async")))
+
+
+@pytest.mark.parametrize("start", range(4_000, 4_040, CHUNK))
+def test_iterations_bring_the_same_in_every_round_whatever_happens(start: int) -> None:
+    """By themselves for the same reason; and without checkpoints."""
+    results = [run_seed(seed, ITERATE) for seed in range(start, start + CHUNK)]
+    for result in results:
+        check(result)
+    assert sum(result.restarts for result in results) >= CHUNK / 2
 
 
 @pytest.mark.parametrize("canary", CANARIES, ids=lambda canary: canary.name)

@@ -109,9 +109,14 @@ BODIES: dict[str, Callable[[DataStream], DataStream]] = {
 
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES.keys())
+@pytest.mark.parametrize("chaining", [True, False])
 @BOTH
-def test_a_body_of(body: Callable[[DataStream], DataStream], mode: RuntimeExecutionMode) -> None:
+def test_a_body_of(
+    body: Callable[[DataStream], DataStream], chaining: bool, mode: RuntimeExecutionMode
+) -> None:
     env = environment(mode, 2)
+    if not chaining:
+        env.disable_operator_chaining()
     result = env.from_collection(range(1, 30)).iterate(body, max_rounds=4)
     assert sorted(collected(result)) == list(range(5, 34))
 
@@ -146,8 +151,11 @@ class Either(CoMapFunction):
         return value + 100
 
 
-def test_one_iteration_after_the_other_and_one_beside_it() -> None:
+@pytest.mark.parametrize("chaining", [True, False])
+def test_one_iteration_after_the_other_and_one_beside_it(chaining: bool) -> None:
     env = environment(parallelism=2)
+    if not chaining:
+        env.disable_operator_chaining()
     numbers = env.from_collection(range(5))
     first = numbers.iterate(lambda s: s.map(lambda n: n + 1), max_rounds=3)
     second = first.iterate(lambda s: s.map(lambda n: n * 2), max_rounds=2)

@@ -182,6 +182,8 @@ class IterationHeadOperator(Operator):
         self._ended = timestamp > 0 and (not unsettled or timestamp == self._spec.max_rounds)
         self._round = timestamp + 1
         self._emitting = not self._ended or self._spec.keeps_last
+        if not self._emitting:
+            self.close()  # nobody asks for what was fed back last
 
     def process_status(self, idle: bool) -> None:
         """No input of an iteration is ever idle."""
@@ -222,4 +224,6 @@ class IterationHeadOperator(Operator):
 
     def close(self) -> None:
         for spool in self._stored.values():
+            self._spilled_bytes += spool.spilled_bytes
             spool.close()
+        self._stored.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -237,6 +238,42 @@ def test_a_failure_begins_the_iteration_anew(mode: RuntimeExecutionMode, tmp_pat
     env.execute()
     assert (tmp_path / "marker").exists()
     lines = [line for path in out.glob("*.jsonl") for line in path.read_text().splitlines()]
+    assert sorted(lines) == sorted(f'{{"n":{n + 5}}}' for n in range(10))
+
+
+REACHED, GO_ON = threading.Event(), threading.Event()
+
+
+class WaitInTheThirdRound(ProcessFunction):
+    def process_element(self, value: int, ctx: ProcessFunction.Context) -> Iterator[int]:
+        if ctx.timestamp() == 3:
+            REACHED.set()
+            GO_ON.wait(30)
+        yield value + 1
+
+
+@BOTH
+def test_a_taskmanager_lost_amid_the_rounds_begins_the_iteration_anew(
+    mode: RuntimeExecutionMode, tmp_path: Path
+) -> None:
+    REACHED.clear()
+    GO_ON.clear()
+    restarts = {
+        "restart-strategy.type": "fixed-delay",
+        "restart-strategy.fixed-delay.delay": "10 ms",
+    }
+    env = environment(mode, 2, **restarts)
+    result = env.from_collection(range(10)).iterate(
+        lambda s: s.process(WaitInTheThirdRound()).shuffle(), max_rounds=5
+    )
+    result.map(lambda n: {"n": n}).sink_to(FileSink.json_lines(str(tmp_path)))
+    client: Any = env.execute_async()
+    assert REACHED.wait(30)
+    client.cluster.kill_taskmanager(client.cluster.taskmanager_ids[-1])
+    GO_ON.set()
+    client.get_job_execution_result().result(60)
+    assert client.info().restarts == 1
+    lines = [line for path in tmp_path.glob("*.jsonl") for line in path.read_text().splitlines()]
     assert sorted(lines) == sorted(f'{{"n":{n + 5}}}' for n in range(10))
 
 

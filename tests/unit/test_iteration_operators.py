@@ -148,6 +148,26 @@ def test_a_head_emits_a_batch_at_a_time() -> None:
     assert head.emitted == list(range(10_000))
 
 
+def test_a_head_tells_how_it_goes() -> None:
+    head = Head(max_rounds=2)
+    measured = head.context.metrics
+    head.go_on()
+    assert measured["iterationRound"]() == 0
+    head.rows(["x"])
+    assert measured["iterationBytesOnDisk"]() == 0
+    big = OperatorHarness(
+        IterationHeadSpec(None, False), configuration={"execution.iteration.memory": "1 mb"}
+    )
+    big.rows([f"{n:01000}" for n in range(1_000)])
+    assert big.context.metrics["iterationBytesOnDisk"]() > 900_000
+    big.close()
+    for number in (0, 1, 2):
+        head.watermark(number).report(number + 1, 1)
+        head.go_on()
+    assert measured["iterationRound"]() == 2
+    assert not head.operator.has_in_flight()
+
+
 def test_a_tail_marks_records_with_the_round_and_reports_how_many_are_not_done() -> None:
     tail = OperatorHarness(IterationTailSpec(until=lambda n: n > 10))
     tail.rows([1], [0]).watermark(0)
@@ -430,6 +450,33 @@ def test_the_plan_shows_the_way_back() -> None:
     plan = json.loads(plan_as_json(graph))
     (head,) = (node for node in plan["nodes"] if node["type"] == "growth")
     assert [read.get("feedback", False) for read in head["predecessors"]] == [False, True, True]
+
+
+def test_a_keyed_stream_begins_the_loop_by_its_keys() -> None:
+    env = environment()
+    keyed = env.from_collection([1]).key_by(lambda n: n)
+    keyed.iterate(lambda s: s.key_by(lambda n: n).map(lambda n: n), max_rounds=1).print()
+    graph = env.get_job_graph("x")
+    (head,) = (v for v in graph.vertices if v.name.startswith("Iterate"))
+    assert [e.partitioning.name for e in graph.inputs(head.id)] == ["HASH", "FORWARD", "BROADCAST"]
+
+
+def test_every_way_through_a_body_leads_back_so_that_a_round_ends_everywhere() -> None:
+    env = environment()
+
+    def body(stream: DataStream) -> tuple[DataStream, DataStream]:
+        """Two ways lead nowhere: one ends in a sink, and one is put out."""
+        before = stream.map(lambda n: n).name("before the sink")
+        before.print()
+        aside = stream.key_by(lambda n: n).map(lambda n: n).map(lambda n: n).name("aside")
+        return stream.map(lambda n: n).name("around"), aside
+
+    env.disable_operator_chaining()
+    env.from_collection([1]).iterate(body, max_rounds=1).print()
+    graph = env.get_job_graph("x")
+    names = {vertex.id: vertex.name for vertex in graph.vertices}
+    back = sorted(names[edge.source] for edge in graph.edges if edge.feedback)
+    assert back == ["Iterate(body) feedback"] * 2 + ["aside", "before the sink"]
 
 
 def test_the_body_may_name_its_iteration_and_set_how_wide_it_is() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -210,6 +210,54 @@ def test_a_timer_at_the_time_of_a_record_fires_once_all_of_the_round_is_there(
             count += sum(2 ** (number - 1) for n in range(5) if n % 3 == key)
             wanted.append((key, number, count))
     assert sorted(found) == wanted
+
+
+WAYS: dict[str, Callable[[DataStream], DataStream]] = {
+    "as it is": lambda s: s,
+    "rebalance": lambda s: s.rebalance(),
+    "shuffle": lambda s: s.shuffle(),
+    "rescale": lambda s: s.rescale(),
+    "to the first": lambda s: s.global_(),
+    "through one subtask": lambda s: s.map(lambda r: r).set_parallelism(1),
+    "through four": lambda s: s.rebalance().map(lambda r: r).set_parallelism(4),
+}
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    targets=st.lists(st.lists(st.integers(0, 5), max_size=3), min_size=6, max_size=6),
+    ways=st.tuples(st.sampled_from(list(WAYS)), st.sampled_from(list(WAYS))),
+    parallelism=st.integers(1, 3),
+    chaining=st.booleans(),
+)
+def test_a_window_of_one_round_has_all_its_records_and_no_others(
+    targets: list[list[int]], ways: tuple[str, str], parallelism: int, chaining: bool
+) -> None:
+    """What each of six vertices gets in a round goes on to all of its targets in the next."""
+
+    def send(record: tuple[int, int]) -> list[tuple[int, int]]:
+        return [(target, record[1] % 1_000) for target in targets[record[0]]]
+
+    def body(tokens: DataStream) -> tuple[DataStream, DataStream]:
+        gathered = WAYS[ways[0]](tokens).key_by(0).window(ONE_ROUND).reduce(add)
+        return WAYS[ways[1]](gathered.flat_map(send)), gathered.process(Stamp())
+
+    def add(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
+        return one[0], one[1] + other[1]
+
+    env = environment(BATCH, parallelism)
+    if not chaining:
+        env.disable_operator_chaining()
+    found = collected(env.from_collection([(n % 6, n) for n in range(20)]).iterate(body, 6))
+    wanted, tokens = [], [(n % 6, n) for n in range(20)]
+    for number in range(1, 7):
+        sums: Counter[int] = Counter()
+        for vertex, count in tokens:
+            sums[vertex] += count
+        got = {vertex for vertex, _ in tokens}
+        wanted += [((vertex, sums[vertex]), number) for vertex in got]
+        tokens = [record for vertex in got for record in send((vertex, sums[vertex]))]
+    assert sorted(found) == sorted(wanted)
 
 
 class Remember(KeyedCoProcessFunction):

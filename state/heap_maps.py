@@ -86,6 +86,9 @@ class StateMap(dict[Any, Any]):
         self.namespace = namespace
         self.watch = watch
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
+
 
 class WatchedMap(StateMap):
     """A StateMap while it is watched. Iterating is for reading, so it stays what it is."""
@@ -149,6 +152,9 @@ class Namespaces(dict[Any, StateMap]):
     def __init__(self, watch: Watch) -> None:
         super().__init__()
         self.watch = watch
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
 
     def __setitem__(self, namespace: Any, values: Mapping[Any, Any]) -> None:
         made = StateMap(namespace, self.watch)

@@ -17,6 +17,7 @@ from dataflow.datastream.connectors.files import sink as files_sink
 from dataflow.filesystem.memory import MemoryFileSystem
 from dataflow.graph.job_graph import JobGraph
 from jobmanager.job_events import CancelJob
+from state import heap_capture
 from state.checkpoint_paths import Attempt, JobListing, JobPaths
 from state.checkpoint_store import CheckpointStore
 from tests.sim import jobs, oracles
@@ -113,6 +114,16 @@ def draw_settings(rng: random.Random, root: str) -> dict[str, str]:
     }
 
 
+def draw_backend(seed: int) -> tuple[dict[str, str], int]:
+    """How the heap takes its snapshots: settings, and how many entries at a time.
+
+    By chance of its own: what else happens in a seed does not depend on it.
+    """
+    rng = random.Random(f"backend {seed}")
+    changelog = rng.random() < 0.5
+    return {"state.changelog.enabled": str(changelog).lower()}, rng.choice([1, 3, 20, 2_000])
+
+
 class _Run:
     def __init__(self, seed: int, options: Options) -> None:
         self.options = options
@@ -123,7 +134,8 @@ class _Run:
         self.shape = jobs.draw_shape(rng, options.kind)
         self.store_name = f"sim{seed}"
         root = f"memory://{self.store_name}/checkpoints"
-        self.settings = {**draw_settings(rng, root), **options.settings}
+        backend, self._slice_entries = draw_backend(seed)
+        self.settings = {**draw_settings(rng, root), **backend, **options.settings}
         self.nemesis = Nemesis(world, options.rates(self._rates()))
         if self.scenario == "poison":
             self.nemesis.poison_record = (0, self.shape.sizes[0] // 2)
@@ -152,7 +164,8 @@ class _Run:
         MemoryFileSystem.drop(self.store_name)
         output = FaultyFileSystem(MemoryFileSystem(), self.nemesis.output_fault)
         to_output = mock.patch.object(files_sink, "parse", lambda path: (output, path))
-        with use(self.ledger), to_output:
+        in_slices = mock.patch.object(heap_capture, "SLICE_ENTRIES", self._slice_entries)
+        with use(self.ledger), to_output, in_slices:
             try:
                 self._live()
             except Exception as error:

@@ -4,22 +4,28 @@ Each side keeps a buffer per key, sorted by timestamp: a record finds its partne
 side's by bisection. What no later record can match any more goes from the front. For that each
 side has a heap with, for every buffer, the time at which its first record goes; so a record that
 comes in order costs no timer of its own.
+
+What is done with a pair: a ProcessJoinFunction is called with a context, record by record. A plain
+function of both is only given pairs, so these are gathered over the batch, and one ``map`` calls it
+for all of them.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
-from heapq import heapify, heappop, heappush
-from itertools import count
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush, heapreplace
+from itertools import count, repeat
+from operator import length_hint
+from typing import Any, NoReturn
 
 from dataflow.common.batch import MAX_TIMESTAMP, MIN_TIMESTAMP, ArrowBatch, RowBatch
-from dataflow.datastream.join_functions import ProcessJoinFunction
+from dataflow.datastream.join_functions import PairFunction, ProcessJoinFunction
 from dataflow.datastream.output_tag import OutputTag
 from dataflow.errors import JobExecutionError
 from dataflow.graph.specs import IntervalJoinSpec, KeySelector
-from state.aliasing import is_immutable
+from state.aliasing import all_immutable
 from state.heap_backend import StateTable
 from state.snapshot import OperatorSnapshot
 from taskmanager.operators.base import OperatorContext, Output, TwoInputOperator
@@ -30,6 +36,17 @@ from taskmanager.operators.keyed_operator import KeyedOperator
 #: Of one key: timestamps in order, the records, and which of them had a match. Where nobody asks
 #: for records without a match the last one stays empty.
 Buffer = tuple[list[int], list[Any], list[bool]]
+
+
+@dataclass(slots=True)
+class _Records:
+    """Those of a batch that are not late."""
+
+    keys: list[Any]
+    rows: list[Any]
+    timestamps: list[int]
+    positions: Sequence[int]  # in the batch
+    batch_size: int
 
 
 class _Side:
@@ -63,15 +80,37 @@ class _Side:
             self._due.append((self._goes_at(timestamps[0]), next(self._numbers), key))
         heapify(self._due)
 
-    def insert(self, key: Any, buffer: Buffer, value: Any, timestamp: int, matched: bool) -> None:
-        """A record that does not come after all others; behind those of the same time."""
-        position = bisect_right(buffer[0], timestamp)
-        buffer[0].insert(position, timestamp)
-        buffer[1].insert(position, value)
-        if self.outer:
-            buffer[2].insert(position, matched)
-        if position == 0:
-            self.first_goes(key, timestamp)
+    def partners(self, found: Buffer, timestamp: int) -> tuple[int, int]:
+        """Where in a buffer of the other side those of a record begin and end."""
+        start = bisect_left(found[0], timestamp + self.lower)
+        return start, bisect_right(found[0], timestamp + self.upper, start)
+
+    def add(self, records: _Records, matched: list[bool]) -> None:
+        """Keep records for those of the other side to come; ``matched`` of an outer side only."""
+        buffers = self.buffers
+        flags: Iterable[bool | None] = matched if self.outer else repeat(None)
+        for key, value, timestamp, flag in zip(  # noqa: B905
+            records.keys, records.rows, records.timestamps, flags
+        ):
+            buffer = buffers.get(key)
+            if buffer is None:
+                buffers[key] = ([timestamp], [value], [] if flag is None else [flag])
+                self.first_goes(key, timestamp)
+                continue
+            times, kept, of_kept = buffer
+            if timestamp >= times[-1]:
+                times.append(timestamp)
+                kept.append(value)
+                if flag is not None:
+                    of_kept.append(flag)
+                continue
+            position = bisect_right(times, timestamp)  # behind those of the same time
+            times.insert(position, timestamp)
+            kept.insert(position, value)
+            if flag is not None:
+                of_kept.insert(position, flag)
+            if position == 0:
+                self.first_goes(key, timestamp)
 
     def first_goes(self, key: Any, timestamp: int) -> None:
         """The first record of the key's buffer has this timestamp now."""
@@ -81,26 +120,29 @@ class _Side:
         """At the latest at the end: results of windows without an end have its time."""
         return min(timestamp + self.kept_ms, MAX_TIMESTAMP)
 
-    def expired(self, watermark: int) -> Iterator[tuple[Any, Buffer]]:
-        """Remove what can have no match any more: keys with the records removed."""
+    def expire(self, watermark: int) -> Iterator[tuple[Any, Buffer]]:
+        """Remove what can have no match any more; yields that of an outer side, key by key."""
         due = self._due
         latest = watermark if watermark == MAX_TIMESTAMP else watermark - self.kept_ms
         while due and due[0][0] <= watermark:
-            key = heappop(due)[2]
+            key = due[0][2]
             buffer = self.buffers.get(key)
-            if buffer is None:
+            gone = 0 if buffer is None else bisect_right(buffer[0], latest)
+            if buffer is None or gone == 0:
+                heappop(due)  # there was an earlier record once, or two entries for one time
                 continue
             timestamps, rows, matched = buffer
-            gone = bisect_right(timestamps, latest)
-            if gone == 0:
-                continue  # it had another entry, for an earlier record that has gone
-            removed = timestamps[:gone], rows[:gone], matched[:gone]
+            if self.outer:
+                removed = timestamps[:gone], rows[:gone], matched[:gone]
+                del matched[:gone]
             if gone == len(timestamps):
+                heappop(due)
                 del self.buffers[key]
             else:
-                del timestamps[:gone], rows[:gone], matched[:gone]
-                self.first_goes(key, timestamps[0])
-            yield key, removed
+                del timestamps[:gone], rows[:gone]
+                heapreplace(due, (self._goes_at(timestamps[0]), next(self._numbers), key))
+            if self.outer:
+                yield key, removed
 
 
 class IntervalJoinOperator(KeyedOperator, TwoInputOperator):
@@ -123,6 +165,9 @@ class IntervalJoinOperator(KeyedOperator, TwoInputOperator):
         self._left = _Side(True, key1, lower, upper, late1, outer1)
         self._right = _Side(False, key2, -upper, -lower, late2, outer2)
         self._delay_ms = max(side.kept_ms * side.outer for side in (self._left, self._right))
+        self._plain = spec.function.function if type(spec.function) is PairFunction else None
+        #: Whether results may hold records; with a plain function unless they are seen not to.
+        self._noting = False
         self._watermark = MIN_TIMESTAMP
         #: The restored watermarks of all and only the key groups that are ahead of this one.
         self._ahead: dict[int, int] = {}
@@ -140,8 +185,8 @@ class IntervalJoinOperator(KeyedOperator, TwoInputOperator):
         for name, side in (("$left", self._left), ("$right", self._right)):
             kind = "records, and which had a match" if side.outer else "records"
             side.open(self.backend.table(name, kind))
-            for _, rows, _ in side.buffers.values():
-                self._note(rows)
+        if self._plain is None:
+            self._begin_noting()
         super().open()
 
     def restore(self, snapshot: OperatorSnapshot) -> None:
@@ -174,59 +219,74 @@ class IntervalJoinOperator(KeyedOperator, TwoInputOperator):
                 f"{'left' if own.left else 'right'} input have no timestamps: give the "
                 "WatermarkStrategy a timestamp assigner"
             )
-        self._note(rows)
-        backend, ahead, watermark = self.backend, self._ahead, self._watermark
-        known, key_of, outer = backend.known_keys, own.key_of, own.outer
-        lower, upper, buffers, others = own.lower, own.upper, own.buffers, other.buffers
-        pending = iter(rows)
-        key: Any = None
-        try:
-            for value, timestamp in zip(pending, timestamps, strict=True):
-                key = key_of(value)
-                if key not in known:
-                    backend.key_group(key)
-                if timestamp < watermark or (
-                    ahead and timestamp < ahead.get(backend.key_group(key), watermark)
-                ):
-                    self._late(own, value, timestamp)
-                    continue
-                found = others.get(key)
-                matched = False
-                if found is not None:
-                    times = found[0]
-                    start = bisect_left(times, timestamp + lower)
-                    end = bisect_right(times, timestamp + upper, start)
-                    if start < end:
-                        matched = True
-                        backend.current_key = key
-                        self._emit(own, value, timestamp, found, start, end)
-                        if other.outer:
-                            found[2][start:end] = [True] * (end - start)
-                buffer = buffers.get(key)
-                if buffer is None:
-                    buffers[key] = ([timestamp], [value], [matched] if outer else [])
-                    own.first_goes(key, timestamp)
-                elif timestamp < buffer[0][-1]:
-                    own.insert(key, buffer, value, timestamp, matched)
-                else:
-                    buffer[0].append(timestamp)
-                    buffer[1].append(value)
-                    if outer:
-                        buffer[2].append(matched)
-        except BaseException as error:
-            self.fail_for_key(error, key, rows, pending)
+        if self._noting:
+            self._note(rows)
+        keys = self.select_keys(rows, own.key_of)
+        records = _Records(keys, rows, timestamps, range(len(rows)), len(rows))
+        if self._ahead or min(timestamps, default=MAX_TIMESTAMP) < self._watermark:
+            records = self._in_time(own, records)
+        match = self._process_pairs if self._plain is None else self._map_pairs
+        own.add(records, match(own, other, records))
         self._collector.flush()
 
+    def _in_time(self, side: _Side, records: _Records) -> _Records:
+        """Those that are left without the ones that are late."""
+        ahead, watermark, group_of = self._ahead, self._watermark, self.backend.key_group
+        rows, timestamps = records.rows, records.timestamps
+        kept = []
+        for position, (key, timestamp) in enumerate(zip(records.keys, timestamps, strict=True)):
+            if timestamp < watermark or (ahead and timestamp < ahead.get(group_of(key), watermark)):
+                self._late(side, rows[position], timestamp)
+            else:
+                kept.append(position)
+        return _Records(
+            [records.keys[n] for n in kept],
+            [rows[n] for n in kept],
+            [timestamps[n] for n in kept],
+            kept,
+            len(rows),
+        )
+
+    def _begin_noting(self) -> None:
+        """From now on what is emitted may hold records that live on in the buffers."""
+        self._noting = True
+        for side in (self._left, self._right):
+            for _, rows, _ in side.buffers.values():
+                self._note(rows)
+
     def _note(self, rows: list[Any]) -> None:
-        """Records live on in the buffers after they were emitted."""
+        """Whether they can be changed in place."""
         if not self.backend.shares_mutable:
-            self.backend.shares_mutable = not all(map(is_immutable, rows))
+            self.backend.shares_mutable = not all_immutable(rows)
 
     def _late(self, side: _Side, value: Any, timestamp: int) -> None:
         if side.late_tag is None:
             side.late_dropped += 1
         else:
             self._collector.take_side(side.late_tag, value, timestamp)
+
+    # --------------------------------------------------------------------------------------- pairs
+
+    def _process_pairs(self, own: _Side, other: _Side, records: _Records) -> list[bool]:
+        """Give the function each pair, and tell which records had one if the side is outer."""
+        matched: list[bool] = []
+        pending = iter(records.rows)
+        try:
+            for value, key, timestamp in zip(
+                pending, records.keys, records.timestamps, strict=True
+            ):
+                found = other.buffers.get(key)
+                start, end = (0, 0) if found is None else own.partners(found, timestamp)
+                if found is not None and start < end:
+                    self.backend.current_key = key
+                    self._emit(own, value, timestamp, found, start, end)
+                    if other.outer:
+                        found[2][start:end] = [True] * (end - start)
+                if own.outer:
+                    matched.append(start < end)
+        except BaseException as error:
+            self._fail_at(error, records, len(records.rows) - length_hint(pending) - 1)
+        return matched
 
     def _emit(
         self, own: _Side, value: Any, timestamp: int, found: Buffer, start: int, end: int
@@ -259,6 +319,78 @@ class IntervalJoinOperator(KeyedOperator, TwoInputOperator):
         if len(self._collector) >= BATCH_ROWS:
             self._collector.flush()
 
+    def _map_pairs(self, own: _Side, other: _Side, records: _Records) -> list[bool]:
+        """As ``_process_pairs``, of a plain function."""
+        lower, upper, own_outer, other_outer = own.lower, own.upper, own.outer, other.outer
+        matched: list[bool] = []
+        ones: list[Any] = []  # of the pairs: records of this side, of the other, and times
+        others: list[Any] = []
+        later: list[int] = []
+        pending = iter(records.rows)
+        of_keys = map(other.buffers.get, records.keys)
+        try:
+            for value, found, timestamp in zip(pending, of_keys, records.timestamps, strict=True):
+                start = end = 0
+                if found is not None:
+                    times, partners, flags = found
+                    start = bisect_left(times, timestamp + lower)
+                    end = bisect_right(times, timestamp + upper, start)
+                    if start < end:
+                        ones += [value] * (end - start)
+                        others += partners[start:end]
+                        if times[end - 1] <= timestamp:
+                            later += [timestamp] * (end - start)
+                        else:
+                            middle = bisect_left(times, timestamp, start, end)
+                            later += [timestamp] * (middle - start)
+                            later += times[middle:end]
+                        if other_outer:
+                            flags[start:end] = [True] * (end - start)
+                        if len(others) >= BATCH_ROWS:
+                            self._map(own, ones, others, later, records.rows)
+                            ones, others, later = [], [], []
+                if own_outer:
+                    matched.append(start < end)
+            self._map(own, ones, others, later, records.rows)
+        except _PairFailed as failed:
+            # The pairs from the failed one on belong to the records up to the last one taken.
+            position = len(records.rows) - length_hint(pending)
+            while failed.pairs_left > 0:
+                position -= 1
+                found = other.buffers.get(records.keys[position])
+                if found is not None:
+                    start, end = own.partners(found, records.timestamps[position])
+                    failed.pairs_left -= end - start
+            self._fail_at(failed.error, records, position)
+        return matched
+
+    def _map(
+        self, own: _Side, ones: list[Any], others: list[Any], later: list[int], rows: list[Any]
+    ) -> None:
+        """Call the plain function for pairs of ``rows``, and emit the results."""
+        assert self._plain is not None
+        pending = iter(ones)
+        lefts, rights = (pending, others) if own.left else (others, pending)
+        try:
+            results = list(map(self._plain, lefts, rights))
+            if len(results) != len(ones):  # map() takes a StopIteration for its own end
+                raise RuntimeError("the function raised StopIteration")
+        except BaseException as error:
+            raise _PairFailed(error, length_hint(pending) + 1) from None
+        if all_immutable(results):
+            self._collector.take_immutable(results, later)
+        else:
+            if not self._noting:
+                self._begin_noting()
+                self._note(rows)  # they are not in the buffers yet
+            self._collector.take_each(results, later)
+        if len(self._collector) >= BATCH_ROWS:
+            self._collector.flush()
+
+    def _fail_at(self, error: BaseException, records: _Records, position: int) -> NoReturn:
+        in_batch = records.positions[position] + 1
+        self.fail(error, f"on record {in_batch} of a batch of {records.batch_size}")
+
     # ---------------------------------------------------------------------------------- event time
 
     def process_watermark(self, timestamp: int) -> None:
@@ -267,9 +399,8 @@ class IntervalJoinOperator(KeyedOperator, TwoInputOperator):
             if self._ahead:
                 self._ahead = {g: mark for g, mark in self._ahead.items() if mark > timestamp}
             for side in (self._left, self._right):
-                for key, (timestamps, rows, matched) in side.expired(timestamp):
-                    if side.outer:
-                        self._emit_unmatched(side, key, timestamps, rows, matched)
+                for key, (timestamps, rows, matched) in side.expire(timestamp):
+                    self._emit_unmatched(side, key, timestamps, rows, matched)
             self._collector.flush()
         if timestamp != MAX_TIMESTAMP:
             timestamp = max(MIN_TIMESTAMP, timestamp - self._delay_ms)
@@ -280,6 +411,9 @@ class IntervalJoinOperator(KeyedOperator, TwoInputOperator):
     ) -> None:
         context, process = self._context, self.function.process_element
         self.backend.current_key = key
+        if not self._noting:
+            self._begin_noting()
+            self._note(rows)
         produced: Any = None
         for timestamp, value, had_match in zip(timestamps, rows, matched, strict=True):
             if had_match:
@@ -298,6 +432,14 @@ class IntervalJoinOperator(KeyedOperator, TwoInputOperator):
                 self.fail(error, f"on a record without a match, of time {timestamp}")
         if len(self._collector) >= BATCH_ROWS:
             self._collector.flush()
+
+
+class _PairFailed(Exception):
+    """The function failed on a pair; ``pairs_left`` counts it and those after it."""
+
+    def __init__(self, error: BaseException, pairs_left: int) -> None:
+        self.error = error
+        self.pairs_left = pairs_left
 
 
 class _JoinContext(ProcessJoinFunction.Context):

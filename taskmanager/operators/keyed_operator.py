@@ -35,19 +35,25 @@ class KeyedOperator(FunctionOperator):
     def keyed_state_store(self) -> KeyedStateStore | None:
         return HeapKeyedStateStore(self.backend)
 
-    def select_keys(self, rows: list[Any]) -> list[Any]:
-        """The key of every row. Fails as the operator itself would on a bad one."""
-        key_of = self.key_selector
+    def select_keys(
+        self, rows: list[Any], selector: Callable[[Any], Any] | None = None
+    ) -> list[Any]:
+        """The key of every row. Fails as the operator itself would on a bad one.
+
+        ``selector`` is that of the operator's first input unless given.
+        """
+        key_of = selector or self.key_selector
         known = self.backend.known_keys
         pending = iter(rows)
         key: Any = None
-        keys = []
         try:
-            for row in pending:
-                key = key_of(row)
+            keys = list(map(key_of, pending))
+            if len(keys) != len(rows):  # map() takes a StopIteration for its own end
+                raise RuntimeError("the key selector raised StopIteration")
+            pending = iter(rows)
+            for key, _ in zip(keys, pending, strict=True):
                 if key not in known:
                     self.backend.key_group(key)
-                keys.append(key)
         except BaseException as error:
             self.fail_for_key(error, key, rows, pending)
         return keys

@@ -17,6 +17,7 @@ from dataflow.graph.specs import (
     BY_KEY,
     BroadcastFirstSpec,
     BroadcastProcessSpec,
+    CoProcessSpec,
     OnErrorSpec,
     OperatorSpec,
     PartitionSpec,
@@ -76,6 +77,8 @@ def in_batch(spec: OperatorSpec) -> OperatorSpec:
 
 
 def _unkeyed(spec: OperatorSpec) -> bool:
+    if isinstance(spec, CoProcessSpec):
+        return spec.key_selectors is None
     return isinstance(spec, (ProcessSpec, PartitionSpec)) and spec.key_selector is None
 
 

@@ -294,8 +294,16 @@ class BroadcastFirstSpec(OperatorSpec):
     operator: BroadcastProcessSpec
 
 
-#: Keyed operators that can do with one key at a time. The others are as right without.
-BY_KEY = (ProcessSpec, ReduceSpec, WindowSpec, PartitionSpec)
+#: Keyed operators that can do with one key at a time. Those on columns keep an accumulator per key.
+BY_KEY = (
+    ProcessSpec,
+    ReduceSpec,
+    WindowSpec,
+    PartitionSpec,
+    CoProcessSpec,
+    IntervalJoinSpec,
+    CepSpec,
+)
 
 
 @dataclass(frozen=True)

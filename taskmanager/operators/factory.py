@@ -41,7 +41,7 @@ from dataflow.graph.specs import (
     WindowSpec,
 )
 from taskmanager.operators.async_wait import AsyncWaitOperator
-from taskmanager.operators.base import Operator
+from taskmanager.operators.base import Operator, TwoInputOperator
 from taskmanager.operators.broadcast import (
     BroadcastProcessOperator,
     KeyedBroadcastProcessOperator,
@@ -65,7 +65,7 @@ from taskmanager.operators.reduce import FinalReduceOperator, ReduceOperator, Sk
 from taskmanager.operators.session_window import SessionWindowOperator
 from taskmanager.operators.sink import SinkOperator
 from taskmanager.operators.sliding_window import SlidingWindowOperator, can_share_slices
-from taskmanager.operators.sorted_input import SortedInputOperator
+from taskmanager.operators.sorted_input import SortedInputOperator, SortedInputsOperator
 from taskmanager.operators.source import SourceOperator
 from taskmanager.operators.stateless import (
     FilterOperator,
@@ -124,7 +124,8 @@ def _sorted_input(spec: SortedInputSpec) -> Operator:
         return SortedInputOperator(FinalReduceOperator(spec.operator))
     operator = create_operator(spec.operator)
     assert isinstance(operator, KeyedOperator)
-    return SortedInputOperator(operator)
+    two = isinstance(operator, TwoInputOperator)
+    return SortedInputsOperator(operator) if two else SortedInputOperator(operator)
 
 
 def _partition(spec: PartitionSpec) -> Operator:

@@ -24,7 +24,7 @@ from dataflow.common.batch import MAX_TIMESTAMP, MIN_TIMESTAMP, ArrowBatch, RowB
 from dataflow.datastream.join_functions import PairFunction, ProcessJoinFunction
 from dataflow.datastream.output_tag import OutputTag
 from dataflow.errors import JobExecutionError
-from dataflow.graph.specs import IntervalJoinSpec, KeySelector
+from dataflow.graph.specs import IntervalJoinSpec
 from state.aliasing import all_immutable
 from state.heap_backend import StateTable
 from state.snapshot import OperatorSnapshot
@@ -54,15 +54,14 @@ class _Side:
 
     def __init__(
         self,
-        left: bool,
-        key_of: KeySelector,
+        index: int,
         lower: int,
         upper: int,
         late_tag: OutputTag | None,
         outer: bool,
     ) -> None:
-        self.left = left
-        self.key_of = key_of
+        self.index = index
+        self.left = index == 0
         self.lower = lower
         self.upper = upper
         self.late_tag = late_tag
@@ -154,16 +153,14 @@ class IntervalJoinOperator(KeyedOperator, TwoInputOperator):
     With an outer side the watermark goes on as late as that side's records may come out.
     """
 
+    one_order = False
+
     def __init__(self, spec: IntervalJoinSpec) -> None:
-        super().__init__(spec.function, spec.key_selectors[0])
+        super().__init__(spec.function, *spec.key_selectors)
         lower, upper = spec.lower_ms, spec.upper_ms
-        (key1, key2), (late1, late2), (outer1, outer2) = (
-            spec.key_selectors,
-            spec.late_tags,
-            spec.outer,
-        )
-        self._left = _Side(True, key1, lower, upper, late1, outer1)
-        self._right = _Side(False, key2, -upper, -lower, late2, outer2)
+        (late1, late2), (outer1, outer2) = spec.late_tags, spec.outer
+        self._left = _Side(0, lower, upper, late1, outer1)
+        self._right = _Side(1, -upper, -lower, late2, outer2)
         self._delay_ms = max(side.kept_ms * side.outer for side in (self._left, self._right))
         self._plain = spec.function.function if type(spec.function) is PairFunction else None
         #: Whether results may hold records; with a plain function unless they are seen not to.
@@ -221,7 +218,7 @@ class IntervalJoinOperator(KeyedOperator, TwoInputOperator):
             )
         if self._noting:
             self._note(rows)
-        keys = self.select_keys(rows, own.key_of)
+        keys = self.select_keys(rows, own.index)
         records = _Records(keys, rows, timestamps, range(len(rows)), len(rows))
         if self._ahead or min(timestamps, default=MAX_TIMESTAMP) < self._watermark:
             records = self._in_time(own, records)
@@ -392,6 +389,13 @@ class IntervalJoinOperator(KeyedOperator, TwoInputOperator):
         self.fail(error, f"on record {in_batch} of a batch of {records.batch_size}")
 
     # ---------------------------------------------------------------------------------- event time
+
+    def advance_key(self, timestamp: int) -> None:
+        self.process_watermark(timestamp - 1)
+
+    def end_of_key(self) -> None:
+        super().end_of_key()
+        self._watermark = MIN_TIMESTAMP
 
     def process_watermark(self, timestamp: int) -> None:
         if timestamp > self._watermark:

@@ -19,9 +19,11 @@ class KeyedOperator(FunctionOperator):
 
     backend: KeyedStateBackend
 
-    def __init__(self, function: Any, key_selector: Callable[[Any], Any]) -> None:
+    def __init__(self, function: Any, *key_selectors: Callable[[Any], Any]) -> None:
+        """``key_selectors`` of the inputs that have keys: the first one, or both."""
         super().__init__(function)
-        self.key_selector = key_selector
+        self.key_selectors = key_selectors
+        self.key_selector = key_selectors[0]
 
     def setup(self, context: OperatorContext, output: Output) -> None:
         super().setup(context, output)
@@ -35,14 +37,9 @@ class KeyedOperator(FunctionOperator):
     def keyed_state_store(self) -> KeyedStateStore | None:
         return HeapKeyedStateStore(self.backend)
 
-    def select_keys(
-        self, rows: list[Any], selector: Callable[[Any], Any] | None = None
-    ) -> list[Any]:
-        """The key of every row. Fails as the operator itself would on a bad one.
-
-        ``selector`` is that of the operator's first input unless given.
-        """
-        key_of = selector or self.key_selector
+    def select_keys(self, rows: list[Any], input_index: int = 0) -> list[Any]:
+        """The key of every row of an input. Fails as the operator itself would on a bad one."""
+        key_of = self.key_selectors[input_index]
         known = self.backend.known_keys
         pending = iter(rows)
         key: Any = None
@@ -57,6 +54,12 @@ class KeyedOperator(FunctionOperator):
         except BaseException as error:
             self.fail_for_key(error, key, rows, pending)
         return keys
+
+    def advance_key(self, timestamp: int) -> None:
+        """In BATCH: no record of the key that is yet to come has an earlier time.
+
+        Nobody's functions may see it: to them the key's time stands still until its end.
+        """
 
     def end_of_key(self) -> None:
         """In BATCH: the key's last record is through, so its time ends and it is forgotten."""

@@ -17,6 +17,8 @@ from dataflow.graph.specs import (
     BY_KEY,
     BroadcastFirstSpec,
     BroadcastProcessSpec,
+    ColumnarBatchWindowSpec,
+    ColumnarWindowSpec,
     CoProcessSpec,
     OnErrorSpec,
     OperatorSpec,
@@ -70,6 +72,9 @@ def in_batch(spec: OperatorSpec) -> OperatorSpec:
         return replace(spec, strategy=replace(spec.strategy, generator=NoWatermarks))
     if isinstance(spec, BroadcastProcessSpec):
         return BroadcastFirstSpec(spec)
+    if isinstance(spec, ColumnarWindowSpec):
+        # No record is late: lateness would only keep what nobody asks for.
+        return ColumnarBatchWindowSpec(replace(spec, allowed_lateness_ms=0))
     plain = spec.operator if isinstance(spec, OnErrorSpec) else spec
     if isinstance(plain, BY_KEY) and not _unkeyed(plain):
         return SortedInputSpec(spec)

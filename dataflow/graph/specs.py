@@ -285,6 +285,13 @@ class SortedInputSpec(OperatorSpec):
 
 
 @dataclass(frozen=True)
+class ColumnarBatchWindowSpec(OperatorSpec):
+    """In BATCH: ``operator`` takes all its input, and then fires one window after the other."""
+
+    operator: ColumnarWindowSpec
+
+
+@dataclass(frozen=True)
 class BroadcastFirstSpec(OperatorSpec):
     """In BATCH: ``operator`` gets all that is broadcast before the first record of its other input.
 

@@ -18,6 +18,7 @@ from dataflow.graph.specs import (
     BroadcastFirstSpec,
     BroadcastProcessSpec,
     CepSpec,
+    ColumnarBatchWindowSpec,
     ColumnarWindowSpec,
     CoProcessSpec,
     EnumeratorSpec,
@@ -52,6 +53,7 @@ from taskmanager.operators.broadcast_first import (
 )
 from taskmanager.operators.cep import CepOperator
 from taskmanager.operators.co_process import CoProcessOperator, KeyedCoProcessOperator
+from taskmanager.operators.columnar.batch_window import ColumnarBatchWindowOperator
 from taskmanager.operators.columnar.pre_aggregate import PreAggregateOperator, ToColumnsOperator
 from taskmanager.operators.columnar.running import RunningAggregateOperator
 from taskmanager.operators.columnar.window import ColumnarWindowOperator
@@ -128,6 +130,10 @@ def _sorted_input(spec: SortedInputSpec) -> Operator:
     return SortedInputsOperator(operator) if two else SortedInputOperator(operator)
 
 
+def _columnar_batch_window(spec: ColumnarBatchWindowSpec) -> Operator:
+    return ColumnarBatchWindowOperator(ColumnarWindowOperator(spec.operator))
+
+
 def _partition(spec: PartitionSpec) -> Operator:
     operator = PartitionOperator if spec.key_selector is None else KeyedPartitionOperator
     return operator(spec)
@@ -164,6 +170,7 @@ _OPERATORS: dict[type[OperatorSpec], Callable[[Any], Operator]] = {
     ToColumnsSpec: ToColumnsOperator,
     PreAggregateSpec: PreAggregateOperator,
     ColumnarWindowSpec: ColumnarWindowOperator,
+    ColumnarBatchWindowSpec: _columnar_batch_window,
     RunningAggregateSpec: RunningAggregateOperator,
     CepSpec: CepOperator,
     OnErrorSpec: _on_error,

@@ -20,6 +20,7 @@ from dataflow.datastream.output_tag import OutputTag
 from dataflow.datastream.window import SlidingEventTimeWindows, TumblingEventTimeWindows
 from dataflow.errors import JobExecutionError
 from dataflow.graph.specs import ColumnarBatchWindowSpec, ColumnarWindowSpec
+from state.columnar_state import GATHERED_TABLES
 from taskmanager.operators.columnar import batch_window
 
 TEN = TumblingEventTimeWindows(10, 0)
@@ -57,6 +58,16 @@ def fed(harness: OperatorHarness, records: list[Any], batch_rows: int) -> Operat
     for start in range(0, len(records), batch_rows):
         harness.batch(batch(records[start : start + batch_rows]))
     return harness.watermark(MAX_TIMESTAMP)
+
+
+def test_what_is_on_disk_comes_before_what_is_in_memory() -> None:
+    harness = OperatorHarness(ColumnarBatchWindowSpec(spec(TEN)))
+    for value in range(GATHERED_TABLES + 5):
+        harness.operator._memory = 1 if value < 2 else 1 << 30  # type: ignore[attr-defined]
+        harness.batch(batch([(0, value, 5)]))
+    (result,) = drained(harness.watermark(MAX_TIMESTAMP)).emitted
+    assert result["all"] == list(range(GATHERED_TABLES + 5))
+    assert (result["first"], result["last"]) == (0, GATHERED_TABLES + 4)
 
 
 def drained(harness: OperatorHarness) -> OperatorHarness:

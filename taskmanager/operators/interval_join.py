@@ -5,9 +5,9 @@ side's by bisection. What no later record can match any more goes from the front
 side has a heap with, for every buffer, the time at which its first record goes; so a record that
 comes in order costs no timer of its own.
 
-What is done with a pair: a ProcessJoinFunction is called with a context, record by record. A plain
-function of both is only given pairs, so these are gathered over the batch, and one ``map`` calls it
-for all of them.
+What is done with a pair: a ProcessJoinFunction is called with a context, and its results are taken
+one by one. A plain function of both records has one result and cannot touch state, so it is called
+in one loop over the batch, and all that is to be known of its results is asked of all at once.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ class IntervalJoinOperator(KeyedOperator, TwoInputOperator):
         records = _Records(keys, rows, timestamps, range(len(rows)), len(rows))
         if self._ahead or min(timestamps, default=MAX_TIMESTAMP) < self._watermark:
             records = self._in_time(own, records)
-        match = self._process_pairs if self._plain is None else self._map_pairs
+        match = self._process_pairs if self._plain is None else self._call_for_pairs
         own.add(records, match(own, other, records))
         self._collector.flush()
 
@@ -316,13 +316,14 @@ class IntervalJoinOperator(KeyedOperator, TwoInputOperator):
         if len(self._collector) >= BATCH_ROWS:
             self._collector.flush()
 
-    def _map_pairs(self, own: _Side, other: _Side, records: _Records) -> list[bool]:
+    def _call_for_pairs(self, own: _Side, other: _Side, records: _Records) -> list[bool]:
         """As ``_process_pairs``, of a plain function."""
-        lower, upper, own_outer, other_outer = own.lower, own.upper, own.outer, other.outer
+        assert self._plain is not None
+        plain, left, own_outer, other_outer = self._plain, own.left, own.outer, other.outer
+        lower, upper = own.lower, own.upper
         matched: list[bool] = []
-        ones: list[Any] = []  # of the pairs: records of this side, of the other, and times
-        others: list[Any] = []
-        later: list[int] = []
+        results: list[Any] = []
+        later: list[int] = []  # the timestamps of the results
         pending = iter(records.rows)
         of_keys = map(other.buffers.get, records.keys)
         try:
@@ -333,8 +334,12 @@ class IntervalJoinOperator(KeyedOperator, TwoInputOperator):
                     start = bisect_left(times, timestamp + lower)
                     end = bisect_right(times, timestamp + upper, start)
                     if start < end:
-                        ones += [value] * (end - start)
-                        others += partners[start:end]
+                        if left:
+                            for partner in partners[start:end]:
+                                results.append(plain(value, partner))
+                        else:
+                            for partner in partners[start:end]:
+                                results.append(plain(partner, value))
                         if times[end - 1] <= timestamp:
                             later += [timestamp] * (end - start)
                         else:
@@ -343,46 +348,26 @@ class IntervalJoinOperator(KeyedOperator, TwoInputOperator):
                             later += times[middle:end]
                         if other_outer:
                             flags[start:end] = [True] * (end - start)
-                        if len(others) >= BATCH_ROWS:
-                            self._map(own, ones, others, later, records.rows)
-                            ones, others, later = [], [], []
+                        if len(results) >= BATCH_ROWS:
+                            self._take(results, later, records.rows)
+                            results, later = [], []
+                            self._collector.flush()
                 if own_outer:
                     matched.append(start < end)
-            self._map(own, ones, others, later, records.rows)
-        except _PairFailed as failed:
-            # The pairs from the failed one on belong to the records up to the last one taken.
-            position = len(records.rows) - length_hint(pending)
-            while failed.pairs_left > 0:
-                position -= 1
-                found = other.buffers.get(records.keys[position])
-                if found is not None:
-                    start, end = own.partners(found, records.timestamps[position])
-                    failed.pairs_left -= end - start
-            self._fail_at(failed.error, records, position)
+        except BaseException as error:
+            self._fail_at(error, records, len(records.rows) - length_hint(pending) - 1)
+        self._take(results, later, records.rows)
         return matched
 
-    def _map(
-        self, own: _Side, ones: list[Any], others: list[Any], later: list[int], rows: list[Any]
-    ) -> None:
-        """Call the plain function for pairs of ``rows``, and emit the results."""
-        assert self._plain is not None
-        pending = iter(ones)
-        lefts, rights = (pending, others) if own.left else (others, pending)
-        try:
-            results = list(map(self._plain, lefts, rights))
-            if len(results) != len(ones):  # map() takes a StopIteration for its own end
-                raise RuntimeError("the function raised StopIteration")
-        except BaseException as error:
-            raise _PairFailed(error, length_hint(pending) + 1) from None
+    def _take(self, results: list[Any], timestamps: list[int], rows: list[Any]) -> None:
+        """Results of a plain function for pairs of ``rows``."""
         if all_immutable(results):
-            self._collector.take_immutable(results, later)
-        else:
-            if not self._noting:
-                self._begin_noting()
-                self._note(rows)  # they are not in the buffers yet
-            self._collector.take_each(results, later)
-        if len(self._collector) >= BATCH_ROWS:
-            self._collector.flush()
+            self._collector.take_immutable(results, timestamps)
+            return
+        if not self._noting:
+            self._begin_noting()
+            self._note(rows)  # they are not in the buffers yet
+        self._collector.take_each(results, timestamps)
 
     def _fail_at(self, error: BaseException, records: _Records, position: int) -> NoReturn:
         in_batch = records.positions[position] + 1
@@ -436,14 +421,6 @@ class IntervalJoinOperator(KeyedOperator, TwoInputOperator):
                 self.fail(error, f"on a record without a match, of time {timestamp}")
         if len(self._collector) >= BATCH_ROWS:
             self._collector.flush()
-
-
-class _PairFailed(Exception):
-    """The function failed on a pair; ``pairs_left`` counts it and those after it."""
-
-    def __init__(self, error: BaseException, pairs_left: int) -> None:
-        self.error = error
-        self.pairs_left = pairs_left
 
 
 class _JoinContext(ProcessJoinFunction.Context):

@@ -80,7 +80,9 @@ class SessionWindowOperator(KeyedWindowOperator):
                 if key not in known:
                     backend.key_group(key)
                 backend.current_key = key
-                if sessions is None and timestamp + gap > watermark + 1:
+                if timestamp + gap > watermark + 1 and (
+                    sessions is None or timestamp > sessions[-1][1]
+                ):
                     self._begin(key, self._sessions.setdefault(key, []), value, timestamp)
                 else:
                     self._add(key, value, timestamp)
@@ -170,6 +172,8 @@ class SessionWindowOperator(KeyedWindowOperator):
             sessions = self._sessions[key]
             if len(sessions) == 1:
                 del self._sessions[key]
+            elif sessions[0] is session:
+                del sessions[0]
             else:
                 sessions[:] = [other for other in sessions if other is not session]
             if self._clears:

@@ -10,6 +10,8 @@ The sessions of a key are the state ``$window``, a list of them in order of time
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Iterator
 from heapq import heappop, heappush
 from operator import itemgetter
 from typing import Any
@@ -136,15 +138,28 @@ class SessionWindowOperator(KeyedWindowOperator):
 
     def process_watermark(self, timestamp: int) -> None:
         if self.marks.advance(timestamp):
-            due = self._due
-            while due and due[0][0] <= timestamp:
-                _, number, key, session = heappop(due)
+            for _, number, key, session in self._take_due(timestamp):
                 if session[DUE] == number:
                     self._on_due(key, session, timestamp)
                 if len(self._collector) >= BATCH_ROWS:
                     self._collector.flush()
             self._collector.flush()
         self.output.emit_watermark(timestamp)
+
+    def _take_due(self, timestamp: int) -> Iterator[tuple[int, int, Any, Session]]:
+        """Remove what is due, in its order. What is noted meanwhile is due later."""
+        due = self._due
+        for _ in range(len(due) // 16):
+            if due[0][0] > timestamp:
+                return
+            yield heappop(due)
+        if due and due[0][0] <= timestamp:
+            # To sort what nearly is in order costs less than to take so many out one by one, and
+            # the rest of a sorted list is a heap.
+            due.sort()
+            ready = due[: bisect_right(due, timestamp, key=itemgetter(0))]
+            del due[: len(ready)]
+            yield from ready
 
     def _note_due(self, key: Any, session: Session) -> None:
         """Look at the session when it is to fire, or to be forgotten if it has fired."""

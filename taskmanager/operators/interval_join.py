@@ -119,8 +119,8 @@ class _Side:
         """At the latest at the end: results of windows without an end have its time."""
         return min(timestamp + self.kept_ms, MAX_TIMESTAMP)
 
-    def expire(self, watermark: int) -> Iterator[tuple[Any, Buffer]]:
-        """Remove what can have no match any more; yields that of an outer side, key by key."""
+    def expire(self, watermark: int) -> Iterator[tuple[Any, Buffer | None]]:
+        """Remove what can have no match any more: keys, with what was removed of an outer side."""
         due = self._due
         latest = watermark if watermark == MAX_TIMESTAMP else watermark - self.kept_ms
         while due and due[0][0] <= watermark:
@@ -131,6 +131,7 @@ class _Side:
                 heappop(due)  # there was an earlier record once, or two entries for one time
                 continue
             timestamps, rows, matched = buffer
+            removed = None
             if self.outer:
                 removed = timestamps[:gone], rows[:gone], matched[:gone]
                 del matched[:gone]
@@ -140,8 +141,7 @@ class _Side:
             else:
                 del timestamps[:gone], rows[:gone]
                 heapreplace(due, (self._goes_at(timestamps[0]), next(self._numbers), key))
-            if self.outer:
-                yield key, removed
+            yield key, removed
 
 
 class IntervalJoinOperator(KeyedOperator, TwoInputOperator):
@@ -388,8 +388,9 @@ class IntervalJoinOperator(KeyedOperator, TwoInputOperator):
             if self._ahead:
                 self._ahead = {g: mark for g, mark in self._ahead.items() if mark > timestamp}
             for side in (self._left, self._right):
-                for key, (timestamps, rows, matched) in side.expire(timestamp):
-                    self._emit_unmatched(side, key, timestamps, rows, matched)
+                for key, removed in side.expire(timestamp):
+                    if removed is not None:
+                        self._emit_unmatched(side, key, *removed)
             self._collector.flush()
         if timestamp != MAX_TIMESTAMP:
             timestamp = max(MIN_TIMESTAMP, timestamp - self._delay_ms)

@@ -55,6 +55,7 @@ from jobmanager.region import Region, Regions, RegionState
 from jobmanager.restart_backoff import RestartBackoff
 from jobmanager.restore import plan_restore
 from jobmanager.slot_pool import SlotPool
+from jobmanager.watermark_alignment import WatermarkAlignment
 from state.checkpoint_store import (
     CommitPermit,
     Recovery,
@@ -62,6 +63,7 @@ from state.checkpoint_store import (
 from taskmanager.elements import Attempt
 from taskmanager.messages import (
     AbortCheckpoint,
+    AlignWatermark,
     Cancel,
     CheckpointAcknowledged,
     CheckpointDeclined,
@@ -81,6 +83,7 @@ from taskmanager.messages import (
     TaskMetrics,
     TaskReady,
     TriggerCheckpoint,
+    WatermarkReached,
 )
 
 
@@ -114,6 +117,7 @@ class JobMaster:
             settings.slot_request_timeout,
             f"tm-{generation}-",
         )
+        self._alignment = WatermarkAlignment()
         self._attempts = 0
         self._recovering = False  # a Recover is under way
         self._recover_failures = 0
@@ -215,6 +219,7 @@ class JobMaster:
                 region = self._current(task, attempt)
                 if region is not None and region.state is RegionState.RUNNING:
                     region.drained.add(task)
+                    self._alignment.forget([task])
                     self._on_drained(now, actions)
             case TaskFinished(task, attempt) | TaskCanceled(task, attempt):
                 region = self._current(task, attempt)
@@ -254,6 +259,12 @@ class JobMaster:
                         now,
                         actions,
                     )
+            case WatermarkReached(task, attempt, group, watermark):
+                region = self._current(task, attempt)
+                # One that has drained says no more: this is a message that came twice.
+                if region and region.state is RegionState.RUNNING and task not in region.drained:
+                    lowest = self._alignment.reached(group, task, watermark)
+                    self._send(AlignWatermark, region, [task], actions, watermark=lowest)
             case _:
                 pass  # chunks for the client are the shell's
 
@@ -409,6 +420,7 @@ class JobMaster:
     ) -> None:
         if not region.active:
             return
+        self._alignment.forget(region.tasks)  # others wait for nobody who is not running
         left = set(region.tasks).difference(gone)
         region.cancel(now, {task for task in left if self.location(task) is not None})
         self._send(Cancel, region, sorted(region.stopping), actions)
@@ -562,7 +574,7 @@ class JobMaster:
             for task in region.tasks
             if region.attempt is not None
         }
-        self.coordinator.job_running(attempts, now)
+        self.coordinator.job_running(attempts, now, self.restored_checkpoint)
         if permit is not None:
             self._permit = None
             self._coordinate(self.coordinator.recommit(permit), now, actions)

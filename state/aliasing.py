@@ -15,7 +15,8 @@ from collections.abc import Collection, Iterable
 from itertools import chain
 from typing import Any
 
-_ATOMIC: frozenset[type] = frozenset(
+#: Types whose values never change and hold nothing that does.
+ATOMIC: frozenset[type] = frozenset(
     {
         type(None),
         bool,
@@ -35,29 +36,29 @@ _ATOMIC: frozenset[type] = frozenset(
 
 
 def _all_atomic(values: Iterable[Any]) -> bool:
-    return _ATOMIC.issuperset(map(type, values))
+    return ATOMIC.issuperset(map(type, values))
 
 
 def is_immutable(value: Any) -> bool:
     """Whether ``value`` may be shared; False when in doubt."""
     kind = type(value)
-    return kind in _ATOMIC or (kind is tuple and _all_atomic(value))
+    return kind in ATOMIC or (kind is tuple and _all_atomic(value))
 
 
 def all_immutable(values: Collection[Any]) -> bool:
     """Whether each of ``values`` is; of many at once several times as fast as one by one."""
     kinds = set(map(type, values))
     if tuple not in kinds:
-        return kinds <= _ATOMIC
+        return kinds <= ATOMIC
     kinds.remove(tuple)
     tuples = [value for value in values if type(value) is tuple] if kinds else values
-    return kinds <= _ATOMIC and _all_atomic(chain.from_iterable(tuples))
+    return kinds <= ATOMIC and _all_atomic(chain.from_iterable(tuples))
 
 
 def detached(value: Any) -> Any:
     """``value`` if it is immutable, else a deep copy of it."""
     kind = type(value)
-    if kind in _ATOMIC:
+    if kind in ATOMIC:
         return value
     if kind is dict and _all_atomic(value.values()):
         return value.copy()

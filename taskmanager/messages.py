@@ -162,6 +162,15 @@ class Cancel:
 
 
 @dataclass(frozen=True)
+class AlignWatermark:
+    """Sources: the lowest watermark of your group, None if nobody has one; answers a report."""
+
+    tasks: tuple[TaskId, ...]
+    attempt: Attempt
+    watermark: int | None
+
+
+@dataclass(frozen=True)
 class ClientAcknowledged:
     """The client has taken the chunk with that number (see ``ClientChunk``)."""
 
@@ -178,6 +187,7 @@ ControlMessage = (
     | AbortCheckpoint
     | Finish
     | Cancel
+    | AlignWatermark
     | ClientAcknowledged
 )
 
@@ -262,6 +272,19 @@ class CommitSucceeded:
 
 
 @dataclass(frozen=True)
+class WatermarkReached:
+    """How far a source is that is aligned with its group; None: nobody need wait for it.
+
+    Answered by AlignWatermark.
+    """
+
+    task: TaskId
+    attempt: Attempt
+    group: str
+    watermark: int | None
+
+
+@dataclass(frozen=True)
 class ClientChunk:
     """Output for the client: of ``print`` and ``collect``."""
 
@@ -317,6 +340,7 @@ Report = (
     | CheckpointAcknowledged
     | CheckpointDeclined
     | CommitSucceeded
+    | WatermarkReached
     | ClientChunk
     | Heartbeat
     | PeerUnreachable

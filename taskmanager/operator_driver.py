@@ -31,8 +31,9 @@ from dataflow.errors import JobExecutionError
 from dataflow.graph.job_graph import Partitioning
 from dataflow.graph.specs import OperatorSpec
 from dataflow.graph.transformation import Input
-from state.heap_backend import KeyedStateBackend
-from state.snapshot import TaskSnapshot, decode, encode, redistribute
+from state.backend import KeyedStateBackend
+from state.snapshot import TaskSnapshot, redistribute
+from state.snapshot_format import decode, encode
 from taskmanager.accumulators import TaskAccumulators
 from taskmanager.operators.base import Operator
 from taskmanager.operators.factory import create_operator
@@ -99,6 +100,9 @@ class _Context:
 
     def request_split(self) -> None:
         raise JobExecutionError("a source has no place in an operator test: use a ScriptedSource")
+
+    def report_watermark(self, group: str, watermark: int | None) -> None:
+        """There is no source."""
 
     def send_to_client(self, channel: str, payload: bytes, done: Callable[[], None] | None) -> None:
         if done is not None:

@@ -32,8 +32,9 @@ from dataflow.errors import (
 )
 from dataflow.graph.job_graph import OperatorNode
 from dataflow.graph.pickling import install_main_classes
-from state.checkpoint_store import CheckpointStore, CommitPermit, StateHandle
-from state.snapshot import TaskSnapshot, encode
+from state.checkpoint_store import CheckpointStore, CommitPermit
+from state.snapshot import TaskSnapshot
+from state.snapshot_store import SnapshotWriter, Stored, Written
 from taskmanager.accumulators import TaskAccumulators
 from taskmanager.alignment import BarrierAligner
 from taskmanager.channel import ChannelLimits
@@ -71,6 +72,7 @@ from taskmanager.operators.sink import SinkOperator
 from taskmanager.operators.source import SourceOperator
 from taskmanager.restore import load_snapshot
 from taskmanager.result_partition import TaskOutputs
+from taskmanager.snapshot_in_progress import SnapshotInProgress
 from taskmanager.task_context import TaskOperatorContext
 from taskmanager.task_services import TaskServices
 from taskmanager.watermark_valve import WatermarkValve
@@ -122,7 +124,9 @@ class Task:
             descriptor.configuration.get("execution.checkpointing.mode", "EXACTLY_ONCE")
             != "AT_LEAST_ONCE"
         )
+        self._taking: SnapshotInProgress | None = None
         self._store: CheckpointStore | None = None
+        self._snapshots: SnapshotWriter | None = None  # where there is a store
         self._aborted_checkpoint = 0  # the newest that will not complete
         self._triggered_checkpoint = 0  # the newest that was started here
         self._requests_handled: dict[ChannelId, int] = {}
@@ -230,6 +234,9 @@ class Task:
                 self._finish_chain()
         if has_room and not self._chain.blocked():
             progressed = self._process_input()
+        if self._taking is not None:
+            progressed = True
+            self._take_more()
         self._outputs.flush()
         self._send_feedback()
         return progressed or bool(self._mail)
@@ -358,6 +365,9 @@ class Task:
         descriptor = self.descriptor
         install_main_classes(descriptor.main_classes)
         self._store = self._services.checkpoint_store(descriptor)
+        if self._store is not None:
+            name = f"{self.id.vertex_id}-{self.id.subtask}-{self.attempt.number}"
+            self._snapshots = SnapshotWriter(self._store, self.attempt.generation, name)
         self._outputs = TaskOutputs(
             descriptor.outputs,
             self.id.subtask,
@@ -384,18 +394,21 @@ class Task:
         else:
             self._call_async(self._load_snapshot, self._on_snapshot_loaded)
 
-    def _load_snapshot(self) -> TaskSnapshot:
+    def _load_snapshot(self) -> tuple[TaskSnapshot, Written]:
         """On an I/O thread."""
         if self._store is None:
             raise RestoreError("the job is restored from a checkpoint but has no storage")
         return load_snapshot(self.descriptor, self._store)
 
     def _on_snapshot_loaded(
-        self, snapshot: TaskSnapshot | None, error: BaseException | None
+        self, loaded: tuple[TaskSnapshot, Written] | None, error: BaseException | None
     ) -> None:
         if error is not None:
             raise error
-        assert snapshot is not None
+        assert loaded is not None
+        assert self._snapshots is not None
+        snapshot, written = loaded
+        self._snapshots.adopt(self.descriptor.restore[0].checkpoint_id, written)
         self._restored_drained = snapshot.drained
         self._open(snapshot)
 
@@ -419,6 +432,11 @@ class Task:
             # but those downstream must be told again.
             self._outputs.broadcast(Watermark(MAX_TIMESTAMP))
             self._become_drained()
+
+    def align_watermark(self, watermark: int | None) -> None:
+        """The slowest source of the group has come that far."""
+        if self.state is TaskState.RUNNING and self._source is not None:
+            self._source.align(watermark)
 
     def finish(self) -> None:
         """The whole job has drained. Without checkpoints, sinks commit now."""
@@ -516,34 +534,26 @@ class Task:
         self._chain.prepare_barrier(checkpoint_id)
         self._outputs.broadcast(Barrier(checkpoint_id))
         snapshot = TaskSnapshot(self._chain.snapshot(checkpoint_id), drained=self._is_drained)
-        store = self._store
-        if store is None:
+        if self._snapshots is None:
             self._decline(checkpoint_id, "the job has no checkpoint storage")
             return
         commits = any(isinstance(o, SinkOperator) and o.needs_commit for o in self._chain.operators)
-        name = f"{self.id.vertex_id}-{self.id.subtask}-{self.attempt.number}"
-        generation = self.attempt.generation
+        snapshots = self._snapshots
 
-        def upload() -> tuple[StateHandle, TaskSnapshot]:
-            completed = snapshot.completed()
-            handle = store.write_state(generation, checkpoint_id, name, encode(completed))
-            return handle, completed
-
-        def uploaded(
-            result: tuple[StateHandle, TaskSnapshot] | None, error: BaseException | None
-        ) -> None:
+        def uploaded(stored: Stored | None, error: BaseException | None) -> None:
             if isinstance(error, UploadLost):
                 raise error
-            if error is not None or result is None:
+            if error is not None or stored is None:
                 self._decline(checkpoint_id, f"{self.name}: upload failed: {error}")
             elif checkpoint_id > self._aborted_checkpoint:
-                handle, completed = result
+                snapshots.stored(checkpoint_id, stored)
+                completed = stored.snapshot
                 self._services.report(
                     CheckpointAcknowledged(
                         self.id,
                         self.attempt,
                         checkpoint_id,
-                        handle,
+                        stored.handle,
                         completed.stateful_uids,
                         completed.drained,
                         commits,
@@ -551,7 +561,21 @@ class Task:
                     )
                 )
 
-        self._call_async(upload, uploaded)
+        upload = snapshots.prepare(checkpoint_id, snapshot)
+        self._give_up_taking()  # of a checkpoint that has been aborted
+        self._taking = SnapshotInProgress(
+            checkpoint_id, snapshot, lambda: self._call_async(upload, uploaded)
+        )
+        self._take_more()
+
+    def _take_more(self) -> None:
+        if self._taking is not None and self._taking.advance():
+            self._taking = None
+
+    def _give_up_taking(self) -> None:
+        if self._taking is not None:
+            self._taking.cancel()
+            self._taking = None
 
     def _decline(self, checkpoint_id: int, reason: str) -> None:
         if not self.state.ended:
@@ -562,6 +586,8 @@ class Task:
     def abort_checkpoint(self, checkpoint_id: int) -> None:
         """The coordinator gave the checkpoint up."""
         self._aborted_checkpoint = max(self._aborted_checkpoint, checkpoint_id)
+        if self._taking is not None and self._taking.checkpoint_id <= checkpoint_id:
+            self._give_up_taking()
         if self.state not in (TaskState.RUNNING, TaskState.DRAINED):
             return
         if self._aligner is not None and self._gate is not None:
@@ -579,6 +605,8 @@ class Task:
         if self.state not in (TaskState.RUNNING, TaskState.DRAINED):
             return
         checkpoint_id = permit.checkpoint_id
+        if self._snapshots is not None:
+            self._snapshots.completed(checkpoint_id)
         for operator in self._chain.operators:
             operator.notify_checkpoint_complete(checkpoint_id)
 

@@ -15,6 +15,7 @@ from taskmanager.channel import ChannelLimits
 from taskmanager.elements import Attempt, ChannelId
 from taskmanager.messages import (
     AbortCheckpoint,
+    AlignWatermark,
     Cancel,
     ClientAcknowledged,
     CommitCheckpoint,
@@ -67,6 +68,8 @@ class TaskExecutor:
                 self._post(message, lambda task: task.finish)
             case Cancel():
                 self._cancel(message)
+            case AlignWatermark(watermark=watermark):
+                self._post(message, lambda task: lambda: task.align_watermark(watermark))
             case ClientAcknowledged(task_id, attempt, number):
                 task = self._tasks.get(task_id)
                 if task is not None and task.attempt == attempt:
@@ -89,7 +92,12 @@ class TaskExecutor:
 
     def _post(
         self,
-        message: Start | TriggerCheckpoint | CommitCheckpoint | AbortCheckpoint | Finish,
+        message: Start
+        | TriggerCheckpoint
+        | CommitCheckpoint
+        | AbortCheckpoint
+        | Finish
+        | AlignWatermark,
         mail_for: Callable[[Task], Mail],
     ) -> None:
         for task_id in message.tasks:

@@ -160,10 +160,18 @@ class DataStream(OperatorSettings):
         return self._operate("process", title_of("Process", func), spec, output_type)
 
     def assign_timestamps_and_watermarks(self, watermark_strategy: WatermarkStrategy) -> DataStream:
-        """Give every record a timestamp and the stream watermarks, replacing what it had."""
+        """Give every record a timestamp and the stream watermarks, replacing what it had.
+
+        Raises JobGraphError for a strategy with alignment, which only a source can keep.
+        """
         strategy = instance_of(
             "assign_timestamps_and_watermarks", watermark_strategy, WatermarkStrategy
         )
+        if strategy.alignment is not None:
+            raise JobGraphError(
+                "assign_timestamps_and_watermarks: with_watermark_alignment holds sources back, "
+                "and this is behind one; give that strategy to from_source"
+            )
         spec = TimestampsSpec(strategy)
         return self._operate("timestamps", "Timestamps/Watermarks", spec, self._type)
 

@@ -66,7 +66,7 @@ def in_batch(spec: OperatorSpec) -> OperatorSpec:
     if isinstance(spec, SourceSpec):
         strategy = spec.watermarks
         if strategy is not None:
-            strategy = replace(strategy, generator=NoWatermarks)
+            strategy = replace(strategy, generator=NoWatermarks, alignment=None)
         return replace(spec, watermarks=strategy, own_watermarks=False)
     if isinstance(spec, TimestampsSpec):
         return replace(spec, strategy=replace(spec.strategy, generator=NoWatermarks))

@@ -81,6 +81,9 @@ class OperatorContext(Protocol):
     def request_split(self) -> None:
         """Source readers only: ask the enumerator upstream for one more split."""
 
+    def report_watermark(self, group: str, watermark: int | None) -> None:
+        """Sources only: tell the JobManager how far this one is; the answer is ``align``."""
+
     def send_to_client(self, channel: str, payload: bytes, done: Callable[[], None] | None) -> None:
         """Hand a chunk to whoever waits for the job (print, collect).
 

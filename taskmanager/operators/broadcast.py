@@ -83,8 +83,10 @@ class KeyedBroadcastProcessOperator(KeyedProcessing, TwoInputOperator):
         self.broadcast.restore(snapshot.operator)
 
     def snapshot(self, checkpoint_id: int) -> OperatorSnapshot:
-        snapshot = self.broadcast.snapshot()
-        snapshot.keyed = super().snapshot(checkpoint_id).keyed
+        snapshot = super().snapshot(checkpoint_id)
+        broadcast = self.broadcast.snapshot()
+        snapshot.operator |= broadcast.operator
+        snapshot.modes |= broadcast.modes
         return snapshot
 
     def process_batch(self, batch: RowBatch | ArrowBatch) -> None:

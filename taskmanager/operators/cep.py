@@ -75,7 +75,7 @@ class CepOperator(KeyedOperator):
             events.sort(key=_timestamp_of)
             self._alarms.set(key, events[0][0])
         for key, matching in self._matchings.items():
-            self._resolve(key, matching)
+            self._resolve(matching)
             self._set_alarm(key, matching)
         self._context = _MatchContext(self)
         super().open()
@@ -94,7 +94,7 @@ class CepOperator(KeyedOperator):
             }
         return super().snapshot(checkpoint_id)
 
-    def _resolve(self, key: Any, matching: Matching) -> None:
+    def _resolve(self, matching: Matching) -> None:
         try:
             matching.resolve(self._nfa.states)
         except KeyError as error:
@@ -200,10 +200,13 @@ class CepOperator(KeyedOperator):
 
     def _ring(self, now: int) -> None:
         """Look at the keys that have something to do up to ``now``."""
+        settle = self.backend.settle
         while (key := self._alarms.pop_due(now)) is not _NO_KEY:
             self._run(key, self._take_due(key, now), now)
             if len(self._collector) >= BATCH_ROWS:
                 self._collector.flush()
+            if settle is not None:
+                settle()
         self._collector.flush()
 
     def _take_due(self, key: Any, now: int) -> list[tuple[int, Any]]:
@@ -233,6 +236,8 @@ class CepOperator(KeyedOperator):
         self.backend.current_key = key
         old = self._matchings.get(key)
         matching = Matching() if old is None else old
+        if not matching.resolved:
+            self._resolve(matching)
         nfa, facts, first = self._nfa, self._nfa.facts, self._nfa.first_condition
         try:
             for timestamp, event in events:

@@ -13,7 +13,7 @@ in one loop over the batch, and all that is to be known of its results is asked 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush, heapreplace
 from itertools import count, repeat
@@ -26,7 +26,7 @@ from dataflow.datastream.output_tag import OutputTag
 from dataflow.errors import JobExecutionError
 from dataflow.graph.specs import IntervalJoinSpec
 from state.aliasing import all_immutable
-from state.heap_backend import StateTable
+from state.backend import StateTable
 from state.snapshot import OperatorSnapshot
 from taskmanager.operators.base import OperatorContext, Output, TwoInputOperator
 from taskmanager.operators.collector import BATCH_ROWS, Collector
@@ -69,7 +69,7 @@ class _Side:
         #: How long a record is kept once the watermark has reached it, as in Flink.
         self.kept_ms = max(0, upper)
         self.late_dropped = 0
-        self.buffers: dict[Any, Buffer] = {}
+        self.buffers: MutableMapping[Any, Buffer] = {}
         self._due: list[tuple[int, int, Any]] = []  # heap of (when the first goes, number, key)
         self._numbers = count()
 
@@ -387,10 +387,13 @@ class IntervalJoinOperator(KeyedOperator, TwoInputOperator):
             self._watermark = timestamp
             if self._ahead:
                 self._ahead = {g: mark for g, mark in self._ahead.items() if mark > timestamp}
+            settle = self.backend.settle
             for side in (self._left, self._right):
                 for key, removed in side.expire(timestamp):
                     if removed is not None:
                         self._emit_unmatched(side, key, *removed)
+                    if settle is not None:
+                        settle()
             self._collector.flush()
         if timestamp != MAX_TIMESTAMP:
             timestamp = max(MIN_TIMESTAMP, timestamp - self._delay_ms)

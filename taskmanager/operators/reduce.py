@@ -10,14 +10,18 @@ from dataflow.datastream.fields import FieldAggregate
 from dataflow.datastream.functions import KeyedProcessFunction, ReduceFunction, RuntimeContext
 from dataflow.graph.specs import ProcessSpec, ReduceSpec
 from state.aliasing import detached, is_immutable
-from state.heap_backend import MISSING, KeyedStateBackend
+from state.backend import MISSING, KeyedStateBackend, StateTable
 from taskmanager.operators.error_policy import Skip
 from taskmanager.operators.keyed_operator import KeyedOperator
 from taskmanager.operators.process import KeyedProcessOperator
 
 
-def _aggregates(backend: KeyedStateBackend) -> dict[Any, Any]:
-    return backend.table("$reduce", "a rolling aggregate").namespace(None)
+def _table(backend: KeyedStateBackend) -> StateTable:
+    return backend.table("$reduce", "a rolling aggregate")
+
+
+def _aggregates(backend: KeyedStateBackend) -> Any:
+    return _table(backend).namespace(None)
 
 
 class ReduceOperator(KeyedOperator):
@@ -35,14 +39,14 @@ class ReduceOperator(KeyedOperator):
 
     def open(self) -> None:
         self._aggregates = _aggregates(self.backend)
-        self._copying = not self._never_in_place and not all(
-            map(is_immutable, self._aggregates.values())
-        )
+        self._copying = not self._never_in_place and _table(self.backend).holds_mutable()
         super().open()
 
     def process_batch(self, batch: RowBatch | ArrowBatch) -> None:
         assert isinstance(batch, RowBatch)
         aggregates, key_of, reduce = self._aggregates, self.key_selector, self._reduce
+        if self.backend.prefetch is not None:
+            self.prefetch(aggregates, batch.rows)
         get, copying = aggregates.get, self._copying
         results: list[Any] = []
         append = results.append

@@ -3,7 +3,7 @@
 What ``TriggeredWindowOperator`` does for any merging windows takes a window object, a trigger and
 several timers per record. Here a record that belongs to the session of its key, as most do, only
 moves the session's end. A session is *due* once, at the end it had when that was noted; if it has
-grown since, it is due again at the new one.
+grown since, it is due again at the new one. When keys have something due is a heap in memory.
 
 The sessions of a key are the state ``$window``, a list of them in order of time.
 """
@@ -11,7 +11,7 @@ The sessions of a key are the state ``$window``, a list of them in order of time
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from heapq import heappop, heappush
 from operator import itemgetter
 from typing import Any
@@ -24,11 +24,9 @@ from taskmanager.operators.collector import BATCH_ROWS
 from taskmanager.operators.window_base import KeyedWindowOperator
 
 #: A session is a list, because most records change it: when it starts (inclusive) and ends
-#: (exclusive), its cell, the number by which it is due, and whether it has fired.
+#: (exclusive), its cell, the time at which it is due, and whether it has fired.
 START, END, CELL, DUE, FIRED = range(5)
 Session = list[Any]
-
-_GONE = -1  # the number of a session that has become a part of another
 
 
 class SessionWindowOperator(KeyedWindowOperator):
@@ -40,16 +38,16 @@ class SessionWindowOperator(KeyedWindowOperator):
         self._gap = spec.assigner.session_gap
         #: How a record gets into a cell that is not empty, if it is as simple as that.
         self._reduce = None if spec.reduce is None else spec.reduce.reduce
-        self._due: list[tuple[int, int, Any, Session]] = []  # heap of time, number, key, session
+        self._due: list[tuple[int, int, Any]] = []  # heap of time, number, key
         self._next_due = 0
 
     def open(self) -> None:
-        self._sessions: dict[Any, list[Session]] = self.open_windows("sessions")
+        self._sessions: MutableMapping[Any, list[Session]] = self.open_windows("sessions")
         if self._lateness:  # contents live on after they were emitted
             self.backend.shares_mutable = True
         for key, sessions in self._sessions.items():
             for session in sessions:
-                self._note_due(key, session)
+                self._note(min(session[DUE], self._due_at(session)), key)
         super().open()
 
     # ------------------------------------------------------------------------------------- records
@@ -94,7 +92,7 @@ class SessionWindowOperator(KeyedWindowOperator):
 
     def _begin(self, key: Any, sessions: list[Session], value: Any, timestamp: int) -> Session:
         """Start a session, behind the others of its key."""
-        session: Session = [timestamp, timestamp + self._gap, [], _GONE, False]
+        session: Session = [timestamp, timestamp + self._gap, [], 0, False]
         sessions.append(session)
         self._contents.add(session[CELL], value, timestamp)
         self._note_due(key, session)
@@ -121,9 +119,8 @@ class SessionWindowOperator(KeyedWindowOperator):
             session[END] = max(end, session[END], *(other[END] for other in later))
             for other in later:
                 self._contents.merge(session[CELL], other[CELL])
-                other[CELL], other[DUE] = [], _GONE
             if later:
-                sessions[:] = [s for s in sessions if s[DUE] != _GONE]
+                sessions[:] = [s for s in sessions if not any(s is other for other in later)]
             self._contents.add(session[CELL], value, timestamp)
         if session[END] - 1 <= watermark:
             if not session[FIRED]:  # else it is noted already, for its end then or now
@@ -138,15 +135,20 @@ class SessionWindowOperator(KeyedWindowOperator):
 
     def process_watermark(self, timestamp: int) -> None:
         if self.marks.advance(timestamp):
-            for _, number, key, session in self._take_due(timestamp):
-                if session[DUE] == number:
-                    self._on_due(key, session, timestamp)
+            settle = self.backend.settle
+            for time, _, key in self._take_due(timestamp):
+                for session in self._sessions.get(key, ()):
+                    if session[DUE] <= time or self._due_at(session) <= time:
+                        self._on_due(key, session, timestamp)
+                        break  # another has an entry of its own
                 if len(self._collector) >= BATCH_ROWS:
                     self._collector.flush()
+                if settle is not None:
+                    settle()
             self._collector.flush()
         self.output.emit_watermark(timestamp)
 
-    def _take_due(self, timestamp: int) -> Iterator[tuple[int, int, Any, Session]]:
+    def _take_due(self, timestamp: int) -> Iterator[tuple[int, int, Any]]:
         """Remove what is due, in its order. What is noted meanwhile is due later."""
         due = self._due
         for _ in range(len(due) // 16):
@@ -163,10 +165,12 @@ class SessionWindowOperator(KeyedWindowOperator):
 
     def _note_due(self, key: Any, session: Session) -> None:
         """Look at the session when it is to fire, or to be forgotten if it has fired."""
-        number = self._next_due
-        self._next_due = number + 1
-        session[DUE] = number
-        heappush(self._due, (self._due_at(session), number, key, session))
+        session[DUE] = self._due_at(session)
+        self._note(session[DUE], key)
+
+    def _note(self, time: int, key: Any) -> None:
+        self._next_due += 1
+        heappush(self._due, (time, self._next_due, key))
 
     def _due_at(self, session: Session) -> int:
         last: int = session[END] - 1

@@ -45,6 +45,7 @@ class SortedInputOperator(Operator):
 
     def __init__(self, operator: KeyedOperator) -> None:
         self._operator = operator
+        operator.backend_type = "hashmap"  # the state of one key at a time is always small
         self._ended = False
         self._pieces: Iterator[Piece] = iter(())
         self._following: Piece | None = None  # the first that has not been handed out

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from itertools import pairwise
@@ -186,3 +187,31 @@ def test_a_batch_job_sorts_and_ends(submit: Submit, tmp_path: Path) -> None:
     assert written(tmp_path / "totals") == as_lines(
         (key, sum(range(key, 100_000, 1_000))) for key in range(1_000)
     )
+
+
+STEPS, STEP_MS, DRIFT_MS = 100, 1_000, 5_000
+BATCH_MAX = 8_192
+
+
+def test_a_fast_source_waits_for_a_slow_one(submit: Submit, tmp_path: Path) -> None:
+    """When the slow one is halfway, the other, left alone, would have come to its end."""
+    env = environment(None)
+    env.set_parallelism(1)
+    strategy = WatermarkStrategy.for_monotonous_timestamps().with_timestamp_assigner(lambda n: n)
+    strategy = strategy.with_watermark_alignment("both", DRIFT_MS, 50)
+    slow = DataGeneratorSource(lambda index: index * STEP_MS, STEPS, 25)
+    fast = DataGeneratorSource(lambda index: index, STEPS * STEP_MS, 100_000)
+    for name, source in (("slow", slow), ("fast", fast)):
+        numbers = env.from_source(source, strategy, name).slot_sharing_group(name)
+        sampled = numbers.filter(lambda n: n % 100 == 0).map(lambda n: (n, time.monotonic()))
+        sampled.sink_to(FileSink.json_lines(f"file://{tmp_path}/{name}"))
+    env.set_runtime_mode(RuntimeExecutionMode.STREAMING)
+    submit(env).finished()
+
+    read = {name: list(map(json.loads, written(tmp_path / name))) for name in ("slow", "fast")}
+    assert len(read["slow"]) == STEPS
+    assert len(read["fast"]) == STEPS * STEP_MS // 100
+    half = STEPS * STEP_MS // 2
+    (halfway,) = (at for number, at in read["slow"] if number == half)
+    reached = max(number for number, at in read["fast"] if at <= halfway)
+    assert half - DRIFT_MS <= reached <= half + DRIFT_MS + BATCH_MAX + STEP_MS

@@ -5,7 +5,7 @@ Each canary is a context manager around ``run_seed``, with the options that give
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,8 +15,8 @@ from dataflow.common.batch import MIN_TIMESTAMP
 from dataflow.common.keys import KeyGroupMemo
 from dataflow.errors import StorageError
 from jobmanager.checkpoint_coordinator import CheckpointCoordinator
+from jobmanager.watermark_alignment import WatermarkAlignment
 from state import checkpoint_protocol as protocol
-from state import snapshot as snapshot_format
 from state.broadcast_state import BroadcastStates
 from state.checkpoint_metadata import EpochRecord, encode_epoch
 from state.checkpoint_paths import JobPaths
@@ -27,14 +27,16 @@ from state.checkpoint_store import (
     StateHandle,
 )
 from state.columnar_state import ColumnarState, Runs
-from state.heap_backend import KeyedStateBackend
+from state.heap_backend import HeapKeyedStateBackend
 from state.snapshot import OperatorSnapshot
+from state.snapshot_format import Block, SnapshotFile
 from taskmanager.channel import ChannelLimits, OutputChannel
 from taskmanager.messages import CheckpointAcknowledged, DataMessage, Feedback, TaskId
 from taskmanager.operators.async_wait import AsyncWaitOperator
 from taskmanager.operators.columnar.pre_aggregate import PreAggregateOperator
 from taskmanager.operators.interval_join import IntervalJoinOperator
 from taskmanager.operators.sink import SinkOperator
+from taskmanager.operators.source_alignment import SourceAlignment
 from taskmanager.processing_time import ProcessingTime
 from taskmanager.task import Task
 from tests.sim import ledger
@@ -126,16 +128,14 @@ def acknowledge_before_upload() -> Iterator[None]:
     """2: the handle is handed out although the write may still fail."""
     original = CheckpointStore.write_state
 
-    def write_state(
-        self: CheckpointStore, generation: int, checkpoint_id: int, name: str, data: bytes
-    ) -> StateHandle:
+    def write_state(self: CheckpointStore, *arguments: Any) -> StateHandle:
         discarded = mock.Mock()
         with mock.patch.object(self, "_fs", discarded):
-            handle = original(self, generation, checkpoint_id, name, data)
+            handle = original(self, *arguments)
 
         def upload() -> None:
             with suppress(StorageError):
-                original(self, generation, checkpoint_id, name, data)
+                original(self, *arguments)
 
         ledger.current().later(upload)
         return handle
@@ -236,14 +236,14 @@ def source_offset_one_off() -> Iterator[None]:
 @contextmanager
 def lose_timers() -> Iterator[None]:
     """8: timers are not part of the snapshot."""
-    original = KeyedStateBackend.snapshot
+    original = HeapKeyedStateBackend.snapshot
 
-    def snapshot(self: KeyedStateBackend) -> dict[int, bytes]:
+    def snapshot(self: HeapKeyedStateBackend) -> dict[int, bytes]:
         kept = {n: t for n, t in self._tables.items() if not n.startswith("$event")}
         with mock.patch.object(self, "_tables", kept):
             return original(self)
 
-    with mock.patch.object(KeyedStateBackend, "snapshot", snapshot):
+    with mock.patch.object(HeapKeyedStateBackend, "snapshot", snapshot):
         yield
 
 
@@ -274,9 +274,9 @@ def collect_a_retained_file() -> Iterator[None]:
     original = protocol.plan_garbage
 
     def plan_garbage(
-        listing: Any, records: Any, manifests: Any, generation: int, retain: int, in_use: Any
+        listing: Any, records: Any, manifests: Any, generation: int, retain: int, keep: Any = None
     ) -> list[str]:
-        doomed = original(listing, records, manifests, generation, retain, in_use)
+        doomed = original(listing, records, manifests, generation, retain, keep)
         newest = max(manifests, default=None)
         if doomed and newest is not None:
             doomed += [handle.path for handle in list(manifests[newest].handles())[:1]]
@@ -316,18 +316,14 @@ def processing_time_jumps() -> Iterator[None]:
 
 @contextmanager
 def restore_unverified_state() -> Iterator[None]:
-    """13: nobody looks at sizes, at the file's checksum or at those of its blocks."""
+    """13: nobody looks at sizes, or at the checksums of a snapshot's blocks."""
 
-    def read_state(self: CheckpointStore, handle: StateHandle) -> bytes:
-        return self._fs.read(self._path(handle.path))
-
-    def block(data: bytes, offset: int, length: int, crc: int) -> bytes:
-        return data[offset : offset + length]
+    def unverified(self: SnapshotFile, data: bytes, start: int, block: Block) -> bytes:
+        return data[start : start + block.length]
 
     with (
         mock.patch.object(CheckpointStore, "_check_sizes", return_value=None),
-        mock.patch.object(CheckpointStore, "read_state", read_state),
-        mock.patch.object(snapshot_format, "_block", block),
+        mock.patch.object(SnapshotFile, "_verified", unverified),
     ):
         yield
 
@@ -433,7 +429,46 @@ def records_waiting_for_a_match_forgotten() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def wait_for_the_dead() -> Iterator[None]:
+    """24: what a former attempt has reported is the lowest watermark for ever."""
+
+    def forget(self: WatermarkAlignment, tasks: Collection[TaskId]) -> None:
+        for members in self._members.values():
+            for task in tasks:
+                if task in members:
+                    members[TaskId(f"former {task.vertex_id}", task.subtask)] = members.pop(task)
+
+    with mock.patch.object(WatermarkAlignment, "forget", forget):
+        yield
+
+
+@contextmanager
+def wait_for_the_ended() -> Iterator[None]:
+    """25: a source that has ended holds the others back."""
+    original = WatermarkAlignment.reached
+
+    def reached(
+        self: WatermarkAlignment, group: str, task: TaskId, watermark: int | None
+    ) -> int | None:
+        if watermark is None:
+            watermark = self._members.get(group, {}).get(task)
+        return original(self, group, task, watermark)
+
+    with mock.patch.object(WatermarkAlignment, "reached", reached):
+        with mock.patch.object(WatermarkAlignment, "forget"):
+            yield
+
+
+@contextmanager
+def wait_for_nobody() -> Iterator[None]:
+    """26: sources read on however far they are ahead."""
+    with mock.patch.object(SourceAlignment, "_hold"):
+        yield
+
+
 _ASYNC = Options(scenario="faults", kind="async", rates=_busy)
+_ALIGNED = Options(scenario="faults", kind="aligned", rates=_busy)
 _LEDGER = Options(scenario="faults", kind="ledger", rates=_busy)
 _JOINS = Options(scenario="faults", kind="joins", rates=_busy)
 _COLUMNS = Options(scenario="faults", kind="columns", rates=_busy)
@@ -487,4 +522,11 @@ CANARIES = (
     Canary("an end with answers missing", end_with_answers_missing, _ASYNC),
     Canary("broadcast state forgotten", broadcast_state_forgotten, _JOINS),
     Canary("no match is ever given up", records_waiting_for_a_match_forgotten, _JOINS),
+    Canary("sources wait for the dead", wait_for_the_dead, _ALIGNED),
+    Canary("sources wait for those that have ended", wait_for_the_ended, _ALIGNED),
+    Canary(
+        "sources wait for nobody",
+        wait_for_nobody,
+        Options(scenario="faults", kind="aligned", rates=lambda _: Rates(heal_at_us=1 * MS)),
+    ),
 )

@@ -81,7 +81,7 @@ class SimCluster:
         file_system = FaultyFileSystem(
             MemoryFileSystem(), lambda operation: self.nemesis.store_fault(owner, operation)
         )
-        return CheckpointStore(file_system, self.root, self.job_id)
+        return CheckpointStore(file_system, self.root, self.job_id, transfers=1)
 
     # ------------------------------------------------------------------------- JobManagers
 

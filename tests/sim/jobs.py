@@ -47,6 +47,8 @@ from tests.sim.ledger import LedgerSink, current
 Record = tuple[int, int, int, int]
 WINDOW_MS = 400
 TIMER_MS = 500
+ALIGNED_DRIFT_MS = 200
+ALIGNED_INTERVAL_MS = 150
 LATE = OutputTag("late")
 
 
@@ -65,8 +67,8 @@ class Shape:
     pace_ms: int
     idle_at: int  # the record number before which one source pauses; -1: never
     idle_ms: int
-    rebalance: bool  # not order-preserving after the keyed operator
-    columnar: bool  # "windows" on Arrow columns
+    rebalance: bool  # not order-preserving after the keyed operator; "aligned" with a shuffle
+    columnar: bool  # "windows" on Arrow columns, "aligned" with an enumerator
     slide_ms: int  # of the windows of "columns"
 
     @property
@@ -139,6 +141,8 @@ class SimSource(Source[Record, SimSplit]):
 
     shape: Shape
     pulled: bool
+    hurry: int = 1  # how many times as fast as the shape says
+    side: str = ""  # if given, it is written down what is read, and when
 
     def splits(self) -> list[SimSplit]:
         return [SimSplit(i, 0, size) for i, size in enumerate(self.shape.sizes)]
@@ -158,6 +162,8 @@ class SimSource(Source[Record, SimSplit]):
 class SimReader(SourceReader[Record, SimSplit]):
     def __init__(self, source: SimSource, context: SourceReaderContext) -> None:
         self._shape = source.shape
+        self._pace_ms = source.shape.pace_ms // source.hurry
+        self._side = source.side
         self._pulled = source.pulled
         self._context = context
         self._splits: deque[SimSplit] = deque()
@@ -194,12 +200,14 @@ class SimReader(SourceReader[Record, SimSplit]):
             return InputStatus.NOTHING_AVAILABLE
         stop = min(split.next + shape.rows_per_poll, split.end)
         rows = [record_of(shape, split.source, n) for n in range(split.next, stop)]
+        if self._side:
+            current().reads.append((now, self._side, split.source, stop - 1))
         output.collect_batch(RowBatch(rows), split.split_id)
         self._splits[0] = replace(split, next=stop)
         if stop == split.end:
             output.mark_split_finished(split.split_id)
             self._splits.popleft()
-        self._next_at = now + shape.pace_ms
+        self._next_at = now + self._pace_ms
         return InputStatus.NOTHING_AVAILABLE if self._splits else InputStatus.MORE_AVAILABLE
 
     def snapshot_state(self, checkpoint_id: int) -> list[SimSplit]:
@@ -480,7 +488,26 @@ def _regions(environment: StreamExecutionEnvironment, shape: Shape, output: str)
         mapped.sink_to(LedgerSink(name)).uid(f"{name}-sink")
 
 
+def _aligned(environment: StreamExecutionEnvironment, shape: Shape, output: str) -> None:
+    """As "regions", but one side would run away from the other, and waits for it.
+
+    With shuffles each side is one region; with enumerators, barriers come through the input of a
+    source that waits.
+    """
+    strategy = _strategy(shape).with_watermark_alignment(
+        "both", ALIGNED_DRIFT_MS, ALIGNED_INTERVAL_MS
+    )
+    for name, hurry in (("left", 8), ("right", 1)):
+        source = SimSource(shape, pulled=shape.columnar, hurry=hurry, side=name)
+        stream = environment.from_source(source, strategy, name).uid(name)
+        if shape.rebalance:
+            stream = stream.key_by(_key)
+        mapped = stream.map(_touch).uid(f"{name}-map")
+        mapped.sink_to(LedgerSink(name)).uid(f"{name}-sink")
+
+
 _BUILDERS: dict[str, Callable[[StreamExecutionEnvironment, Shape, str], None]] = {
+    "aligned": _aligned,
     "async": _async,
     "columns": _columns,
     "files": _files,

@@ -11,11 +11,20 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tests.sim import joins
-from tests.sim.jobs import TIMER_MS, WINDOW_MS, Record, Shape, source_log
+from tests.sim.jobs import (
+    ALIGNED_DRIFT_MS,
+    TIMER_MS,
+    WINDOW_MS,
+    Record,
+    Shape,
+    record_of,
+    source_log,
+)
 from tests.sim.ledger import Ledger
 
 SHOWN_MAX = 5
-SINKS = {"regions": ("left", "right"), "files": ("files",), "joins": joins.SINKS}
+SIDES = ("left", "right")
+SINKS = {"regions": SIDES, "aligned": SIDES, "files": ("files",), "joins": joins.SINKS}
 
 
 def check_output(
@@ -35,12 +44,12 @@ def check_output(
     elif shape.kind == "joins":
         for sink, expected in joins.expected_of(source_log(shape)).items():
             yield from _same(sink, expected, ledger.rows(sink), complete)
-    elif shape.kind in ("regions", "files"):
+    elif shape.kind in ("regions", "aligned", "files"):
         for sink in SINKS[shape.kind]:
             yield from _same(sink, source_log(shape), ledger.rows(sink), complete)
         for transaction in ledger.visible if shape.kind == "files" else ():
             yield from _in_order(transaction.identifier, transaction.rows)
-        if ordered and shape.kind == "regions":
+        if ordered and shape.kind != "files":
             for sink in SINKS[shape.kind]:
                 yield from _in_order(sink, ledger.rows(sink))
     else:
@@ -170,3 +179,27 @@ def _check_windows(shape: Shape, ledger: Ledger, complete: bool) -> Iterator[str
     got = [(*window, *record) for window, records in fired.items() for record in records]
     got += [(key, t // WINDOW_MS * WINDOW_MS, source, n) for source, n, key, t in late]
     yield from _same("windows", wanted, got, complete)
+
+
+def check_drift(shape: Shape, ledger: Ledger) -> Iterator[str]:
+    """Of a job that nothing has disturbed: no source was read that was too far ahead of another.
+
+    Not before it can know of all others, which takes a round of reports after their first records.
+    With an enumerator one subtask may read two sources, and its watermark does not go back.
+    """
+    if shape.columnar:
+        return
+    reached: dict[tuple[str, int], int] = {}
+    known_at = 0
+    # A watermark lags behind the newest record, and only a batch shows how far the source is.
+    allowed = ALIGNED_DRIFT_MS + shape.disorder_ms + shape.bound_ms + 10 * shape.rows_per_poll + 1
+    for at, side, source, n in ledger.reads:
+        lowest = min(reached.values(), default=0)
+        if len(reached) < len(SIDES) * len(shape.sizes) and (side, source) not in reached:
+            known_at = at + 1_000
+        before = reached.get((side, source))
+        if at > known_at and before is not None and before > lowest + allowed:
+            yield f"{side} {source} reads on at {before} while another source is at {lowest}"
+        reached[side, source] = record_of(shape, source, n)[3]
+        if n == shape.sizes[source] - 1:
+            reached[side, source] = 1 << 62  # it has ended

@@ -341,6 +341,9 @@ class _Run:
             ordered = not cluster.rescaled
             for fault in oracles.check_output(self.shape, self.ledger, finished, ordered):
                 world.violation(fault)
+            if self.shape.kind == "aligned" and not world.faults and finished:
+                for fault in oracles.check_drift(self.shape, self.ledger):
+                    world.violation(fault)
             output = oracles.normalised(self.shape, self.ledger)
         except Exception as error:
             world.violation(f"the output is malformed: {error!r}")
@@ -370,7 +373,7 @@ class _Run:
             generation = self.cluster.newest.generation
             retain = int(self.settings["execution.checkpointing.num-retained"])
             store = CheckpointStore(MemoryFileSystem(), self._root, JOB_ID)
-            store.collect_garbage(generation, retain, in_use=set())
+            store.collect_garbage(generation, retain)
             faults += audit(
                 MemoryFileSystem(),
                 self._root,

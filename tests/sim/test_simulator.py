@@ -80,6 +80,17 @@ def test_what_is_in_flight_outside_survives_faults(start: int) -> None:
         check(run_seed(seed, Options(kind="async")))
 
 
+@pytest.mark.parametrize("start", range(4_000, 4_040, CHUNK))
+def test_sources_that_wait_for_each_other_get_on_under_faults(start: int) -> None:
+    for seed in range(start, start + CHUNK):
+        check(run_seed(seed, Options(kind="aligned")))
+
+
+def test_no_source_runs_away_from_those_it_is_aligned_with() -> None:
+    for seed in range(5):
+        check(without_faults(seed, Options(kind="aligned")))
+
+
 @pytest.mark.parametrize("canary", CANARIES, ids=lambda canary: canary.name)
 def test_a_canary_bug_is_caught(canary: Canary) -> None:
     with canary.plant():

@@ -69,7 +69,9 @@ class Deployment:
             upstream = self._graph.upstream(edge, task.subtask)
             peers = self._peers_of(edge.source, upstream)
             described.append(
-                InputDescriptor(edge.id, edge.input_index, task.subtask, upstream.start, peers)
+                InputDescriptor(
+                    edge.id, edge.input_index, task.subtask, upstream.start, peers, edge.feedback
+                )
             )
         return tuple(described)
 

@@ -34,6 +34,7 @@ class InputDescriptor:
     subtask: int
     first: int  # upstream subtask
     peers: tuple[str, ...]  # the TaskManager of each, from the first on
+    feedback: bool = False
 
     @property
     def channels(self) -> list[tuple[ChannelId, str]]:

@@ -68,6 +68,7 @@ from taskmanager.messages import (
 )
 from taskmanager.operator_chain import OperatorChain
 from taskmanager.operators.enumerator import EnumeratorOperator
+from taskmanager.operators.metrics import measured
 from taskmanager.operators.sink import SinkOperator
 from taskmanager.operators.source import SourceOperator
 from taskmanager.restore import load_snapshot
@@ -119,7 +120,9 @@ class Task:
         self._gate = InputGate(channels, limits) if channels else None
         self._aligner = BarrierAligner(len(channels)) if channels else None
         self._valve = WatermarkValve(len(channels))
-        self._open_channels = len(channels)  # those whose EndOfInput has not come
+        # Those whose EndOfInput has not come, without feedback: that ends after this task does.
+        self._open_channels = sum(len(i.peers) for i in descriptor.inputs if not i.feedback)
+        self._feedback_edges = {i.edge_id for i in descriptor.inputs if i.feedback}
         self._aligned_exactly = (
             descriptor.configuration.get("execution.checkpointing.mode", "EXACTLY_ONCE")
             != "AT_LEAST_ONCE"
@@ -180,7 +183,7 @@ class Task:
                 if isinstance(operator, SinkOperator)
             ),
             watermark=None if watermark == MIN_TIMESTAMP else watermark,
-            extra=self._extra_metrics(),
+            extra=measured(self._metrics),
             latencies=self._markers.histograms(),
             accumulators=self._encoded_accumulators(),
         )
@@ -192,16 +195,6 @@ class Task:
             error = raised
             self.post(lambda: self.fail(error))
             return ()
-
-    def _extra_metrics(self) -> dict[str, float]:
-        """What operators and users measure; a metric that raises is left out, not the heartbeat."""
-        measured = {}
-        for name, value in list(self._metrics.items()):
-            try:
-                measured[name] = value()
-            except Exception as error:
-                logger.debug("metric %s raised %r", name, error)
-        return measured
 
     # --------------------------------------------------------------------------- stepping
 
@@ -232,7 +225,7 @@ class Task:
                 self._chain.on_processing_time(now)
             if self._input_ended:
                 self._finish_chain()
-        if has_room and not self._chain.blocked():
+        if self._stores_input or (has_room and not self._chain.blocked()):
             progressed = self._process_input()
         if self._taking is not None:
             progressed = True
@@ -297,9 +290,13 @@ class Task:
             case Barrier(checkpoint_id):
                 self._on_barrier(position, checkpoint_id)
             case LatencyMarker():
-                if self.state is TaskState.RUNNING:
+                # What waits for its round is not late, and a marker could go round for ever.
+                if self.state is TaskState.RUNNING and not self._stores_input:
                     self._markers.process(element)
             case EndOfInput():
+                assert self._gate is not None
+                if self._gate.channels[position].id.edge in self._feedback_edges:
+                    return
                 self._open_channels -= 1
                 if self._open_channels > 0 or self._input_ended or self._is_drained:
                     return
@@ -380,6 +377,7 @@ class Task:
         into = self._chain.inputs
         self._into = [into[c.input_index] for c in self._gate.channels] if self._gate else []
         head = self._chain.head
+        self._stores_input = head.stores_input
         self._source = head if isinstance(head, SourceOperator) else None
         self._enumerator = head if isinstance(head, EnumeratorOperator) else None
         self._markers = LatencyMarkers(

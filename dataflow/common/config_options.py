@@ -134,6 +134,12 @@ class ConfigOptions:
         128 << 20,
         "Of one keyed operator subtask in BATCH; what does not fit is on disk",
     )
+    ITERATION_MEMORY = _option(
+        "execution.iteration.memory",
+        size(1 << 20, 1 << 40),
+        128 << 20,
+        "Of one subtask of an iteration, for what has been fed back; what does not fit is on disk",
+    )
     BUFFER_TIMEOUT = _option(
         "execution.buffer-timeout.interval",
         duration(at_most=_HOUR),

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from dataflow.common.config_options import ConfigOption, ConfigOptions, validate
@@ -53,6 +54,7 @@ class StreamExecutionEnvironment:
         self._checkpoint_config = CheckpointConfig(self._configuration)
         self._execution_config = ExecutionConfig(self._configuration)
         self._transformations: list[Transformation] = []
+        self._iteration: Transformation | None = None  # the one whose body is being called
         self._slot_profiles: dict[str, dict[str, float]] = {}
         self._python_files: list[str] = []
         self._requirements: str | None = None
@@ -297,6 +299,11 @@ class StreamExecutionEnvironment:
         """Compile the program as it stands. Raises JobGraphError with every fault of it."""
         from dataflow.graph.generator import build_job_graph
 
+        if self._iteration is not None:
+            raise JobGraphError(
+                f"{self._iteration.name}: the body of an iteration builds a part of the program; "
+                "run the program after iterate()"
+            )
         configuration = self._configuration.to_dict()
         settings = GraphSettings(
             parallelism=self._setting(ConfigOptions.PARALLELISM),
@@ -366,6 +373,28 @@ class StreamExecutionEnvironment:
 
     def _add(self, transformation: Transformation) -> None:
         self._transformations.append(transformation)
+
+    @contextmanager
+    def _iterating(self, head: Transformation) -> Iterator[Callable[[], Sequence[Transformation]]]:
+        """While an iteration is built; what is given tells what its body has added.
+
+        An iteration that cannot be built leaves nothing behind.
+        """
+        if self._iteration is not None:
+            raise JobGraphError(
+                f"{head.name}: an iteration within another ({self._iteration.name}) is not "
+                "possible; iterate over the result of one, or let one body do both"
+            )
+        self._iteration = head
+        before = len(self._transformations)
+        self._add(head)
+        try:
+            yield lambda: self._transformations[before + 1 :]
+        except BaseException:
+            del self._transformations[before:]
+            raise
+        finally:
+            self._iteration = None
 
     def __reduce__(self) -> Any:
         raise TypeError(

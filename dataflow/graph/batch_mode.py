@@ -34,7 +34,7 @@ from dataflow.graph.stream_graph import StreamGraph
 def is_batch(graph: StreamGraph) -> bool:
     """Whether the program is to be executed in BATCH mode."""
     mode = graph.settings.runtime_mode
-    return mode == "BATCH" or (mode == "AUTOMATIC" and not any(_endless(graph)))
+    return mode == "BATCH" or (mode == "AUTOMATIC" and not any(endless(graph)))
 
 
 def batch_faults(graph: StreamGraph) -> Iterator[str]:
@@ -47,14 +47,15 @@ def batch_faults(graph: StreamGraph) -> Iterator[str]:
                 "call env.set_runtime_mode(RuntimeExecutionMode.BATCH)"
             )
     if graph.settings.runtime_mode == "BATCH":
-        for label in _endless(graph):
+        for label in endless(graph):
             yield (
                 f"{label} never ends, and in BATCH mode nothing comes out before all input is in: "
                 "use a source that ends, or the STREAMING mode"
             )
 
 
-def _endless(graph: StreamGraph) -> Iterator[str]:
+def endless(graph: StreamGraph) -> Iterator[str]:
+    """How faults name the sources that never end."""
     for node in graph.nodes:
         spec = node.transformation.spec
         if isinstance(spec, SourceSpec) and spec.source.boundedness is not Boundedness.BOUNDED:

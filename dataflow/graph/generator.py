@@ -16,6 +16,7 @@ from dataflow.datastream.output_tag import OutputTag
 from dataflow.errors import FunctionPicklingError, JobGraphError
 from dataflow.graph.batch_mode import batch_faults, in_batch, is_batch, without_checkpoints
 from dataflow.graph.chaining import Chain, build_chains
+from dataflow.graph.iterations import iteration_faults
 from dataflow.graph.job_graph import (
     JobEdge,
     JobGraph,
@@ -42,7 +43,7 @@ def build_job_graph(
     if batch:
         configuration = without_checkpoints(settings.configuration)
         graph.settings = settings = replace(settings, configuration=configuration)
-    faults = [*find_faults(name, graph), *batch_faults(graph)]
+    faults = [*find_faults(name, graph), *batch_faults(graph), *iteration_faults(graph)]
     blobs = _Blobs(graph, batch)
     if faults:
         raise JobGraphError(faults + blobs.faults)
@@ -70,7 +71,7 @@ class _Blobs:
         self.main_classes = b""
         for node in graph.nodes:
             try:
-                spec = operator_spec(node.transformation, batch)
+                spec = operator_spec(node.transformation, batch and not node.in_iteration)
                 self.specs[node] = dump_spec(spec, node.label)
                 for link in node.inputs:
                     if link.input.function is not None:
@@ -115,6 +116,7 @@ def _edges(chains: list[Chain], blobs: _Blobs) -> dict[Link, JobEdge]:
                 partitioning=link.partitioning,
                 input_index=link.input.index,
                 function=blobs.functions.get(link),
+                feedback=link.feedback,
             )
     return edges
 

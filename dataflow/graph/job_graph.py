@@ -82,13 +82,14 @@ class JobEdge:
     source: str  # JobVertex.id
     target: str  # JobVertex.id
     partitioning: Partitioning
-    input_index: int = 0  # which input of a two-input head
+    input_index: int = 0  # which input of a head with several
     function: bytes | None = None  # cloudpickled key selector or (partitioner, key selector)
+    feedback: bool = False  # closes a loop: goes back to a vertex that comes before
 
 
 @dataclass(frozen=True)
 class JobGraph:
-    """A whole job: vertices in topological order, edges, and its configuration."""
+    """A whole job: vertices in topological order (but for feedback), edges, and configuration."""
 
     name: str
     vertices: tuple[JobVertex, ...]
@@ -173,6 +174,7 @@ def _encode_graph(graph: JobGraph) -> dict[str, Any]:
                 "partitioning": e.partitioning.value,
                 "input_index": e.input_index,
                 "function": None if e.function is None else _b64(e.function),
+                "feedback": e.feedback,
             }
             for e in graph.edges
         ],
@@ -217,6 +219,7 @@ def _decode_graph(data: dict[str, Any]) -> JobGraph:
             partitioning=Partitioning(e["partitioning"]),
             input_index=e["input_index"],
             function=None if e["function"] is None else base64.b64decode(e["function"]),
+            feedback=e["feedback"],
         )
         for e in data["edges"]
     )

@@ -26,7 +26,8 @@ class PlanReady(BaseException):
 def plan_as_json(graph: JobGraph) -> str:
     """Operators as ``nodes`` in the shape of Flink's plan, chains as ``vertices``.
 
-    A node's ``id`` is its position; ``side`` is the name of the side output that is read, if any.
+    A node's ``id`` is its position; ``side`` is the name of the side output that is read, if any;
+    ``feedback`` is there where a loop closes.
     """
     ids = {
         (vertex.id, index): position
@@ -38,11 +39,14 @@ def plan_as_json(graph: JobGraph) -> str:
         for target in vertex.operators[index].targets:
             if target.edge is None:
                 assert target.chained is not None
-                reader, strategy = (vertex.id, target.chained), "FORWARD"
+                reader, strategy, feedback = (vertex.id, target.chained), "FORWARD", False
             else:
                 edge = edges[target.edge]
                 reader, strategy = (edge.target, 0), edge.partitioning.value
+                feedback = edge.feedback
             entry: dict[str, Any] = {"id": ids[vertex.id, index], "ship_strategy": strategy}
+            if feedback:
+                entry["feedback"] = True
             predecessors[reader].append(entry | {"side": target.tag})
     plan = {
         "name": graph.name,
@@ -119,8 +123,12 @@ class _Drawing:
         if vertex.slot_sharing_group != "default":
             facts.append(f"slot sharing group '{vertex.slot_sharing_group}'")
         facts += [f"{name} {amount:g}" for name, amount in sorted(vertex.resources.items())]
-        reads = [f"[{self._numbers[edge.source]}]" for edge in self._graph.inputs(vertex.id)]
+        edges = self._graph.inputs(vertex.id)
+        reads = [f"[{self._numbers[edge.source]}]" for edge in edges if not edge.feedback]
+        back = {f"[{self._numbers[edge.source]}]" for edge in edges if edge.feedback}
         inputs = f"  ◀── {', '.join(reads)}" if reads else ""
+        if back:
+            inputs += f", and rounds from {', '.join(sorted(back))}"
         head = vertex.operators[0]
         number = self._numbers[vertex.id]
         yield f"[{number}] {_describe(head)}  ({', '.join(facts)}){inputs}"
@@ -142,7 +150,8 @@ class _Drawing:
         assert target.edge is not None
         edge = self._edges[target.edge]
         name = self._heads[edge.target].name
-        return f"{edge.partitioning.value} ──▶ [{self._numbers[edge.target]}] {name}"
+        arrow = "──▶ back to" if edge.feedback else "──▶"
+        return f"{edge.partitioning.value} {arrow} [{self._numbers[edge.target]}] {name}"
 
 
 def _describe(operator: OperatorNode) -> str:

@@ -278,6 +278,37 @@ class PartitionSpec(OperatorSpec):
 
 
 @dataclass(frozen=True)
+class IterationInputSpec(OperatorSpec):
+    """Where a stream from outside enters an iteration: its time becomes round 0."""
+
+
+@dataclass(frozen=True)
+class IterationHeadSpec(OperatorSpec):
+    """Where the rounds begin; its inputs are the initial records, the feedback, and reports.
+
+    ``max_rounds`` None sets no bound. ``keeps_last``: what the last round has fed back comes out
+    of the side output LAST_ROUND.
+    """
+
+    max_rounds: int | None
+    keeps_last: bool
+
+
+@dataclass(frozen=True)
+class IterationTailSpec(OperatorSpec):
+    """Where a round ends: hands the feedback on, and in ROUND_REPORTS how much is left to do.
+
+    That is the number of records that ``until`` is not true of; None is true of no record.
+    """
+
+    until: Callable[[Any], Any] | None
+
+
+#: Side outputs, by the ids of their tags.
+LAST_ROUND, ROUND_REPORTS = "$last-round", "$round-reports"
+
+
+@dataclass(frozen=True)
 class SortedInputSpec(OperatorSpec):
     """In BATCH: ``operator``, of BY_KEY and perhaps in OnErrorSpec, gets its input key by key."""
 

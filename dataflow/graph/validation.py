@@ -14,7 +14,7 @@ from dataflow.graph.specs import CAN_SKIP, ProcessSpec, SourceSpec
 from dataflow.graph.stream_graph import NAME_CHARS_MAX, Node, StreamGraph
 
 #: Operators that the compiler adds; they have the uid of the one that they were added for.
-INSERTED_KINDS = ("enumerator", "before_shuffle")
+INSERTED_KINDS = ("enumerator", "before_shuffle", "iteration_input", "iteration_tail")
 SUBTASKS_MAX = 10_000
 
 

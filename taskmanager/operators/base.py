@@ -100,6 +100,9 @@ class Operator:
     #: Whether ``process_batch`` takes ArrowBatch; if not, the chain converts to rows first.
     accepts_arrow = False
 
+    #: Whether input is taken also while the task's outputs have no room; nothing is emitted then.
+    stores_input = False
+
     output: Output
     context: OperatorContext
 

@@ -25,6 +25,9 @@ from dataflow.graph.specs import (
     FilterSpec,
     FlatMapSpec,
     IntervalJoinSpec,
+    IterationHeadSpec,
+    IterationInputSpec,
+    IterationTailSpec,
     MapBatchesSpec,
     MapSpec,
     OnErrorSpec,
@@ -60,6 +63,11 @@ from taskmanager.operators.columnar.window import ColumnarWindowOperator
 from taskmanager.operators.enumerator import EnumeratorOperator
 from taskmanager.operators.error_policy import Skip
 from taskmanager.operators.interval_join import IntervalJoinOperator
+from taskmanager.operators.iteration import (
+    IterationHeadOperator,
+    IterationInputOperator,
+    IterationTailOperator,
+)
 from taskmanager.operators.keyed_operator import KeyedOperator
 from taskmanager.operators.partition import KeyedPartitionOperator, PartitionOperator
 from taskmanager.operators.process import KeyedProcessOperator, ProcessOperator
@@ -175,6 +183,9 @@ _OPERATORS: dict[type[OperatorSpec], Callable[[Any], Operator]] = {
     CepSpec: CepOperator,
     OnErrorSpec: _on_error,
     PartitionSpec: _partition,
+    IterationInputSpec: IterationInputOperator,
+    IterationHeadSpec: IterationHeadOperator,
+    IterationTailSpec: IterationTailOperator,
     SortedInputSpec: _sorted_input,
     SinkSpec: SinkOperator,
 }

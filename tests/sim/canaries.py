@@ -13,6 +13,7 @@ from unittest import mock
 
 from dataflow.common.batch import MIN_TIMESTAMP
 from dataflow.common.keys import KeyGroupMemo
+from dataflow.datastream import iteration
 from dataflow.errors import StorageError
 from jobmanager.checkpoint_coordinator import CheckpointCoordinator
 from jobmanager.watermark_alignment import WatermarkAlignment
@@ -35,6 +36,7 @@ from taskmanager.messages import CheckpointAcknowledged, DataMessage, Feedback, 
 from taskmanager.operators.async_wait import AsyncWaitOperator
 from taskmanager.operators.columnar.pre_aggregate import PreAggregateOperator
 from taskmanager.operators.interval_join import IntervalJoinOperator
+from taskmanager.operators.iteration import IterationHeadOperator
 from taskmanager.operators.sink import SinkOperator
 from taskmanager.operators.source_alignment import SourceAlignment
 from taskmanager.processing_time import ProcessingTime
@@ -444,6 +446,18 @@ def wait_for_the_dead() -> Iterator[None]:
 
 
 @contextmanager
+def rounds_mixed_by_a_fast_head() -> Iterator[None]:
+    """27: what is fed back is for the head's next round, although another one is ahead of it."""
+
+    def process_feedback(self: IterationHeadOperator, batch: Any) -> None:
+        if not self._ended:
+            self._store(batch, self._round + 1)
+
+    with mock.patch.object(IterationHeadOperator, "_process_feedback", process_feedback):
+        yield
+
+
+@contextmanager
 def wait_for_the_ended() -> Iterator[None]:
     """25: a source that has ended holds the others back."""
     original = WatermarkAlignment.reached
@@ -467,6 +481,26 @@ def wait_for_nobody() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def rounds_end_too_early() -> Iterator[None]:
+    """28: a round does not wait for operators of the body that feed nothing back."""
+    with mock.patch.object(iteration, "_ways_that_end", return_value=()):
+        yield
+
+
+def in_rounds(rates: Rates) -> Rates:
+    """What a job without checkpoints has an answer to, often enough to strike amid its rounds."""
+    return Rates(
+        enabled=frozenset({"F01", "F13", "F14", "F15"}),
+        message_repeat=0.1,
+        poison=0.0003,
+        slow_message_us=200 * MS,
+        strike_every_us=1_500 * MS,
+        heal_at_us=min(rates.heal_at_us, 10 * SECOND),
+    )
+
+
+ITERATE = Options(scenario="faults", kind="iterate", rates=in_rounds)
 _ASYNC = Options(scenario="faults", kind="async", rates=_busy)
 _ALIGNED = Options(scenario="faults", kind="aligned", rates=_busy)
 _LEDGER = Options(scenario="faults", kind="ledger", rates=_busy)
@@ -529,4 +563,6 @@ CANARIES = (
         wait_for_nobody,
         Options(scenario="faults", kind="aligned", rates=lambda _: Rates(heal_at_us=1 * MS)),
     ),
+    Canary("rounds mixed by a fast head", rounds_mixed_by_a_fast_head, ITERATE),
+    Canary("rounds end too early", rounds_end_too_early, ITERATE),
 )

@@ -41,6 +41,7 @@ from dataflow.datastream.stream_execution_environment import StreamExecutionEnvi
 from dataflow.datastream.window import SlidingEventTimeWindows, TumblingEventTimeWindows
 from dataflow.graph.job_graph import JobGraph
 from tests.coroutines import pause
+from tests.sim.iterations import build_iterations
 from tests.sim.joins import build_joins
 from tests.sim.ledger import LedgerSink, current
 
@@ -75,6 +76,10 @@ class Shape:
     def records(self) -> int:
         return sum(self.sizes)
 
+    @property
+    def checkpointed(self) -> bool:
+        return self.kind != "iterate"
+
 
 def draw_shape(rng: random.Random, kind: str | None = None) -> Shape:
     """A random job of a few hundred records."""
@@ -89,6 +94,8 @@ def draw_shape(rng: random.Random, kind: str | None = None) -> Shape:
     disorder = rng.choice([0, 30, 120])
     late = kind == "windows" and rng.random() < 0.6
     pace = rng.choice([60, 100, 150])
+    if kind == "iterate":  # most happens after the sources have ended
+        pace //= 10
     return Shape(
         kind=kind,
         parallelism=parallelism,
@@ -368,6 +375,9 @@ class NameWindow(ProcessWindowFunction[Any, Any, Any, Any]):
 
 def build(shape: Shape, settings: dict[str, str], output: str) -> JobGraph:
     """The JobGraph of a shape; ``output`` is a folder for files."""
+    if not shape.checkpointed:
+        settings = settings | {"execution.runtime-mode": "BATCH" if shape.columnar else "STREAMING"}
+        del settings["execution.checkpointing.interval"]
     environment = StreamExecutionEnvironment(Configuration(settings))
     environment.set_parallelism(shape.parallelism)
     _BUILDERS[shape.kind](environment, shape, output)
@@ -473,6 +483,10 @@ def _joins(environment: StreamExecutionEnvironment, shape: Shape, output: str) -
     build_joins(_stream(environment, shape).map(_touch).uid("map"))
 
 
+def _iterate(environment: StreamExecutionEnvironment, shape: Shape, output: str) -> None:
+    build_iterations(_stream(environment, shape).map(_touch).uid("map"))
+
+
 def _files(environment: StreamExecutionEnvironment, shape: Shape, output: str) -> None:
     """Through the real exactly-once file sink."""
     mapped = _stream(environment, shape).map(_touch).uid("map")
@@ -511,6 +525,7 @@ _BUILDERS: dict[str, Callable[[StreamExecutionEnvironment, Shape, str], None]] =
     "async": _async,
     "columns": _columns,
     "files": _files,
+    "iterate": _iterate,
     "joins": _joins,
     "ledger": _ledger,
     "splits": _ledger,

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from tests.sim import joins
+from tests.sim import iterations, joins
 from tests.sim.jobs import (
     ALIGNED_DRIFT_MS,
     TIMER_MS,
@@ -24,7 +24,13 @@ from tests.sim.ledger import Ledger
 
 SHOWN_MAX = 5
 SIDES = ("left", "right")
-SINKS = {"regions": SIDES, "aligned": SIDES, "files": ("files",), "joins": joins.SINKS}
+SINKS = {
+    "regions": SIDES,
+    "aligned": SIDES,
+    "files": ("files",),
+    "iterate": iterations.SINKS,
+    "joins": joins.SINKS,
+}
 
 
 def check_output(
@@ -44,6 +50,8 @@ def check_output(
     elif shape.kind == "joins":
         for sink, expected in joins.expected_of(source_log(shape)).items():
             yield from _same(sink, expected, ledger.rows(sink), complete)
+    elif shape.kind == "iterate":
+        yield from _check_rounds(shape, ledger, complete)
     elif shape.kind in ("regions", "aligned", "files"):
         for sink in SINKS[shape.kind]:
             yield from _same(sink, source_log(shape), ledger.rows(sink), complete)
@@ -64,6 +72,8 @@ def normalised(shape: Shape, ledger: Ledger) -> Any:
     if shape.kind == "columns":
         sums = ((key, count) for key, count, _ in ledger.rows("sums"))
         return sorted(ledger.rows("windows")), sorted(sums)
+    if shape.kind == "iterate":  # see _check_rounds
+        return [sorted(set(ledger.rows(sink))) for sink in iterations.SINKS]
     if shape.kind in SINKS:
         return [sorted(ledger.rows(sink)) for sink in SINKS[shape.kind]]
     rows = ledger.rows("records")
@@ -136,6 +146,25 @@ def _check_sums(shape: Shape, ledger: Ledger, complete: bool) -> Iterator[str]:
     for key, count, total in rows:
         if key in totals and count == totals[key][0] and total != totals[key][1]:
             yield f"sum of key {key} is {total} instead of {totals[key][1]}"
+
+
+def _check_rounds(shape: Shape, ledger: Ledger, complete: bool) -> Iterator[str]:
+    """Everything, and in each life of the job nothing twice.
+
+    Without checkpoints sinks commit at the end, each by itself: a job that fails in the middle of
+    it begins anew and commits again.
+    """
+    for sink, expected in iterations.expected_of(source_log(shape)).items():
+        wanted = Counter(expected)
+        yield from _same(sink, set(wanted), set(ledger.rows(sink)), complete)
+        lives: dict[str, Counter[Any]] = {}
+        for transaction in ledger.visible:
+            if transaction.sink == sink:
+                life = transaction.identifier.split("/")[2]
+                lives.setdefault(life, Counter()).update(transaction.rows)
+        for life, rows in lives.items():
+            if more := rows - wanted:
+                yield f"{sink}: {sum(more.values())} too many in {life}, such as {_some(more)}"
 
 
 def _summaries(shape: Shape) -> Iterator[tuple[int, ...]]:

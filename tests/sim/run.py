@@ -176,7 +176,7 @@ class _Run:
             damage = self._corrupt if world.chance(0.5) else self._spoil
             world.after(world.between(3, 8) * SECOND, damage)
         world.run(int(self.nemesis.rates.heal_at_us), self._over)
-        if not self._over():
+        if not self._over() and self.shape.checkpointed:
             self._require_progress()
         if not self._over():
             deadline = world.now_us + FINISH_WITHIN
@@ -347,7 +347,7 @@ class _Run:
             output = oracles.normalised(self.shape, self.ledger)
         except Exception as error:
             world.violation(f"the output is malformed: {error!r}")
-        if self.scenario != "corrupt":
+        if self.scenario != "corrupt" and self.shape.checkpointed:
             self._audit_store(finished)
         return Result(
             seed=world.seed,

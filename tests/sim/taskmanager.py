@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
+from dataflow.common.config_options import ConfigOptions
 from state.checkpoint_store import CheckpointStore
 from taskmanager.channel import ChannelProtocolError
 from taskmanager.elements import Attempt, ChannelId
@@ -163,6 +164,8 @@ class SimTaskManager(SimProcess):
         self.cluster.send_report(self, report)
 
     def checkpoint_store(self, descriptor: TaskDeploymentDescriptor) -> CheckpointStore | None:
+        if ConfigOptions.CHECKPOINTING_INTERVAL.key not in descriptor.configuration:
+            return None
         if self._store is None:
             self._store = self.cluster.open_store(self)
         return self._store

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.sim.__main__ import describe
-from tests.sim.canaries import CANARIES, Canary
+from tests.sim.canaries import CANARIES, ITERATE, Canary
 from tests.sim.nemesis import AMBIENT, STRIKES
 from tests.sim.run import Options, Result, run_seed, without_faults
 
@@ -89,6 +89,15 @@ def test_sources_that_wait_for_each_other_get_on_under_faults(start: int) -> Non
 def test_no_source_runs_away_from_those_it_is_aligned_with() -> None:
     for seed in range(5):
         check(without_faults(seed, Options(kind="aligned")))
+
+
+@pytest.mark.parametrize("start", range(4_000, 4_040, CHUNK))
+def test_iterations_bring_the_same_in_every_round_whatever_happens(start: int) -> None:
+    """By themselves for the same reason; and without checkpoints."""
+    results = [run_seed(seed, ITERATE) for seed in range(start, start + CHUNK)]
+    for result in results:
+        check(result)
+    assert sum(result.restarts for result in results) >= CHUNK / 2
 
 
 @pytest.mark.parametrize("canary", CANARIES, ids=lambda canary: canary.name)

@@ -33,12 +33,13 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
     return importlib.import_module
 
 
-def test_there_are_five_examples() -> None:
+def test_there_are_six_examples() -> None:
     assert SCRIPTS == [
         "carrier_report",
         "exactly_once_s3",
         "flight_delays",
         "fraud_alerts",
+        "page_rank",
         "word_count",
     ]
 
@@ -253,4 +254,43 @@ def test_the_carrier_report_notices_a_result_that_differs(
     right = module.expected
     monkeypatch.setattr(module, "expected", lambda flights: right(flights.slice(1)))
     assert module.main(["--limit", "500"]) == 1
+    assert "THE RESULT DIFFERS" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------------------- PageRank
+
+
+@pytest.mark.parametrize("parallelism", ["1", "3"])
+def test_page_rank_of_the_karate_club_is_that_of_the_literature(
+    parallelism: str, example: Callable[[str], ModuleType], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert example("page_rank").main(["--parallelism", parallelism]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    # As networkx computes them.
+    assert lines[:3] == [["0.1009", "34"], ["0.0970", "1"], ["0.0717", "33"]]
+    assert lines[5][:2] == ["1.0000", "in"]
+    assert lines[6][0] == "computed"
+
+
+def test_page_rank_of_links_in_a_file(
+    tmp_path: Path, example: Callable[[str], ModuleType], capsys: pytest.CaptureFixture[str]
+) -> None:
+    links = tmp_path / "links.txt"
+    links.write_text("a b\nb c\n\nc a\nd a\n")
+    assert example("page_rank").main(["--links", str(links), "--top", "1"]) == 0
+    assert "4 pages and 4 links" in capsys.readouterr().out
+    links.write_text("a b\nb c d\n")
+    with pytest.raises(SystemExit, match="line 2: 'from to' is needed, and this is 'b c d'"):
+        example("page_rank").main(["--links", str(links)])
+
+
+def test_page_rank_notices_a_result_that_differs(
+    example: Callable[[str], ModuleType],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = example("page_rank")
+    right = module.expected
+    monkeypatch.setattr(module, "expected", lambda links: right(links[2:]))
+    assert module.main([]) == 1
     assert "THE RESULT DIFFERS" in capsys.readouterr().out

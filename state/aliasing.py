@@ -71,7 +71,7 @@ def detached(value: Any) -> Any:
 
 def detached_rows(rows: list[Any]) -> list[Any]:
     """Each row ``detached``; one that cannot be copied is shared."""
-    return rows if _all_atomic(rows) else [_detached_if_possible(row) for row in rows]
+    return rows if all_immutable(rows) else [_detached_if_possible(row) for row in rows]
 
 
 def _detached_if_possible(value: Any) -> Any:

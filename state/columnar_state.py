@@ -64,6 +64,14 @@ class Runs:
         """How many rows there are at the moment; merging may make them less."""
         return self._gathered_rows + sum(int(run.num_rows) for run in self._runs)
 
+    def clear(self) -> None:
+        """Forget everything; it is somewhere else."""
+        self._runs, self._gathered, self._gathered_rows = [], [], 0
+
+    def put_before(self, tables: Sequence[pa.Table]) -> None:
+        """Rows that came before all that are here."""
+        self._runs = [*tables, *self._runs]
+
     def tables(self) -> list[pa.Table]:
         """Everything, in order, as it is."""
         return [*self._runs, *self._gathered]

@@ -132,7 +132,7 @@ class ConfigOptions:
         "execution.sorted-inputs.memory",
         size(1 << 20, 1 << 40),
         128 << 20,
-        "Of one keyed operator subtask in BATCH; what does not fit is sorted on disk",
+        "Of one keyed operator subtask in BATCH; what does not fit is on disk",
     )
     ITERATION_MEMORY = _option(
         "execution.iteration.memory",

@@ -57,14 +57,16 @@ class ProcessJoinFunction(Function):
         """An iterable or None; ``(tag, value)`` with an OutputTag goes to that side output."""
 
 
-class _ProcessPair(ProcessJoinFunction):
+class PairFunction(ProcessJoinFunction):
+    """A callable of both records that returns the one result. Operators may call it themselves."""
+
     def __init__(self, function: Callable[[Any, Any], Any]) -> None:
-        self._function = function
+        self.function = function
 
     def process_element(
         self, left: Any, right: Any, ctx: ProcessJoinFunction.Context
     ) -> Iterable[Any]:
-        return (self._function(left, right),)
+        return (self.function(left, right),)
 
 
 def as_process_join_function(
@@ -74,4 +76,4 @@ def as_process_join_function(
     if isinstance(function, ProcessJoinFunction):
         return function
     require_arity("process()", function, 2)
-    return _ProcessPair(function)
+    return PairFunction(function)

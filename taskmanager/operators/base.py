@@ -206,6 +206,10 @@ class TwoInputOperator(Operator):
     come to it as those of all its channels together, and barriers are aligned over all of them.
     """
 
+    #: In BATCH: whether records of one key must come in the order of their times over both inputs,
+    #: as opposed to those of each input.
+    one_order = True
+
     def process_batch2(self, batch: RowBatch | ArrowBatch) -> None:
         """Records of the second input."""
         raise NotImplementedError

@@ -16,7 +16,7 @@ from heapq import heappop, heappush
 from typing import Any
 
 from dataflow.cep.functions import Match, PatternProcessFunction, TimedOutPartialMatchHandler
-from dataflow.common.batch import MIN_TIMESTAMP, ArrowBatch, RowBatch
+from dataflow.common.batch import MAX_TIMESTAMP, MIN_TIMESTAMP, ArrowBatch, RowBatch
 from dataflow.common.config_options import ConfigOptions
 from dataflow.common.configuration import Configuration
 from dataflow.datastream.output_tag import OutputTag
@@ -178,6 +178,18 @@ class CepOperator(KeyedOperator):
             if self._event_time:
                 self._ring(timestamp)
         self.output.emit_watermark(timestamp)
+
+    def advance_key(self, timestamp: int) -> None:
+        if self._event_time:
+            self.process_watermark(timestamp - 1)
+
+    def end_of_key(self) -> None:
+        """What is left of its partial matches times out, also in processing time."""
+        if not self._event_time:
+            self._ring(MAX_TIMESTAMP)
+        super().end_of_key()
+        self._alarms = _Alarms()
+        self._watermark = MIN_TIMESTAMP
 
     def next_timer_at(self) -> int | None:
         return None if self._event_time else self._alarms.next_at()

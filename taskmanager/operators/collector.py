@@ -77,6 +77,19 @@ class Collector:
         for _, rows, _ in self._side.values():
             rows[:] = map(detached, rows)
 
+    def take_each(self, results: list[Any], timestamps: list[int]) -> None:
+        """As ``take`` of each result with its own timestamp."""
+        if self._state.shares_mutable or _may_be_tagged(results):
+            for result, timestamp in zip(results, timestamps, strict=True):
+                self.take((result,), timestamp)
+        else:
+            self.take_immutable(results, timestamps)
+
+    def take_immutable(self, results: list[Any], timestamps: list[int]) -> None:
+        """As ``take_each`` of results that need no copies and of which none is ``(tag, value)``."""
+        self._rows += results
+        self._timestamps += timestamps
+
     def take_untagged(self, results: Iterable[Any], timestamp: int | None) -> None:
         """All of ``results`` to the main output, whatever they are, and without copies."""
         before = len(self._rows)
@@ -121,3 +134,14 @@ class Collector:
             side, self._side, self._side_rows = self._side, {}, 0
             for tag, rows, timestamps in side.values():
                 self._output.emit_side(tag, RowBatch(rows, timestamps or None))
+
+
+def _may_be_tagged(results: list[Any]) -> bool:
+    """Whether some are pairs, as ``(tag, value)`` is, that begin with a tag."""
+    kinds = set(map(type, results))
+    if tuple not in kinds:
+        return False
+    pairs = results if len(kinds) == 1 else [each for each in results if type(each) is tuple]
+    if 2 not in set(map(len, pairs)):
+        return False
+    return any(isinstance(each[0], OutputTag) for each in pairs if len(each) == 2)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dataflow.common.batch import MIN_TIMESTAMP, ArrowBatch, RowBatch
+from dataflow.common.batch import MAX_TIMESTAMP, MIN_TIMESTAMP, ArrowBatch, RowBatch
 from dataflow.datastream.aggregates import fields_of
 from dataflow.datastream.window import TimeWindow
 from dataflow.graph.specs import ColumnarWindowSpec
@@ -187,6 +187,21 @@ class ColumnarWindowOperator(FunctionOperator):
             return self._accumulators.merge(rows)
         except pa.ArrowException as error:
             self.fail(error, "aggregating")
+
+    # --------------------------------------------------------------------------------- in BATCH
+
+    @property
+    def state(self) -> ColumnarState:
+        return self._state
+
+    def next_window(self) -> Window | None:
+        """The one that fires next, if any will before time ends."""
+        due = self._to_fire and self._to_fire[0][0] <= MAX_TIMESTAMP
+        return self._to_fire[0][1] if due else None
+
+    def slices_of(self, window: Window) -> range:
+        """The starts of its slices."""
+        return self._slices.slices_of(window)
 
     # ---------------------------------------------------------------------------------- event time
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from tests.sim import joins
+from tests.sim import joins, mixed_oracle
 from tests.sim.jobs import TIMER_MS, WINDOW_MS, Record, Shape, source_log
 from tests.sim.ledger import Ledger
 
@@ -35,6 +35,11 @@ def check_output(
     elif shape.kind == "joins":
         for sink, expected in joins.expected_of(source_log(shape)).items():
             yield from _same(sink, expected, ledger.rows(sink), complete)
+    elif shape.kind == "mixed":
+        log, found = list(source_log(shape)), mixed_oracle.found_in(ledger.rows)
+        for name, expected in mixed_oracle.expected_of(log).items():
+            yield from _same(name, expected, found[name], complete)
+        yield from mixed_oracle.broken_rules(log, ledger.rows, complete)
     elif shape.kind in ("regions", "files"):
         for sink in SINKS[shape.kind]:
             yield from _same(sink, source_log(shape), ledger.rows(sink), complete)
@@ -55,6 +60,8 @@ def normalised(shape: Shape, ledger: Ledger) -> Any:
     if shape.kind == "columns":
         sums = ((key, count) for key, count, _ in ledger.rows("sums"))
         return sorted(ledger.rows("windows")), sorted(sums)
+    if shape.kind == "mixed":
+        return {name: sorted(rows) for name, rows in mixed_oracle.found_in(ledger.rows).items()}
     if shape.kind in SINKS:
         return [sorted(ledger.rows(sink)) for sink in SINKS[shape.kind]]
     rows = ledger.rows("records")

@@ -12,11 +12,13 @@ from typing import Any
 from dataflow.cep import CEP, AfterMatchSkipStrategy, Pattern
 from dataflow.cep.functions import PatternProcessFunction, TimedOutPartialMatchHandler
 from dataflow.common import Duration, WatermarkStrategy
-from dataflow.datastream import CheckpointedFunction, DataStream
+from dataflow.datastream import AsyncDataStream, CheckpointedFunction, DataStream
 from dataflow.datastream.functions import (
     AggregateFunction,
+    AsyncFunction,
     KeyedBroadcastProcessFunction,
     KeyedCoProcessFunction,
+    KeyedProcessFunction,
     ProcessFunction,
     ProcessWindowFunction,
     RuntimeContext,
@@ -40,6 +42,7 @@ from dataflow.datastream.window import (
     TriggerResult,
     TumblingEventTimeWindows,
 )
+from tests.coroutines import pause
 from tests.sim.joins import END_MS, is_left, is_right, is_rule
 from tests.sim.ledger import LedgerSink
 
@@ -49,6 +52,8 @@ GAP_MS = 61
 BURST = 3  # a session says how it stands at every so many records
 TUMBLING_MS, EARLY_MS, LATENESS_MS, KEPT = 400, 100, 50, 3
 SIZE_MS, SLIDE_MS = 300, 100
+SECOND_MS = 1_000
+FLUSH_MS = 400
 COUNT, COUNT_SLIDE = 5, 2
 WITHIN_MS = 250
 LEFT_WAITS_MS, RIGHT_WAITS_MS = 51, 70  # odd and even, so that timers tell their side
@@ -63,6 +68,10 @@ RULES = MapStateDescriptor("rules")
 
 def key_of(record: Record) -> int:
     return record[2]
+
+
+def first_of(row: tuple[int, ...]) -> int:
+    return row[0]
 
 
 def identity(record: Record) -> tuple[int, int]:
@@ -127,6 +136,11 @@ class Members(ProcessWindowFunction[Record, Any, int, TimeWindow]):
         yield key, window.start, window.end, over, tuple(map(identity, elements))
 
 
+class HowMany(ProcessWindowFunction[Any, Any, int, TimeWindow]):
+    def process(self, key: int, context: Any, elements: Iterable[Any]) -> Iterator[Any]:
+        yield key, context.window().start, sum(1 for _ in elements)
+
+
 class Numbered(ProcessWindowFunction[Record, Any, int, TimeWindow]):
     """Numbers the evaluations of a window, in its state."""
 
@@ -169,10 +183,23 @@ class NameWindow(ProcessWindowFunction[Any, Any, int, TimeWindow]):
             yield key, context.window().start, gathered
 
 
+class AskAbout(AsyncFunction):
+    """Some wait longer for an answer than others."""
+
+    async def async_invoke(self, value: Record) -> list[Record]:
+        for _ in range(value[1] % 3):
+            await pause()
+        return [value]
+
+
 def _build_windows(mapped: DataStream) -> None:
     grouped = mapped.filter(in_session).uid("grouped").key_by(key_of)
     sessions = grouped.window(EventTimeSessionWindows.with_gap(GAP_MS)).process(Members())
     sessions.uid("sessions").sink_to(LedgerSink("sessions")).uid("sessions-sink")
+    # What windows emit has timestamps, too, and is never behind their watermark.
+    per_second = sessions.key_by(first_of).window(TumblingEventTimeWindows.of(SECOND_MS))
+    per_second = per_second.process(HowMany()).uid("per-second")
+    per_second.sink_to(LedgerSink("per-second")).uid("per-second-sink")
     dynamic = grouped.window(DynamicEventTimeSessionWindows.with_dynamic_gap(Gap()))
     bursts = dynamic.trigger(EveryFewAndAtTheEnd()).process(Members())
     bursts.uid("bursts").sink_to(LedgerSink("bursts")).uid("bursts-sink")
@@ -197,7 +224,8 @@ def _build_windows(mapped: DataStream) -> None:
     early.sink_to(LedgerSink("early")).uid("early-sink")
     early.get_side_output(LATE).sink_to(LedgerSink("late")).uid("late-sink")
 
-    sliding = mapped.key_by(key_of).window(SlidingEventTimeWindows(SIZE_MS, SLIDE_MS, 0))
+    asked = AsyncDataStream.unordered_wait(mapped, AskAbout(), timeout=0, capacity=4).uid("asked")
+    sliding = asked.key_by(key_of).window(SlidingEventTimeWindows(SIZE_MS, SLIDE_MS, 0))
     sliding = sliding.aggregate(Gather(), NameWindow()).uid("sliding")
     sliding.sink_to(LedgerSink("sliding")).uid("sliding-sink")
     counted = mapped.key_by(key_of).count_window(COUNT, COUNT_SLIDE).process(ByCount())
@@ -306,6 +334,24 @@ class WaitOnBothSides(KeyedCoProcessFunction):
         self._right.update(record for record in waiting if record[3] > due)
 
 
+class FlushByTheClock(KeyedProcessFunction):
+    """Hands over what it has after a while of processing time, and at the end of event time."""
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        self._waiting = runtime_context.get_list_state(ListStateDescriptor("waiting"))
+
+    def process_element(self, value: Record, ctx: Any) -> None:
+        timers = ctx.timer_service()
+        if not self._waiting.get():
+            timers.register_processing_time_timer(timers.current_processing_time() + FLUSH_MS)
+        self._waiting.add(identity(value))
+        timers.register_event_time_timer(END_MS)
+
+    def on_timer(self, timestamp: int, ctx: Any) -> Iterator[Any]:
+        yield from self._waiting.get()
+        self._waiting.clear()
+
+
 class CountUnderRules(KeyedBroadcastProcessFunction[Any, Any, Any, Any]):
     """Counts a key's records, how many rules came meanwhile, and at the end all rules."""
 
@@ -347,6 +393,8 @@ def _build_functions(mapped: DataStream) -> None:
     waited.sink_to(LedgerSink("waited")).uid("waited-sink")
     pairs = left.interval_join(right).between(LOWER_MS, UPPER_MS).process(_pair).uid("pairs")
     pairs.sink_to(LedgerSink("pairs")).uid("pairs-sink")
+    flushed = mapped.key_by(key_of).process(FlushByTheClock()).uid("flushed")
+    flushed.sink_to(LedgerSink("flushed")).uid("flushed-sink")
     rules = mapped.filter(is_rule).uid("rules").broadcast(RULES)
     ruled = mapped.key_by(key_of).connect(rules).process(CountUnderRules()).uid("ruled")
     ruled.sink_to(LedgerSink("ruled")).uid("ruled-sink")

@@ -25,6 +25,7 @@ def expected_of(records: Sequence[Record]) -> dict[str, list[Any]]:
     """Everything that has one right output, by name, in no order."""
     return {
         "sessions": list(_sessions(records, lambda record: mixed.GAP_MS)),
+        "per-second": list(_per_second(records)),
         "final bursts": list(_sessions(records, mixed.gap_of)),
         "early and late": [(*_tumbling_window(record), *identity(record)) for record in records],
         "sliding": list(_sliding(records)),
@@ -34,6 +35,7 @@ def expected_of(records: Sequence[Record]) -> dict[str, list[Any]]:
         "tenths": [(source, n, n + 1) for source, n, _, _ in records if n % 10 == 0],
         "waited": list(_waited(records)),
         "pairs": list(_pairs(records)),
+        "flushed": list(map(identity, records)),
         "ruled": list(_ruled(records)),
     }
 
@@ -90,6 +92,15 @@ def _sessions(
             end = max(end, record[3] + gap_of(record)) if members else record[3] + gap_of(record)
             members.append(identity(record))
         yield key, begin, end, tuple(sorted(members))
+
+
+def _per_second(records: Sequence[Record]) -> Iterator[tuple[int, int, int]]:
+    ends = Counter(
+        (key, (end - 1) // mixed.SECOND_MS * mixed.SECOND_MS)
+        for key, _, end, _ in _sessions(records, lambda record: mixed.GAP_MS)
+    )
+    for second, count in ends.items():
+        yield *second, count
 
 
 def _session(row: tuple[Any, ...]) -> tuple[Any, ...]:

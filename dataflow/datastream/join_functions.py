@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from dataflow.common.callables import require_arity
+from dataflow.common.callables import require_arity, require_plain
 from dataflow.datastream.functions import Function
 
 
@@ -74,6 +74,7 @@ def as_process_join_function(
 ) -> ProcessJoinFunction:
     """A callable gives one result per pair. Raises JobGraphError if it is neither."""
     if isinstance(function, ProcessJoinFunction):
+        require_plain("process", function, "process_element", may_yield=True)
         return function
     require_arity("process()", function, 2)
     return PairFunction(function)

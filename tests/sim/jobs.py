@@ -44,6 +44,7 @@ from tests.coroutines import pause
 from tests.sim.iterations import build_iterations
 from tests.sim.joins import build_joins
 from tests.sim.ledger import LedgerSink, current
+from tests.sim.mixed import build_mixed
 
 Record = tuple[int, int, int, int]
 WINDOW_MS = 400
@@ -57,7 +58,7 @@ LATE = OutputTag("late")
 class Shape:
     """What a seed chooses about its job."""
 
-    kind: str  # one of ``_BUILDERS``
+    kind: str  # one of ``KINDS``
     parallelism: int
     sizes: tuple[int, ...]  # records per source (split)
     keys: int
@@ -82,10 +83,11 @@ class Shape:
 
 
 def draw_shape(rng: random.Random, kind: str | None = None) -> Shape:
-    """A random job of a few hundred records."""
-    kind = kind or rng.choice(
+    """A random job of a few hundred records, the same with its own ``kind`` named or not."""
+    own = rng.choice(
         ["ledger", "ledger", "windows", "columns", "joins", "splits", "regions", "files"]
     )
+    kind = kind or own
     parallelism = rng.choice([2, 2, 3])
     sources = rng.choice([5, 6, 8]) if kind == "splits" else parallelism
     total = rng.randint(300, 420)
@@ -119,6 +121,8 @@ def record_of(shape: Shape, source: int, n: int) -> Record:
     spread = (n * 7 + source * 3) % shape.keys
     key = 0 if shape.skewed and n % 2 else spread
     delay = (n * 7919 + source * 104_729) % (shape.disorder_ms + 1)
+    if shape.kind == "mixed":
+        delay -= delay % 2  # see there
     return source, n, key, 10_000 + n * 10 - delay
 
 
@@ -487,6 +491,10 @@ def _iterate(environment: StreamExecutionEnvironment, shape: Shape, output: str)
     build_iterations(_stream(environment, shape).map(_touch).uid("map"))
 
 
+def _mixed(environment: StreamExecutionEnvironment, shape: Shape, output: str) -> None:
+    build_mixed(_stream(environment, shape).map(_touch).uid("map"))
+
+
 def _files(environment: StreamExecutionEnvironment, shape: Shape, output: str) -> None:
     """Through the real exactly-once file sink."""
     mapped = _stream(environment, shape).map(_touch).uid("map")
@@ -528,7 +536,11 @@ _BUILDERS: dict[str, Callable[[StreamExecutionEnvironment, Shape, str], None]] =
     "iterate": _iterate,
     "joins": _joins,
     "ledger": _ledger,
+    "mixed": _mixed,
     "splits": _ledger,
     "windows": _windows,
     "regions": _regions,
 }
+
+#: What ``Shape.kind`` may be. Seeds do not choose all of them: that would change what they all do.
+KINDS = tuple(_BUILDERS)

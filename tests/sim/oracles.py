@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from tests.sim import iterations, joins
+from tests.sim import iterations, joins, mixed_oracle
 from tests.sim.jobs import (
     ALIGNED_DRIFT_MS,
     TIMER_MS,
@@ -52,6 +52,11 @@ def check_output(
             yield from _same(sink, expected, ledger.rows(sink), complete)
     elif shape.kind == "iterate":
         yield from _check_rounds(shape, ledger, complete)
+    elif shape.kind == "mixed":
+        log, found = list(source_log(shape)), mixed_oracle.found_in(ledger.rows)
+        for name, expected in mixed_oracle.expected_of(log).items():
+            yield from _same(name, expected, found[name], complete)
+        yield from mixed_oracle.broken_rules(log, ledger.rows, complete)
     elif shape.kind in ("regions", "aligned", "files"):
         for sink in SINKS[shape.kind]:
             yield from _same(sink, source_log(shape), ledger.rows(sink), complete)
@@ -74,6 +79,8 @@ def normalised(shape: Shape, ledger: Ledger) -> Any:
         return sorted(ledger.rows("windows")), sorted(sums)
     if shape.kind == "iterate":  # see _check_rounds
         return [sorted(set(ledger.rows(sink))) for sink in iterations.SINKS]
+    if shape.kind == "mixed":
+        return {name: sorted(rows) for name, rows in mixed_oracle.found_in(ledger.rows).items()}
     if shape.kind in SINKS:
         return [sorted(ledger.rows(sink)) for sink in SINKS[shape.kind]]
     rows = ledger.rows("records")

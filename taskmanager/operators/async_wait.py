@@ -24,6 +24,7 @@ from dataflow.common.codec import dumps_data, loads_data
 from dataflow.datastream.functions import AsyncRetryPredicate
 from dataflow.errors import JobExecutionError
 from dataflow.graph.specs import AsyncWaitSpec
+from state.aliasing import made_separate
 from state.snapshot import OperatorSnapshot
 from taskmanager.operators.completion_queue import CompletionQueue, Entry, MarkerKind
 from taskmanager.operators.function_operator import FunctionOperator
@@ -202,6 +203,7 @@ class AsyncWaitOperator(FunctionOperator):
         def emit() -> None:
             nonlocal rows, stamps
             if rows:
+                made_separate(rows)
                 batch = RowBatch(rows, stamps or None)
                 rows, stamps = [], []
                 self.output.emit(batch)

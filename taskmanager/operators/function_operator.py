@@ -167,11 +167,16 @@ def not_iterable(error: BaseException, produced: Any, method: str) -> BaseExcept
     ``produced`` is None before it returned: then the error is the function's own.
     """
     if isinstance(error, TypeError) and not isinstance(produced, (Iterable, type(None))):
-        return TypeError(
-            f"{method} must yield its results or return an iterable or None; it returned "
-            f"{type(produced).__name__}"
-        )
+        return must_yield(method, produced)
     return error
+
+
+def must_yield(method: str, produced: Any) -> TypeError:
+    """What is wrong with ``produced``, which ``method`` returned."""
+    return TypeError(
+        f"{method} must yield its results or return an iterable or None; it returned "
+        f"{type(produced).__name__}"
+    )
 
 
 def is_of_user_code(error: BaseException) -> bool:

@@ -113,3 +113,16 @@ class OperatorRuntimeContext(RuntimeContext):
         if self._store is None:
             raise RuntimeError("state needs a keyed stream: call key_by() before this operation")
         return self._store
+
+
+class ConditionRuntimeContext(OperatorRuntimeContext):
+    """For conditions of patterns: they are asked about many partial matches, or about none."""
+
+    def __init__(self, context: OperatorContext) -> None:
+        super().__init__(context, None)
+
+    def _keyed(self) -> KeyedStateStore:
+        raise RuntimeError(
+            "a condition has no state: look at the partial match with "
+            "ctx.get_events_for_pattern(), or keep state in a process function before the pattern"
+        )

@@ -70,6 +70,7 @@ class CepOperator(KeyedOperator):
             if predicate.owner is not None
         }
         self._opened_conditions: list[tuple[Function, str]] = []
+        self._conditions_context: ConditionRuntimeContext | None = None
 
     # ---------------------------------------------------------------------------------- life cycle
 
@@ -105,7 +106,7 @@ class CepOperator(KeyedOperator):
             self._set_alarm(key, matching)
         self._context = _MatchContext(self)
         super().open()
-        runtime_context = ConditionRuntimeContext(self.context)
+        runtime_context = self._conditions_context = ConditionRuntimeContext(self.context)
         for condition, pattern in self._conditions.values():
             self._opened_conditions.append((condition, pattern))
             try:
@@ -122,6 +123,8 @@ class CepOperator(KeyedOperator):
                 except BaseException as error:
                     self.fail(error, f"in close() of a condition of pattern {pattern!r}")
         finally:
+            if self._conditions_context is not None:
+                self._conditions_context.release()
             super().close()
 
     def restore(self, snapshot: OperatorSnapshot) -> None:

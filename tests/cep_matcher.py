@@ -105,7 +105,7 @@ def all_matches(
             found += [
                 list(zip(positions, labels, strict=True))
                 for positions in _positions(labels, 0, len(events))
-                if _is_match(parts, positions, labels, events, times, window)
+                if _is_match(parts, positions, labels, events, times, window, not_at_end)
                 and not (not_at_end and _is_ended(positions, events, times, window, not_at_end))
             ]
     return found
@@ -139,6 +139,7 @@ def _is_match(
     events: list[str],
     times: list[int],
     window: int | None,
+    not_at_end: str,
 ) -> bool:
     if window is not None and times[positions[-1]] - times[positions[0]] >= window:
         return False
@@ -162,13 +163,15 @@ def _is_match(
                 return False
             if part.loop_gap is not None and gap >= part.loop_gap:
                 return False
-            if _ended_by_not(parts, positions, labels, number, events):
+            if _ended_by_not(parts, positions, labels, number, events, not_at_end):
                 return False
         else:
             if part.gap is not None and gap >= part.gap:
                 return False
             # A greedy loop before it, also one that was left out, would have had these.
             loop, until_here = parts[label - 1], [*between, events[position][0]]
+            if part.not_next:
+                del until_here[1:]  # as in Flink, only that is compared which must not be
             # ... unless ``until`` ended it with the very first event: that is where Flink looks.
             ended = loop.is_greedy and until_here[0] not in loop.until
             if ended and any(event in loop.letters for event in until_here):
@@ -183,23 +186,29 @@ def _is_match(
 
 
 def _ended_by_not(
-    parts: list[Part], positions: list[int], labels: list[int], number: int, events: list[str]
+    parts: list[Part],
+    positions: list[int],
+    labels: list[int],
+    number: int,
+    events: list[str],
+    not_at_end: str,
 ) -> bool:
     """Whether a NOT behind the loop has ended it before its event ``number``.
 
     A loop that has what it needs could be left at any time, so that NOTs behind it hold in it.
     """
     label, before, position = labels[number], positions[number - 1], positions[number]
-    if label + 1 == len(parts):
-        return False
-    following = parts[label + 1]
-    if any(event[0] in following.not_before for event in events[before + 1 : position + 1]):
+    is_last = label + 1 == len(parts)
+    letters = not_at_end if is_last else parts[label + 1].not_before
+    if any(event[0] in letters for event in events[before + 1 : position + 1]):
         return True
+    if is_last:
+        return False
     loop, after = parts[label], events[before + 1][0]
     could_be_left = labels[:number].count(label) >= loop.low
     if loop.is_greedy and after in loop.letters:
         could_be_left = False
-    return could_be_left and after in following.not_next
+    return could_be_left and after in parts[label + 1].not_next
 
 
 def _is_ended(

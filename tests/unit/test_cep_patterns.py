@@ -442,3 +442,9 @@ def test_a_greedy_loop_until_that_is_left_out_behind_a_not() -> None:
     assert matches(pattern, "a b1 u b2") == ["a b1 b2"]
     assert matches(pattern, "a u b2") == ["a b2"]
     assert matches(pattern, "a u n b2") == []
+
+
+def test_a_not_behind_a_loop_holds_in_it() -> None:
+    """The example of docs/cep.md."""
+    loop = part(begin("b")).one_or_more().not_followed_by("n")
+    assert matches(part(part(loop, "n").followed_by("c")), "b1 n b2 c") == ["b2 c"]

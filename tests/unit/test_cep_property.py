@@ -5,16 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dataflow.cep import AfterMatchSkipStrategy, PatternProcessFunction
+from dataflow.errors import JobExecutionError
 from tests.cep_harness import spec_of
 from tests.cep_matcher import (
     ANY,
     RELAXED,
     STRICT,
     Choice,
+    Missed,
     Part,
     all_matches,
     pattern_of,
@@ -114,9 +117,11 @@ def found_by_operator(
     times: list[int],
     order: list[int],
     marks: list[int],
+    not_at_end: str = "",
 ) -> list[tuple[Choice, int]]:
     """Events come in another order, a part of them before each of the watermarks."""
-    harness = OperatorHarness(spec_of(pattern_of(parts, window, skip), AsChoice()))
+    pattern = pattern_of(parts, window, skip, not_at_end)
+    harness = OperatorHarness(spec_of(pattern, AsChoice()))
     left = list(order)
     for mark in [*sorted(marks), END]:
         # Nothing may be late: what is due by the next watermark has come, and some besides.
@@ -178,12 +183,44 @@ def test_skip_strategies_leave_what_their_definition_says(
         ((number, choice) for number, (choice, _) in enumerate(everything)),
         key=lambda each: (each[1][0][0], each[1][-1][0], each[0]),
     )
+    if kind > 2 and data.draw(st.booleans()):
+        strategy = strategy.throw_exception_on_miss()
+    try:
+        expected = [choice for _, choice in skipped(in_order, strategy)]
+    except Missed:
+        with pytest.raises(JobExecutionError, match="cannot skip"):
+            found_by_operator(parts, window, strategy, events, times, order, marks)
+        return
     found = found_by_operator(parts, window, strategy, events, times, order, marks)
-    expected = [choice for _, choice in skipped(in_order, strategy)]
     if kind == 0:
         assert sorted(choice for choice, _ in found) == sorted(expected)
     else:
         assert [choice for choice, _ in found] == expected
+
+
+@settings(max_examples=200, deadline=None)
+@given(cases(), gaps, st.sampled_from([3, 6, 12]), st.booleans(), st.data())
+def test_nothing_until_the_end_makes_a_match_when_its_time_is_over(
+    case: tuple[list[Part], list[str]], steps: list[int], window: int, skips: bool, data: Any
+) -> None:
+    parts, events = case
+    times = times_of(len(events), steps)
+    # Behind a greedy loop it depends on what the loop could have had.
+    parts[-1] = replace(parts[-1], optional=False, greedy=False, not_before="")
+    not_at_end = "".join(sorted(set(LETTERS + "n") - set(parts[-1].letters)))
+    order = data.draw(st.permutations(range(len(events))))
+    marks = data.draw(st.lists(st.integers(0, 30), max_size=3))
+    no_skip = AfterMatchSkipStrategy.no_skip()
+    found = found_by_operator(parts, window, no_skip, events, times, order, marks, not_at_end)
+    expected = all_matches(parts, events, times, window, not_at_end)
+    assert sorted(choice for choice, _ in found) == sorted(expected)
+    for choice, timestamp in found:
+        assert timestamp == times[choice[0][0]] + window
+    if skips:  # those that begin together come together, the first of them first
+        past = AfterMatchSkipStrategy.skip_past_last_event()
+        left = skipped(list(enumerate(choice for choice, _ in found)), past)
+        found = found_by_operator(parts, window, past, events, times, order, marks, not_at_end)
+        assert [choice for choice, _ in found] == [choice for _, choice in left]
 
 
 @settings(max_examples=60, deadline=None)

@@ -118,6 +118,8 @@ def _fetch(file: CachedFile, path: Path) -> None:
             f"there is nothing at {file.path}, which is registered as the cached file "
             f"{file.name!r}: put it there before the job is executed"
         ) from None
+    except StorageError as error:
+        raise StorageError(f"the cached file {file.name!r} cannot be fetched: {error}") from error
 
 
 def _fetch_one(filesystem: FileSystem, source: str, target: Path) -> None:

@@ -336,3 +336,15 @@ def test_after_a_restart_it_is_there_again_also_when_the_original_is_not(
 def test_the_harness_has_files_too(prices: Path) -> None:
     with OperatorTestHarness.of(Price(), cached_files={"prices": str(prices)}) as harness:
         assert harness.process("b").values == [("b", "2")]
+
+
+def test_a_store_that_cannot_be_reached_is_told_with_the_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(self: Any, path: str) -> Any:
+        raise StorageError("no route to host")
+
+    monkeypatch.setattr(MemoryFileSystem, "open", fails)
+    cache = cache_of(CachedFile("x", "memory://files/x", False))
+    with pytest.raises(StorageError, match="the cached file 'x' cannot be fetched: no route"):
+        cache.get_file("x")

@@ -326,9 +326,7 @@ class CepOperator(KeyedOperator):
         except BaseException as error:
             self.fail(not_iterable(error, produced, "process_match"), _at(match, "match"))
 
-    def _emit_timed_out(
-        self, process_late: ProcessMatch, match: Match, timestamp: int
-    ) -> None:
+    def _emit_timed_out(self, process_late: ProcessMatch, match: Match, timestamp: int) -> None:
         self._context.current = timestamp
         produced: Any = None
         try:

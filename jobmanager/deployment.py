@@ -58,6 +58,7 @@ class Deployment:
                     ),
                     main_classes=job_graph.main_classes,
                     history_id=history_id,
+                    cached_files=job_graph.cached_files,
                 )
             )
         return {there: Deploy(tuple(tasks)) for there, tasks in by_taskmanager.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from dataflow.graph.cached_files import CachedFile
 from dataflow.graph.job_graph import JobEdge, JobVertex
 from state.checkpoint_store import CommitPermit, StateHandle
 from taskmanager.elements import Attempt, ChannelId
@@ -94,6 +95,7 @@ class TaskDeploymentDescriptor:
     restore: tuple[RestoreDescriptor, ...] = ()  # empty: a fresh start
     main_classes: bytes = b""
     history_id: str = ""
+    cached_files: tuple[CachedFile, ...] = ()
 
 
 # ---------------------------------------------------------------------- JobManager to TaskManager

@@ -24,6 +24,7 @@ from dataflow.datastream.functions import (
     ReduceFunction,
     WindowFunction,
     as_reduce_function,
+    require_no_open,
 )
 from dataflow.datastream.output_tag import OutputTag
 from dataflow.datastream.window import (
@@ -109,6 +110,7 @@ class WindowedStream:
         """Combine each window's records as they come; ``window_function`` gets the one result."""
         require_plain("reduce", reduce_function, "reduce")
         function = as_reduce_function(reduce_function)
+        require_no_open("reduce() of windows", function)
         if window_function is None and output_type is None:
             output_type = self._stream._type
         return self._window("reduce", reduce_function, output_type, function, None, window_function)
@@ -125,6 +127,7 @@ class WindowedStream:
         """Aggregate each window's records as they come; ``window_function`` gets the result."""
         function = instance_of("aggregate", aggregate_function, AggregateFunction)
         require_plain("aggregate", function, "create_accumulator", "add", "get_result", "merge")
+        require_no_open("aggregate() of windows", function)
         return self._window("aggregate", function, output_type, None, function, window_function)
 
     def apply(

@@ -261,8 +261,8 @@ class OnErrorSpec(OperatorSpec):
     side_output: OutputTag | None
 
 
-#: Operators with an error policy: those that work a record at a time.
-CAN_SKIP = (MapSpec, FlatMapSpec, FilterSpec, ProcessSpec, ReduceSpec)
+#: Operators with an error policy: those that work a record, or a match, at a time.
+CAN_SKIP = (MapSpec, FlatMapSpec, FilterSpec, ProcessSpec, ReduceSpec, CepSpec)
 
 
 @dataclass(frozen=True)

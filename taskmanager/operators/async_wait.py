@@ -24,6 +24,7 @@ from dataflow.common.codec import dumps_state
 from dataflow.datastream.functions import AsyncRetryPredicate
 from dataflow.errors import JobExecutionError
 from dataflow.graph.specs import AsyncWaitSpec
+from state.aliasing import made_separate
 from state.operator_state import read_item
 from state.snapshot import OperatorSnapshot
 from taskmanager.operators.completion_queue import CompletionQueue, Entry, MarkerKind
@@ -203,6 +204,7 @@ class AsyncWaitOperator(FunctionOperator):
         def emit() -> None:
             nonlocal rows, stamps
             if rows:
+                made_separate(rows)
                 batch = RowBatch(rows, stamps or None)
                 rows, stamps = [], []
                 self.output.emit(batch)

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from dataflow.common.batch import ArrowBatch, Batch, RowBatch
 from dataflow.common.keys import KeyGroupRange
 from dataflow.datastream.output_tag import OutputTag
+from dataflow.graph.cached_files import CachedFile
 from state.snapshot import OperatorSnapshot
 from taskmanager.accumulators import TaskAccumulators
 
@@ -53,6 +54,7 @@ class OperatorContext(Protocol):
     attempt_number: int
     configuration: dict[str, str]
     accumulators: TaskAccumulators
+    cached_files: tuple[CachedFile, ...]
 
     def processing_time(self) -> int:
         """In milliseconds since the epoch; it never jumps (virtual in a simulation)."""

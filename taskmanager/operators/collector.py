@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from dataflow.common.batch import RowBatch
 from dataflow.datastream.output_tag import OutputTag
-from state.aliasing import detached
+from state.aliasing import detached, made_separate
 from taskmanager.operators.base import Output
 
 #: Results of timers and windows are emitted in batches of about this many rows.
@@ -34,7 +34,8 @@ class Collector:
     """Results waiting to be emitted together; either all have a timestamp or none has.
 
     Once ``state`` shares mutable objects, results are copied, so that what is emitted no longer
-    changes with the state.
+    changes with the state. Until then only an object that comes twice is: who gets it may change it
+    in place.
     """
 
     def __init__(self, output: Output, state: Sharing | None = None) -> None:
@@ -45,6 +46,8 @@ class Collector:
         self._timestamps: list[int] = []
         self._side: dict[str, tuple[OutputTag, list[Any], list[int]]] = {}
         self._side_rows = 0
+        #: Whether some call had several results, of which two may be one object.
+        self._several = False
 
     def __len__(self) -> int:
         return len(self._rows) + self._side_rows
@@ -61,11 +64,13 @@ class Collector:
                 rows.append(detached(result))
             else:
                 rows.append(result)
-        if timestamp is not None:
-            added = len(rows) - before
-            if added == 1:  # by far the commonest number
+        added = len(rows) - before
+        if added == 1:  # by far the commonest number
+            if timestamp is not None:
                 self._timestamps.append(timestamp)
-            elif added:
+        elif added:
+            self._several = True
+            if timestamp is not None:
                 self._timestamps += [timestamp] * added
         if state.shares_mutable and not self._copying:
             self._start_copying()
@@ -94,6 +99,7 @@ class Collector:
         """All of ``results`` to the main output, whatever they are, and without copies."""
         before = len(self._rows)
         self._rows.extend(results)
+        self._several = True
         if timestamp is not None:
             self._timestamps += [timestamp] * (len(self._rows) - before)
 
@@ -126,6 +132,9 @@ class Collector:
 
     def flush(self) -> None:
         """Emit everything."""
+        if (self._several or self._side_rows) and not self._copying:
+            self._several = False
+            made_separate(self._rows, *(rows for _, rows, _ in self._side.values()))
         if self._rows:
             rows, timestamps = self._rows, self._timestamps
             self._rows, self._timestamps = [], []

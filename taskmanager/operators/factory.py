@@ -120,9 +120,11 @@ _AS_PROCESS: dict[type[OperatorSpec], Callable[[Any], Any]] = {
 
 def _on_error(spec: OnErrorSpec) -> Operator:
     operator: Any = spec.operator
-    skip = Skip(spec.side_output, tagged=isinstance(operator, ProcessSpec))
+    skip = Skip(spec.side_output, tagged=isinstance(operator, (ProcessSpec, CepSpec)))
     if isinstance(operator, ReduceSpec):
         return SkippingReduceOperator(operator, skip)
+    if isinstance(operator, CepSpec):
+        return CepOperator(operator, skip)
     if isinstance(operator, ProcessSpec):
         return _process(operator, skip)
     adapt = _AS_PROCESS[type(operator)]

@@ -181,7 +181,7 @@ class ColumnarWindowOperator(FunctionOperator):
 
     def _merge(self, tables: Sequence[pa.Table]) -> pa.Table:
         try:
-            rows = concat(tables)
+            rows = concat(tables, self._spec.keys)
             if self._accumulators is None:
                 return rows.combine_chunks()
             return self._accumulators.merge(rows)

@@ -405,11 +405,7 @@ class JobMaster:
         restartable: bool = True,
     ) -> None:
         """Cancel the regions and, if the strategy allows, restart them; ``gone`` need no cancel."""
-        regions = [
-            region
-            for region in regions
-            if region.active or (region.state is RegionState.FINISHED and region.is_needed)
-        ]
+        regions = [region for region in regions if region.can_fail]
         if not regions or self._ending:
             for region in regions:
                 self._cancel_region(region, now, actions, gone)
@@ -659,13 +655,9 @@ class JobMaster:
 
     def _end_stage(self, region: Region, actions: list[Action]) -> None:
         """It has drained: drop what nobody else will read, and end it if it has no sink."""
-        for exchange in region.consumes:
-            if not exchange.consumed:
-                continue
-            for producer in exchange.producers:
-                if producer.has_results and not producer.is_needed:
-                    producer.released = True
-                    self._send(ReleaseResults, producer, producer.tasks, actions)
+        for producer in region.needs_no_more():
+            producer.released = True
+            self._send(ReleaseResults, producer, producer.tasks, actions)
         if region.produces and not any(self.graph.has_sink(task) for task in region.tasks):
             self._send(Finish, region, region.tasks, actions)
 

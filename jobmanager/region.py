@@ -75,6 +75,16 @@ class Region:
         return not self.released and not all(exchange.consumed for exchange in self.produces)
 
     @property
+    def can_fail(self) -> bool:
+        """There is something of it that can be lost."""
+        return self.active or (self.state is RegionState.FINISHED and self.is_needed)
+
+    def needs_no_more(self) -> list[Region]:
+        """Whose results nobody reads any more, now that this one has read them."""
+        read = (p for exchange in self.consumes if exchange.consumed for p in exchange.producers)
+        return [p for p in dict.fromkeys(read) if p.has_results and not p.is_needed]
+
+    @property
     def can_recommit(self) -> bool:
         """Nothing of it has to be done again but commits."""
         return self.recommits or (

@@ -12,6 +12,8 @@ from taskmanager.partition_file import PartitionFile
 #: What a task gathers for one edge, all channels together, before it is written.
 GATHERED_BYTES_MAX = 16 << 20
 GATHERED_ROWS_MAX = 1 << 16
+#: As long as it is not known how large rows are.
+FIRST_ROWS_MAX = 1 << 11
 
 
 def channels_on_disk(output: OutputDescriptor) -> int:
@@ -38,8 +40,10 @@ class ResultWriter:
         for number, channel in enumerate(self._channels):
             self._write(number, channel)
             gathered += channel.gathered
-        row_bytes = self._bytes / self._rows if self._rows else 0
-        if gathered >= GATHERED_ROWS_MAX or gathered * row_bytes >= GATHERED_BYTES_MAX:
+        most = FIRST_ROWS_MAX
+        if self._rows:
+            most = min(GATHERED_ROWS_MAX, GATHERED_BYTES_MAX * self._rows // self._bytes)
+        if gathered > most:
             for number, channel in enumerate(self._channels):
                 channel.seal()
                 self._write(number, channel)

@@ -103,4 +103,4 @@ class PartitionFile:
         with self._lock:
             if not self._closed and self._descriptor >= 0:
                 os.close(self._descriptor)
-            self._closed = True
+            self._closed, self._descriptor = True, -1

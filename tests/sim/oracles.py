@@ -10,12 +10,17 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from tests.sim import joins
+from tests.sim import batch, joins
 from tests.sim.jobs import TIMER_MS, WINDOW_MS, Record, Shape, source_log
 from tests.sim.ledger import Ledger
 
 SHOWN_MAX = 5
-SINKS = {"regions": ("left", "right"), "files": ("files",), "joins": joins.SINKS}
+SINKS = {
+    "batch": ("read", "totals"),
+    "files": ("files",),
+    "joins": joins.SINKS,
+    "regions": ("left", "right"),
+}
 
 
 def check_output(
@@ -35,6 +40,10 @@ def check_output(
     elif shape.kind == "joins":
         for sink, expected in joins.expected_of(source_log(shape)).items():
             yield from _same(sink, expected, ledger.rows(sink), complete)
+    elif shape.kind == "batch":
+        found = batch.found_in({sink: ledger.rows(sink) for sink in batch.SINKS})
+        for name, expected in batch.expected_of(source_log(shape)).items():
+            yield from _same(name, expected, found[name], complete)
     elif shape.kind in ("regions", "files"):
         for sink in SINKS[shape.kind]:
             yield from _same(sink, source_log(shape), ledger.rows(sink), complete)

@@ -80,6 +80,15 @@ def test_what_is_in_flight_outside_survives_faults(start: int) -> None:
         check(run_seed(seed, Options(kind="async")))
 
 
+@pytest.mark.parametrize("start", range(4_000, 4_060, CHUNK))
+def test_stages_repeat_what_was_lost_and_nothing_is_visible_twice(start: int) -> None:
+    """In BATCH mode; nor do seeds choose this kind."""
+    results = [run_seed(seed, Options(kind="batch")) for seed in range(start, start + CHUNK)]
+    for result in results:
+        check(result)
+    assert any(result.restarts for result in results)
+
+
 @pytest.mark.parametrize("canary", CANARIES, ids=lambda canary: canary.name)
 def test_a_canary_bug_is_caught(canary: Canary) -> None:
     with canary.plant():

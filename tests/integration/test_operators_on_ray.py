@@ -22,6 +22,7 @@ from dataflow.datastream import (
     FunctionInitializationContext,
     FunctionSnapshotContext,
     MapFunction,
+    RuntimeContext,
     RuntimeExecutionMode,
 )
 from dataflow.datastream.connectors.datagen import DataGeneratorSource
@@ -29,7 +30,7 @@ from dataflow.datastream.connectors.file_system import FileSink
 from dataflow.datastream.join_functions import ProcessJoinFunction
 from dataflow.datastream.state import ListStateDescriptor
 from dataflow.datastream.window import EventTimeSessionWindows
-from tests.integration.failpoints import kill
+from tests.integration.failpoints import Failpoint, kill
 from tests.integration.running import Submit, environment
 
 pytestmark = pytest.mark.ray
@@ -186,3 +187,64 @@ def test_a_batch_job_sorts_and_ends(submit: Submit, tmp_path: Path) -> None:
     assert written(tmp_path / "totals") == as_lines(
         (key, sum(range(key, 100_000, 1_000))) for key in range(1_000)
     )
+
+
+class Opened(MapFunction):
+    """Leaves a file for every attempt of its subtasks; may fail in one of them, once."""
+
+    def __init__(
+        self, folder: Path, failpoint: Failpoint | None = None, dies: bool = False
+    ) -> None:
+        self.folder, self.failpoint, self.dies = str(folder), failpoint, dies
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        subtask = runtime_context.get_index_of_this_subtask()
+        Path(self.folder).mkdir(parents=True, exist_ok=True)
+        with Path(self.folder, str(subtask)).open("a") as file:
+            file.write("x")
+        self.once = Path(self.folder, "failed")
+
+    def map(self, value: tuple[int, int]) -> tuple[int, int]:
+        if self.failpoint is not None and value[0] == 7:
+            if self.dies:
+                self.failpoint.hit()
+            elif not self.once.exists():
+                self.once.touch()
+                raise ValueError("once")
+        return value
+
+
+def opened(folder: Path) -> list[int]:
+    """How often each subtask has begun."""
+    return sorted(len((folder / subtask).read_text()) for subtask in ("0", "1"))
+
+
+@pytest.mark.parametrize("dies", [False, True], ids=["an error", "SIGKILL"])
+def test_a_failure_runs_the_failed_stage_again_and_what_was_lost(
+    submit: Submit, tmp_path: Path, dies: bool
+) -> None:
+    """With a TaskManager the results that it held are lost, and no others."""
+    env = environment(
+        None,
+        settings={
+            "restart-strategy.type": "fixed-delay",
+            "restart-strategy.fixed-delay.attempts": "3",
+            "restart-strategy.fixed-delay.delay": "10 ms",
+        },
+    )
+    env.set_parallelism(2)
+    env.set_runtime_mode(RuntimeExecutionMode.BATCH)
+    failpoint = Failpoint(str(tmp_path / "failpoint")).arm()
+    first, second = Opened(tmp_path / "first"), Opened(tmp_path / "second", failpoint, dies)
+    numbers = env.from_sequence(0, 99_999).map(lambda n: (n % 1_000, n)).map(first)
+    totals = numbers.key_by(lambda r: r[0]).reduce(lambda a, b: (a[0], a[1] + b[1])).uid("totals")
+    totals.map(second).sink_to(FileSink.json_lines(f"file://{tmp_path}/totals")).uid("files")
+    info = submit(env).finished()
+    assert written(tmp_path / "totals") == as_lines(
+        (key, sum(range(key, 100_000, 1_000))) for key in range(1_000)
+    )
+    assert info.restarts == 1
+    assert info.records_read == 100_000
+    assert opened(tmp_path / "first") == ([1, 2] if dies else [1, 1])
+    assert opened(tmp_path / "second")[1] == 2
+    assert dies or opened(tmp_path / "second") == [1, 2]

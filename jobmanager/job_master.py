@@ -158,7 +158,7 @@ class JobMaster:
     def start(self, now: int) -> list[Action]:
         """Ask for slots and for what is to be restored."""
         actions: list[Action] = []
-        actions.extend(self._pool.request_missing(now))
+        self._request_slots(now, actions)
         self._recover(actions)
         return actions
 
@@ -182,7 +182,9 @@ class JobMaster:
                         actions,
                     )
             case Marked(checkpoint_id, error):
-                self._on_marked(checkpoint_id, error, now, actions)
+                if self.coordinator is not None:
+                    marked = self.coordinator.marked(checkpoint_id, error, now)
+                    self._coordinate(marked, now, actions)
             case CancelJob():
                 self._end(JobStatus.CANCELLING, None, now, actions)
             case Tick():
@@ -240,6 +242,7 @@ class JobMaster:
                     self._measured(region, task, report.metrics)
                     if self.coordinator is None and len(region.finished) == len(region.tasks):
                         region.finish()
+                        self._give_slots_back(actions)
             case TaskFailed(task, attempt, error, restartable, corrupt_checkpoint):
                 region = self._current(task, attempt)
                 if region is None:
@@ -299,6 +302,7 @@ class JobMaster:
             if not region.stopping:
                 region.stopped()
         if not self._ending:
+            self._request_slots(now, actions)
             self._deploy_waiting(now, actions)
             self._start_ready(now, actions)
             if self.coordinator is not None:
@@ -362,14 +366,18 @@ class JobMaster:
                 region.released = True
         if self._ending:
             pass
-        elif info.ready:  # another one starts while the tasks are canceled
-            actions.extend(self._pool.request_missing(now))
-        else:  # it never came up: the wait, and its limit, go on
-            retry = self._settings.start_retry
-            actions.extend(self._pool.request_missing(info.requested_at, retry))
+        elif not info.ready:  # it never came up: the wait, and its limit, go on
+            self._request_slots(info.requested_at, actions, self._settings.start_retry)
+        elif not self.graph.blocking:  # another one starts while the tasks are canceled
+            self._request_slots(now, actions)
         self._fail_regions(
             hit, f"TaskManager {taskmanager_id} was lost: {reason}", now, actions, gone
         )
+
+    def _request_slots(self, since: int, actions: list[Action], delay_ms: int = 0) -> None:
+        if self._pool.lacks_slots:
+            wanted = self._regions.wanted_slots()
+            actions.extend(self._pool.request_missing(since, wanted, delay_ms))
 
     # ------------------------------------------------------------- asked by the shell
 
@@ -386,12 +394,7 @@ class JobMaster:
 
     def describe_taskmanagers(self) -> dict[str, str]:
         """TaskManager id to the tasks it holds, for people."""
-        described: dict[str, list[str]] = {t: [] for t in self._pool}
-        for task in self.graph.tasks:
-            location = self.location(task)
-            if location in described:
-                described[location].append(self.graph.describe(task))
-        return {t: ", ".join(tasks) or "starting" for t, tasks in described.items()}
+        return self._pool.describe(self.graph)
 
     # ----------------------------------------------------------------------------- failover
 
@@ -638,14 +641,6 @@ class JobMaster:
                 case checkpointing.Fenced(reason):
                     self._fence(reason, actions)
 
-    def _on_marked(
-        self, checkpoint_id: int, error: str | None, now: int, actions: list[Action]
-    ) -> None:
-        if self.coordinator is not None:
-            self._coordinate(
-                self.coordinator.marked(checkpoint_id, error, now), now, actions
-            )
-
     # ---------------------------------------------------------------------------- the end
 
     def _on_drained(self, now: int, actions: list[Action]) -> None:
@@ -658,8 +653,15 @@ class JobMaster:
         for producer in region.needs_no_more():
             producer.released = True
             self._send(ReleaseResults, producer, producer.tasks, actions)
+        self._give_slots_back(actions)
         if region.produces and not any(self.graph.has_sink(task) for task in region.tasks):
             self._send(Finish, region, region.tasks, actions)
+
+    def _give_slots_back(self, actions: list[Action]) -> None:
+        """Those that no stage needs any more."""
+        if self.graph.blocking and not self._finishing:
+            given_back = self._pool.give_back(self._regions.slots_to_keep())
+            actions.extend(StopTaskManager(taskmanager_id) for taskmanager_id in given_back)
 
     def _finish_if_done(self, now: int, actions: list[Action]) -> None:
         regions = self._regions

@@ -194,6 +194,26 @@ class Regions:
                     (self.of_task[TaskId(edge.target, down)] for down in some_downs),
                 )
 
+    def wanted_slots(self) -> set[int]:
+        """Where something runs, can be deployed, or has left what others read, now."""
+        return self._slots_of(
+            region
+            for region in self._all
+            if (region.can_read if region.state is RegionState.WAITING else region.can_fail)
+            or region.state is RegionState.CANCELING
+        )
+
+    def slots_to_keep(self) -> set[int]:
+        """Where anything is left to do or to read, now or later."""
+        return self._slots_of(
+            region
+            for region in self._all
+            if region.state is not RegionState.FINISHED or region.is_needed
+        )
+
+    def _slots_of(self, regions: Iterable[Region]) -> set[int]:
+        return {slot for region in regions for slot in region.slots}
+
     def all_are(self, *states: RegionState) -> bool:
         return sum(len(self._index[state]) for state in states) == len(self._all)
 

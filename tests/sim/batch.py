@@ -1,7 +1,7 @@
 """The job of the kind "batch": stages with results on disk, and what must come out of them.
 
 Four or five stages, with sinks in three of them. If ``shuffled``, one of them gets its records
-otherwise distributed each time.
+otherwise distributed each time, and has slots that are not needed from the beginning.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def build_batch(touched: DataStream, shuffled: bool) -> None:
     """``touched``: records as they were read."""
     touched.sink_to(LedgerSink("read")).uid("read")
     if shuffled:
-        touched = _slowly(touched.shuffle(), "spread")
+        touched = _slowly(touched.shuffle(), "spread").slot_sharing_group("later")
     counted = touched.key_by(_key).process(Count()).uid("count")
     counted.sink_to(LedgerSink("counts")).uid("counts")
     parts = _slowly(counted.map(_part).uid("part").key_by(_first).reduce(_add).uid("parts"), "wait")

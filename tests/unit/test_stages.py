@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -14,7 +16,13 @@ from dataflow.graph.job_graph import JobEdge, JobGraph, JobVertex, OperatorNode,
 from dataflow.graph.plan import plan_as_text
 from dataflow.graph.stages import blocking_edges, stage_numbers
 from jobmanager.execution_graph import ExecutionGraph
-from jobmanager.job_events import CancelJob, StopTaskManager, TaskManagerLost, TaskManagerReady
+from jobmanager.job_events import (
+    CancelJob,
+    StartTaskManager,
+    StopTaskManager,
+    TaskManagerLost,
+    TaskManagerReady,
+)
 from taskmanager.messages import (
     Cancel,
     Deploy,
@@ -372,6 +380,54 @@ def test_without_restarts_the_job_fails_in_the_middle() -> None:
     script.on(TaskManagerLost(TM1, "died"))
     script.each(TaskCanceled, [B1])
     assert script.status is JobStatus.FAILED
+
+
+# ----------------------------------------------------------------------------------- slots
+
+
+def unlike(*parallelisms: int, group: str = "") -> JobGraph:
+    """Stages of these parallelisms, the last with a sink; the second may have its own slots."""
+    names = "abc"[: len(parallelisms)]
+    vertices = [vertex(name, p) for name, p in zip(names, parallelisms, strict=True)]
+    vertices[-1] = sink(names[-1], parallelisms[-1])
+    if group:
+        vertices[1] = replace(vertices[1], slot_sharing_group=group)
+    edges = tuple(JobEdge(f"{x}-{y}", x, y, HASH) for x, y in pairwise(names))
+    return JobGraph("job", tuple(vertices), edges, BATCH)
+
+
+def test_slots_of_a_later_stage_are_asked_for_when_it_can_begin() -> None:
+    script = Stages(unlike(1, 1, group="gpu"))
+    assert [start.taskmanager_id for start in script.wanted(StartTaskManager)] == []
+    script.each(TaskReady, [A0])
+    assert script.wanted(StartTaskManager) == []
+    script.drained(A0)
+    assert [start.taskmanager_id for start in script.wanted(StartTaskManager)] == [TM2]
+    script.each(TaskFinished, [A0])
+    assert script.wanted(StopTaskManager) == [], "its results are to be read"
+    script.on(TaskManagerReady(TM2))
+    assert script.deployed() == [B0]
+    script.each(TaskReady, [B0])
+    script.drained(B0)
+    assert script.wanted(StopTaskManager) == [StopTaskManager(TM1)]
+    script.each(TaskFinished, [B0])
+    assert script.status is JobStatus.FINISHED
+
+
+def test_slots_that_no_stage_needs_any_more_are_given_back_and_asked_for_again() -> None:
+    script = Stages(unlike(2, 1, 1))
+    script.each(TaskReady, A)
+    script.ended(*A)
+    script.each(TaskReady, [B0])
+    script.drained(B0)
+    assert script.wanted(StopTaskManager) == [StopTaskManager(TM2)]
+    script.each(TaskFinished, [B0])
+    script.each(TaskReady, [C0])
+    script.on(TaskManagerLost(TM1, "died"), TaskManagerLost(TM2, "late"))
+    assert len(script.wanted(StartTaskManager)) == 2, "everything is lost: A needs both slots"
+    script.on(TaskManagerReady(TM3), TaskManagerReady("tm-3-4"))
+    script.tick(script.now + 200)
+    assert script.deployed() == A
 
 
 # ----------------------------------------------------------------------------- commits at the end

@@ -255,7 +255,7 @@ class JobMaster:
                 self._fail_regions([region], error, now, actions, {task}, restartable)
             case ResultLost(task, attempt, error):
                 region = self._current(task, attempt)
-                if region is not None and region.has_results:
+                if region is not None and region.has_results and region.is_needed:
                     error = f"results of {self.graph.describe(task)} cannot be read: {error}"
                     self._fail_regions([region], error, now, actions)
             case PeerUnreachable(_, peer_id, attempt, error):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from taskmanager.channel import ChannelLimits, OutputChannel
 from taskmanager.elements import Attempt, ChannelId
+from taskmanager.error_report import describe_error
 from taskmanager.messages import (
     Feedback,
     ReleaseResults,
@@ -182,16 +183,19 @@ class ResultReader:
                 break
 
     def _send(self, blocks: Blocks | None, error: BaseException | None) -> None:
-        if error is not None:
-            # The reader stays busy: it does nothing any more.
-            if not isinstance(error, ResultReleased):
-                lost = ResultLost(self.result.producer, self.result.produced_by, str(error))
-                self._services.report(lost)
+        try:
+            if error is not None:
+                raise error
+            for channel, payload in blocks or ():
+                channel.append_sealed(payload)
+            for link in self._links:
+                link.flush()
+        except ResultReleased:
+            return  # and stays busy: it does nothing any more
+        except Exception as raised:
+            lost = ResultLost(self.result.producer, self.result.produced_by, describe_error(raised))
+            self._services.report(lost)
             return
-        for channel, payload in blocks or ():
-            channel.append_sealed(payload)
-        for link in self._links:
-            link.flush()
         with self._lock:
             if not self._again:
                 self._busy = False

@@ -37,6 +37,7 @@ from state.snapshot import TaskSnapshot, decode, encode
 from taskmanager.accumulators import TaskAccumulators
 from taskmanager.alignment import BarrierAligner
 from taskmanager.channel import ChannelLimits
+from taskmanager.completion import Start, when_all_done
 from taskmanager.elements import (
     END_OF_INPUT,
     Barrier,
@@ -625,29 +626,8 @@ class Task:
             self._settled = True
             self._abort_abandoned(lambda: None)
 
-    def _when_all_done(
-        self,
-        starts: Sequence[Callable[[Callable[[BaseException | None], None]], None]],
-        then: Callable[[], None],
-        what: str,
-    ) -> None:
-        """Start several asynchronous things; ``then`` once all have succeeded."""
-        left = len(starts)
-        if not starts:
-            then()
-
-        def done(error: BaseException | None) -> None:
-            nonlocal left
-            if self.state.ended:
-                return
-            if error is not None:
-                raise RuntimeError(f"{what} failed: {error}") from error
-            left -= 1
-            if left == 0:
-                then()
-
-        for start in starts:
-            start(done)
+    def _when_all_done(self, starts: Sequence[Start], then: Mail, what: str) -> None:
+        when_all_done(starts, then, what, lambda: self.state.ended)
 
     # ---------------------------------------------------------------- given to operators
 

@@ -123,6 +123,7 @@ class TaskHarness:
         configuration: dict[str, str] | None = None,
         limits: ChannelLimits | None = None,
         edge: JobEdge = EDGE,
+        drained: bytes | None = None,
     ) -> None:
         self.services = Services(store)
         descriptor = TaskDeploymentDescriptor(
@@ -139,6 +140,7 @@ class TaskHarness:
             ),
             outputs=(OutputDescriptor(edge, 128, 0, 0, ("peer",) * outputs),) if outputs else (),
             configuration={"metrics.latency.interval": "0 ms", **(configuration or {})},
+            drained=drained,
         )
         if restore:
             ids = {acknowledged.checkpoint_id for acknowledged in restore}

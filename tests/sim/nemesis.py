@@ -149,7 +149,8 @@ class Nemesis:
             return
         victim = rng.choice(victims)
         self._struck()
-        if self.world.chance(self.rates.damage) and victim.damage_a_result():
+        damage = self.rates.damage
+        if damage and self.world.chance(damage) and victim.damage_a_result():
             self.world.fault("F10", f"a result on the disk of {victim.id}")
             return
         match kind:

@@ -87,6 +87,9 @@ def test_stages_repeat_what_was_lost_and_nothing_is_visible_twice(start: int) ->
     for result in results:
         check(result)
     assert any(result.restarts for result in results)
+    alone = without_faults(start, Options(kind="batch"))
+    check(alone)
+    assert not alone.restarts
 
 
 @pytest.mark.parametrize("canary", CANARIES, ids=lambda canary: canary.name)

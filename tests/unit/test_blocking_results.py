@@ -326,6 +326,26 @@ def test_columns_stay_columns() -> None:
     assert got[0][0].timestamps.to_pylist() == [7, 8, 9]
 
 
+def test_answers_that_come_while_a_round_is_under_way_are_not_forgotten() -> None:
+    """As from a task in the same process: within the call that sends."""
+    manager = made(Partitioning.GLOBAL, 1, NUMBERS)
+    (gate,) = gates(0).values()
+    got: list[Any] = []
+
+    def send(peer_id: str, messages: list[Any], done: Callable[[], None]) -> None:
+        for message in messages:
+            gate.receive(message.channel, message.first, message.items, message.sizes)
+        while (polled := gate.poll()) is not None:
+            got.append(polled[1])
+        consumed, _ = gate.channels[0].feedback()
+        manager.executor.on_feedback([Feedback(READ, messages[0].channel, consumed, 0)])
+        done()
+
+    manager.services.send = send  # type: ignore[method-assign]
+    manager.do(wanted(0))
+    assert rows(got) == list(range(70))
+
+
 def test_a_slow_reader_holds_what_its_window_holds() -> None:
     manager = made(Partitioning.GLOBAL, 1, NUMBERS)
     manager.do(wanted(0))

@@ -31,7 +31,7 @@ from dataflow.datastream.join_functions import ProcessJoinFunction
 from dataflow.datastream.state import ListStateDescriptor
 from dataflow.datastream.window import EventTimeSessionWindows
 from tests.integration.failpoints import Failpoint, kill
-from tests.integration.running import Submit, environment
+from tests.integration.running import Submit, environment, wait_until
 
 pytestmark = pytest.mark.ray
 
@@ -248,3 +248,29 @@ def test_a_failure_runs_the_failed_stage_again_and_what_was_lost(
     assert opened(tmp_path / "first") == ([1, 2] if dies else [1, 1])
     assert opened(tmp_path / "second")[1] == 2
     assert dies or opened(tmp_path / "second") == [1, 2]
+
+
+def test_taskmanagers_that_no_stage_needs_any_more_are_given_back(
+    submit: Submit, tmp_path: Path
+) -> None:
+    env = environment(None)
+    env.set_runtime_mode(RuntimeExecutionMode.BATCH)
+    gate = str(tmp_path / "gate")
+
+    def at_the_gate(total: tuple[int, int]) -> tuple[int, int]:
+        wait_until(lambda: Path(gate).exists(), "the gate")
+        return total
+
+    numbers = env.from_sequence(0, 9_999).set_parallelism(3).map(lambda n: (n % 10, n))
+    totals = numbers.set_parallelism(3).key_by(lambda r: r[0])
+    reduced = totals.reduce(lambda a, b: (a[0], a[1] + b[1])).set_parallelism(1)
+    last = reduced.rebalance().map(at_the_gate).set_parallelism(1)
+    last.sink_to(FileSink.json_lines(f"file://{tmp_path}/totals")).set_parallelism(1)
+    job = submit(env)
+    wait_until(lambda: len(job.taskmanagers()) == 3, "all TaskManagers")
+    wait_until(lambda: len(job.taskmanagers()) == 1, "two given back")
+    Path(gate).touch()
+    assert job.finished().restarts == 0
+    assert written(tmp_path / "totals") == as_lines(
+        (key, sum(range(key, 10_000, 10))) for key in range(10)
+    )

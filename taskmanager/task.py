@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from enum import Enum
 from functools import partial
 from typing import Any
@@ -34,10 +34,12 @@ from dataflow.graph.job_graph import OperatorNode
 from dataflow.graph.pickling import install_main_classes
 from state.checkpoint_store import CheckpointStore, CommitPermit
 from state.snapshot import TaskSnapshot
+from state.snapshot_format import decode, encode
 from state.snapshot_store import SnapshotWriter, Stored, Written
 from taskmanager.accumulators import TaskAccumulators
 from taskmanager.alignment import BarrierAligner
 from taskmanager.channel import ChannelLimits
+from taskmanager.completion import Start, when_all_done
 from taskmanager.elements import (
     END_OF_INPUT,
     Barrier,
@@ -69,8 +71,9 @@ from taskmanager.messages import (
 from taskmanager.operator_chain import OperatorChain
 from taskmanager.operators.enumerator import EnumeratorOperator
 from taskmanager.operators.metrics import measured
-from taskmanager.operators.sink import SinkOperator
+from taskmanager.operators.sink import SinkOperator, final_committables
 from taskmanager.operators.source import SourceOperator
+from taskmanager.partition_file import PartitionFile
 from taskmanager.restore import load_snapshot
 from taskmanager.result_partition import TaskOutputs
 from taskmanager.snapshot_in_progress import SnapshotInProgress
@@ -102,8 +105,14 @@ class Task:
     """See the module's text. Methods are for the task's thread unless they say otherwise."""
 
     def __init__(
-        self, descriptor: TaskDeploymentDescriptor, services: TaskServices, limits: ChannelLimits
+        self,
+        descriptor: TaskDeploymentDescriptor,
+        services: TaskServices,
+        limits: ChannelLimits,
+        files: Mapping[str, PartitionFile] | None = None,
     ) -> None:
+        """``files``, by edge, are for blocking results; they outlive the task if it finishes."""
+        self._files = files or {}
         self.descriptor = descriptor
         self.id = descriptor.task
         self.attempt = descriptor.attempt
@@ -138,6 +147,7 @@ class Task:
         self._metrics: dict[str, Callable[[], float]] = {}
         self._accumulators = TaskAccumulators()
         self._restored_drained = False
+        self._finishing = False
         self._settled = False  # whether a commit has said so
         self._opened = False
         self._input_ended = False
@@ -340,8 +350,23 @@ class Task:
 
     def _become_drained(self) -> None:
         self._outputs.broadcast(END_OF_INPUT)
+        self._outputs.finish()
         self.state = TaskState.DRAINED
-        self._services.report(TaskDrained(self.id, self.attempt))
+        left = self.descriptor.drained
+        if self._store is not None or left is not None:
+            self._services.report(TaskDrained(self.id, self.attempt, left))
+            return
+        # Somebody else can commit this from now on, with the input gone and the TaskManager lost.
+        snapshot = TaskSnapshot(final_committables(self._chain), drained=True)
+        if not snapshot.operators:
+            self._report_drained(encode(snapshot), None)
+        else:
+            self._call_async(lambda: encode(snapshot.completed()), self._report_drained)
+
+    def _report_drained(self, snapshot: bytes | None, error: BaseException | None) -> None:
+        if error is not None:
+            raise error
+        self._services.report(TaskDrained(self.id, self.attempt, snapshot, self.metrics()))
 
     def _send_feedback(self) -> None:
         if self._gate is None:
@@ -372,7 +397,10 @@ class Task:
             self._limits,
             self._services.transport,
             lambda: self._services.wake_up(self),
+            self._files,
         )
+        if self._files:
+            self._metrics["resultBytesOnDisk"] = lambda: sum(f.size for f in self._files.values())
         self._chain = OperatorChain(descriptor.vertex, self._outputs, self._context_for)
         into = self._chain.inputs
         self._into = [into[c.input_index] for c in self._gate.channels] if self._gate else []
@@ -387,7 +415,10 @@ class Task:
             self._chain.add_timer(self._markers)
         if self._enumerator is not None:
             self._enumerator.reader_parallelism = len(self._outputs.channels)
-        if not descriptor.restore:
+        if descriptor.drained is not None:
+            self._restored_drained = True
+            self._open(decode(descriptor.drained))
+        elif not descriptor.restore:
             self._open(TaskSnapshot())
         else:
             self._call_async(self._load_snapshot, self._on_snapshot_loaded)
@@ -438,8 +469,9 @@ class Task:
 
     def finish(self) -> None:
         """The whole job has drained. Without checkpoints, sinks commit now."""
-        if self.state is not TaskState.DRAINED:
+        if self.state is not TaskState.DRAINED or self._finishing:
             return
+        self._finishing = True
         commits = [] if self._store is not None else [o.commit_at_end for o in self._sinks]
         self._when_all_done(
             commits, lambda: self._abort_abandoned(self._finished), "the commit at the end"
@@ -495,6 +527,8 @@ class Task:
         return None
 
     def _close_quietly(self) -> None:
+        for file in self._files.values():
+            file.close()
         chain = getattr(self, "_chain", None)
         if chain is not None:
             error = chain.close()
@@ -620,29 +654,8 @@ class Task:
             self._settled = True
             self._abort_abandoned(lambda: None)
 
-    def _when_all_done(
-        self,
-        starts: Sequence[Callable[[Callable[[BaseException | None], None]], None]],
-        then: Callable[[], None],
-        what: str,
-    ) -> None:
-        """Start several asynchronous things; ``then`` once all have succeeded."""
-        left = len(starts)
-        if not starts:
-            then()
-
-        def done(error: BaseException | None) -> None:
-            nonlocal left
-            if self.state.ended:
-                return
-            if error is not None:
-                raise RuntimeError(f"{what} failed: {error}") from error
-            left -= 1
-            if left == 0:
-                then()
-
-        for start in starts:
-            start(done)
+    def _when_all_done(self, starts: Sequence[Start], then: Mail, what: str) -> None:
+        when_all_done(starts, then, what, lambda: self.state.ended)
 
     # ---------------------------------------------------------------- given to operators
 

@@ -125,6 +125,7 @@ class TaskHarness:
         configuration: dict[str, str] | None = None,
         limits: ChannelLimits | None = None,
         edge: JobEdge = EDGE,
+        drained: bytes | None = None,
     ) -> None:
         self.services = Services(store)
         descriptor = TaskDeploymentDescriptor(
@@ -141,6 +142,7 @@ class TaskHarness:
             ),
             outputs=(OutputDescriptor(edge, 128, 0, 0, ("peer",) * outputs),) if outputs else (),
             configuration={"metrics.latency.interval": "0 ms", **(configuration or {})},
+            drained=drained,
         )
         if restore:
             ids = {acknowledged.checkpoint_id for acknowledged in restore}

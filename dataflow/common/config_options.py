@@ -128,6 +128,12 @@ class ConfigOptions:
         "BATCH takes all input of a keyed operator before its first result, sorted by key, without "
         "checkpoints; AUTOMATIC means BATCH if every source ends",
     )
+    BATCH_SHUFFLE_MODE = _option(
+        "execution.batch-shuffle-mode",
+        one_of("ALL_EXCHANGES_BLOCKING", "ALL_EXCHANGES_PIPELINED"),
+        "ALL_EXCHANGES_BLOCKING",
+        "Of a job in BATCH: whether it runs in stages, the results of each on disk, or all at once",
+    )
     SORTED_INPUTS_MEMORY = _option(
         "execution.sorted-inputs.memory",
         size(1 << 20, 1 << 40),

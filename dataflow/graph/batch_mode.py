@@ -88,7 +88,8 @@ def _unkeyed(spec: OperatorSpec) -> bool:
     return isinstance(spec, (ProcessSpec, PartitionSpec)) and spec.key_selector is None
 
 
-def without_checkpoints(configuration: dict[str, str]) -> dict[str, str]:
-    """The job's configuration in BATCH mode."""
+def batch_configuration(configuration: dict[str, str]) -> dict[str, str]:
+    """The job's configuration in BATCH mode: without checkpoints, and AUTOMATIC no more."""
     interval = ConfigOptions.CHECKPOINTING_INTERVAL.key
-    return {key: value for key, value in configuration.items() if key != interval}
+    kept = {key: value for key, value in configuration.items() if key != interval}
+    return kept | {ConfigOptions.RUNTIME_MODE.key: "BATCH"}

@@ -16,7 +16,7 @@ from dataflow.datastream.output_tag import OutputTag
 from dataflow.datastream.windowing.assigners import GlobalWindows
 from dataflow.datastream.windowing.triggers import never_purges
 from dataflow.errors import FunctionPicklingError, JobGraphError
-from dataflow.graph.batch_mode import batch_faults, in_batch, is_batch, without_checkpoints
+from dataflow.graph.batch_mode import batch_configuration, batch_faults, in_batch, is_batch
 from dataflow.graph.chaining import Chain, build_chains
 from dataflow.graph.iterations import iteration_faults
 from dataflow.graph.job_graph import (
@@ -43,7 +43,7 @@ def build_job_graph(
     graph = build_stream_graph(transformations, settings)
     batch = is_batch(graph)
     if batch:
-        configuration = without_checkpoints(settings.configuration)
+        configuration = batch_configuration(settings.configuration)
         graph.settings = settings = replace(settings, configuration=configuration)
     faults = [*find_faults(name, graph), *batch_faults(graph), *iteration_faults(graph)]
     blobs = _Blobs(graph, batch)

@@ -192,6 +192,7 @@ class PartitionOperator(FunctionOperator):
             self._results = None
 
     def finish(self) -> None:
+        self._partition.close()
         self.output.emit_watermark(MAX_TIMESTAMP)
 
     def close(self) -> None:

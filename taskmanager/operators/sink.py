@@ -16,7 +16,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dataflow.common.batch import ArrowBatch, RowBatch
 from dataflow.common.codec import dumps_state
@@ -33,6 +33,9 @@ from state.operator_state import read_item
 from state.snapshot import OperatorSnapshot
 from taskmanager.operators.base import OperatorContext
 from taskmanager.operators.function_operator import FunctionOperator
+
+if TYPE_CHECKING:
+    from taskmanager.operator_chain import OperatorChain
 
 logger = logging.getLogger(__name__)
 
@@ -251,6 +254,16 @@ class SinkOperator(FunctionOperator):
         finally:
             if self._committer is not None:
                 self._committer.close()
+
+
+def final_committables(chain: OperatorChain) -> dict[str, OperatorSnapshot]:
+    """What is left to commit by the sinks of a chain at its end, by uid; without checkpoints."""
+    left = {}
+    for node, operator in zip(chain.nodes, chain.operators, strict=True):
+        if isinstance(operator, SinkOperator) and operator.needs_commit:
+            operator.prepare_barrier(1)
+            left[node.uid] = operator.snapshot(1)
+    return left
 
 
 def _made(pre_commits: list[_PreCommit]) -> list[Any]:

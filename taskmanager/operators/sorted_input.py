@@ -122,6 +122,7 @@ class SortedInputOperator(Operator):
     def finish(self) -> None:
         self._operator.finish()
         self._results.flush()
+        self._sorter.close()  # now: a task with a sink stays until the job ends
         self.output.emit_watermark(MAX_TIMESTAMP)
 
     def close(self) -> None:

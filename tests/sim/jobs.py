@@ -14,7 +14,7 @@ from typing import Any
 
 from dataflow.common import Configuration, Duration, Types, WatermarkStrategy
 from dataflow.common.batch import RowBatch
-from dataflow.datastream import AsyncDataStream, DataStream
+from dataflow.datastream import AsyncDataStream, DataStream, RuntimeExecutionMode
 from dataflow.datastream import aggregates as agg
 from dataflow.datastream.connectors.base import (
     InputStatus,
@@ -41,6 +41,7 @@ from dataflow.datastream.stream_execution_environment import StreamExecutionEnvi
 from dataflow.datastream.window import SlidingEventTimeWindows, TumblingEventTimeWindows
 from dataflow.graph.job_graph import JobGraph
 from tests.coroutines import pause
+from tests.sim.batch import build_batch
 from tests.sim.iterations import build_iterations
 from tests.sim.joins import build_joins
 from tests.sim.ledger import LedgerSink, current
@@ -79,7 +80,7 @@ class Shape:
 
     @property
     def checkpointed(self) -> bool:
-        return self.kind != "iterate"
+        return self.kind not in ("batch", "iterate")
 
 
 def draw_shape(rng: random.Random, kind: str | None = None) -> Shape:
@@ -95,7 +96,7 @@ def draw_shape(rng: random.Random, kind: str | None = None) -> Shape:
     sizes = tuple(max(20, total * weight // sum(weights)) for weight in weights)
     disorder = rng.choice([0, 30, 120])
     late = kind == "windows" and rng.random() < 0.6
-    pace = rng.choice([60, 100, 150])
+    pace = rng.choice([60, 100, 150]) // (20 if kind == "batch" else 1)
     if kind == "iterate":  # most happens after the sources have ended
         pace //= 10
     return Shape(
@@ -398,7 +399,8 @@ def _strategy(shape: Shape) -> WatermarkStrategy:
 
 
 def _stream(environment: StreamExecutionEnvironment, shape: Shape) -> Any:
-    source = SimSource(shape, pulled=shape.kind == "splits")
+    pulled = shape.kind == "splits" or (shape.kind == "batch" and shape.columnar)
+    source = SimSource(shape, pulled)
     return environment.from_source(source, _strategy(shape), "numbers").uid("source")
 
 
@@ -528,9 +530,15 @@ def _aligned(environment: StreamExecutionEnvironment, shape: Shape, output: str)
         mapped.sink_to(LedgerSink(name)).uid(f"{name}-sink")
 
 
+def _batch(environment: StreamExecutionEnvironment, shape: Shape, output: str) -> None:
+    environment.set_runtime_mode(RuntimeExecutionMode.BATCH)
+    build_batch(_stream(environment, shape).map(_touch).uid("map"), shape.rebalance)
+
+
 _BUILDERS: dict[str, Callable[[StreamExecutionEnvironment, Shape, str], None]] = {
     "aligned": _aligned,
     "async": _async,
+    "batch": _batch,
     "columns": _columns,
     "files": _files,
     "iterate": _iterate,

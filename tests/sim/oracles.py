@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from tests.sim import iterations, joins, mixed_oracle
+from tests.sim import batch, iterations, joins, mixed_oracle
 from tests.sim.jobs import (
     ALIGNED_DRIFT_MS,
     TIMER_MS,
@@ -25,6 +25,7 @@ from tests.sim.ledger import Ledger
 SHOWN_MAX = 5
 SIDES = ("left", "right")
 SINKS = {
+    "batch": ("read", "totals"),
     "regions": SIDES,
     "aligned": SIDES,
     "files": ("files",),
@@ -50,6 +51,10 @@ def check_output(
     elif shape.kind == "joins":
         for sink, expected in joins.expected_of(source_log(shape)).items():
             yield from _same(sink, expected, ledger.rows(sink), complete)
+    elif shape.kind == "batch":
+        found = batch.found_in({sink: ledger.rows(sink) for sink in batch.SINKS})
+        for name, expected in batch.expected_of(source_log(shape)).items():
+            yield from _same(name, expected, found[name], complete)
     elif shape.kind == "iterate":
         yield from _check_rounds(shape, ledger, complete)
     elif shape.kind == "mixed":

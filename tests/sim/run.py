@@ -57,7 +57,7 @@ class Result:
     @property
     def valid(self) -> bool:
         """A seed in which nothing happened proves nothing."""
-        return self.checkpoints > 0 and bool(self.faults)
+        return (self.checkpoints > 0 or self.shape.kind == "batch") and bool(self.faults)
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,21 @@ def draw_backend(seed: int) -> tuple[dict[str, str], int]:
     return {"state.changelog.enabled": str(changelog).lower()}, rng.choice([1, 3, 20, 2_000])
 
 
+def _without_jobmanager_deaths(world: World, rates: Rates) -> Rates:
+    """A job without checkpoints fails with its JobManager; and its results may be damaged."""
+    return replace(
+        rates,
+        enabled=rates.enabled - {"F04", "F06", "F12", "F22"} | {"F01", "F02"},
+        store_crash=0.0,
+        overtake=0.0,
+        rescale=0.0,
+        failpoint=world.between(0.003, 0.03),
+        at_the_end=world.random.choice([0.0, 0.1]),
+        damage=world.random.choice([0.0, 0.3]),
+        spare_jobmanagers=True,
+    )
+
+
 class _Run:
     def __init__(self, seed: int, options: Options) -> None:
         self.options = options
@@ -150,6 +165,8 @@ class _Run:
 
     def _rates(self) -> Rates:
         rates = draw_rates(self.world)
+        if self.shape.kind == "batch":
+            rates = _without_jobmanager_deaths(self.world, rates)
         if self.scenario == "poison":
             return Rates(heal_at_us=rates.heal_at_us)  # so that the budget can be counted
         return rates

@@ -131,6 +131,18 @@ def test_faults_do_not_change_what_is_certain_of_the_mixed_job() -> None:
         assert disturbed.output == alone.output
 
 
+@pytest.mark.parametrize("start", range(4_000, 4_060, CHUNK))
+def test_stages_repeat_what_was_lost_and_nothing_is_visible_twice(start: int) -> None:
+    """In BATCH mode; nor do seeds choose this kind."""
+    results = [run_seed(seed, Options(kind="batch")) for seed in range(start, start + CHUNK)]
+    for result in results:
+        check(result)
+    assert any(result.restarts for result in results)
+    alone = without_faults(start, Options(kind="batch"))
+    check(alone)
+    assert not alone.restarts
+
+
 @pytest.mark.parametrize("canary", CANARIES, ids=lambda canary: canary.name)
 def test_a_canary_bug_is_caught(canary: Canary) -> None:
     with canary.plant():

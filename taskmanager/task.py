@@ -27,7 +27,6 @@ from dataflow.errors import (
     CorruptObject,
     ObjectNotFound,
     RestoreError,
-    UploadLost,
     UserFunctionError,
 )
 from dataflow.graph.job_graph import OperatorNode
@@ -35,9 +34,8 @@ from dataflow.graph.pickling import install_main_classes
 from state.checkpoint_store import CheckpointStore, CommitPermit
 from state.snapshot import TaskSnapshot
 from state.snapshot_format import decode, encode
-from state.snapshot_store import SnapshotWriter, Stored, Written
+from state.snapshot_store import Written
 from taskmanager.accumulators import TaskAccumulators
-from taskmanager.alignment import BarrierAligner
 from taskmanager.channel import ChannelLimits
 from taskmanager.completion import Start, when_all_done
 from taskmanager.elements import (
@@ -54,8 +52,6 @@ from taskmanager.error_report import describe_error, shorten
 from taskmanager.input_gate import InputGate
 from taskmanager.latency_markers import LatencyMarkers
 from taskmanager.messages import (
-    CheckpointAcknowledged,
-    CheckpointDeclined,
     ClientChunk,
     CommitSucceeded,
     DataMessage,
@@ -76,7 +72,7 @@ from taskmanager.operators.source import SourceOperator
 from taskmanager.partition_file import PartitionFile
 from taskmanager.restore import load_snapshot
 from taskmanager.result_partition import TaskOutputs
-from taskmanager.snapshot_in_progress import SnapshotInProgress
+from taskmanager.subtask_checkpoints import SubtaskCheckpoints
 from taskmanager.task_context import TaskOperatorContext
 from taskmanager.task_services import TaskServices
 from taskmanager.watermark_valve import WatermarkValve
@@ -127,20 +123,12 @@ class Task:
         ]
         self._peers = {cid: peer for i in descriptor.inputs for cid, peer in i.channels}
         self._gate = InputGate(channels, limits) if channels else None
-        self._aligner = BarrierAligner(len(channels)) if channels else None
         self._valve = WatermarkValve(len(channels))
         # Those whose EndOfInput has not come, without feedback: that ends after this task does.
         self._open_channels = sum(len(i.peers) for i in descriptor.inputs if not i.feedback)
         self._feedback_edges = {i.edge_id for i in descriptor.inputs if i.feedback}
-        self._aligned_exactly = (
-            descriptor.configuration.get("execution.checkpointing.mode", "EXACTLY_ONCE")
-            != "AT_LEAST_ONCE"
-        )
-        self._taking: SnapshotInProgress | None = None
         self._store: CheckpointStore | None = None
-        self._snapshots: SnapshotWriter | None = None  # where there is a store
-        self._aborted_checkpoint = 0  # the newest that will not complete
-        self._triggered_checkpoint = 0  # the newest that was started here
+        self._checkpoints = SubtaskCheckpoints(self)
         self._requests_handled: dict[ChannelId, int] = {}
         self._chunks_sent = 0
         self._chunk_callbacks: dict[int, Callable[[], None]] = {}
@@ -237,9 +225,7 @@ class Task:
                 self._finish_chain()
         if self._stores_input or (has_room and not self._chain.blocked()):
             progressed = self._process_input()
-        if self._taking is not None:
-            progressed = True
-            self._take_more()
+        progressed |= self._checkpoints.take_more()
         self._outputs.flush()
         self._send_feedback()
         return progressed or bool(self._mail)
@@ -297,8 +283,8 @@ class Task:
                 self._advance_watermark(self._valve.on_watermark(position, timestamp))
             case WatermarkStatus(idle):
                 self._on_status(position, idle)
-            case Barrier(checkpoint_id):
-                self._on_barrier(position, checkpoint_id)
+            case Barrier():
+                self._checkpoints.on_barrier(position, element)
             case LatencyMarker():
                 # What waits for its round is not late, and a marker could go round for ever.
                 if self.state is TaskState.RUNNING and not self._stores_input:
@@ -387,9 +373,7 @@ class Task:
         descriptor = self.descriptor
         install_main_classes(descriptor.main_classes)
         self._store = self._services.checkpoint_store(descriptor)
-        if self._store is not None:
-            name = f"{self.id.vertex_id}-{self.id.subtask}-{self.attempt.number}"
-            self._snapshots = SnapshotWriter(self._store, self.attempt.generation, name)
+        self._checkpoints.open_store()
         self._outputs = TaskOutputs(
             descriptor.outputs,
             self.id.subtask,
@@ -435,9 +419,8 @@ class Task:
         if error is not None:
             raise error
         assert loaded is not None
-        assert self._snapshots is not None
         snapshot, written = loaded
-        self._snapshots.adopt(self.descriptor.restore[0].checkpoint_id, written)
+        self._checkpoints.adopt(self.descriptor.restore[0].checkpoint_id, written)
         self._restored_drained = snapshot.drained
         self._open(snapshot)
 
@@ -541,90 +524,14 @@ class Task:
         """A task without inputs starts the checkpoint."""
         if self.state not in (TaskState.RUNNING, TaskState.DRAINED):
             return
-        if checkpoint_id <= max(self._triggered_checkpoint, self._aborted_checkpoint):
-            return
-        assert self._gate is None, "only tasks without inputs are triggered"
-        self._checkpoint(checkpoint_id)
-
-    def _on_barrier(self, position: int, checkpoint_id: int) -> None:
-        assert self._aligner is not None
-        assert self._gate is not None
-        result = self._aligner.on_barrier(position, checkpoint_id)
-        for aborted in result.aborted:
-            self._decline(aborted, f"superseded by checkpoint {checkpoint_id}")
-        if self._aligned_exactly:
-            if position in self._aligner.blocked and not result.aborted:
-                self._gate.block(position)  # one more: no need to look at all channels
-            else:
-                self._gate.set_blocked(self._aligner.blocked)
-        if result.completed is not None:
-            self._checkpoint(result.completed)
-
-    def _checkpoint(self, checkpoint_id: int) -> None:
-        """The barrier has come on every input: pass it on, snapshot, upload."""
-        self._triggered_checkpoint = checkpoint_id
-        self._chain.prepare_barrier(checkpoint_id)
-        self._outputs.broadcast(Barrier(checkpoint_id))
-        snapshot = TaskSnapshot(self._chain.snapshot(checkpoint_id), drained=self._is_drained)
-        if self._snapshots is None:
-            self._decline(checkpoint_id, "the job has no checkpoint storage")
-            return
-        commits = any(isinstance(o, SinkOperator) and o.needs_commit for o in self._chain.operators)
-        snapshots = self._snapshots
-
-        def uploaded(stored: Stored | None, error: BaseException | None) -> None:
-            if isinstance(error, UploadLost):
-                raise error
-            if error is not None or stored is None:
-                self._decline(checkpoint_id, f"{self.name}: upload failed: {error}")
-            elif checkpoint_id > self._aborted_checkpoint:
-                snapshots.stored(checkpoint_id, stored)
-                completed = stored.snapshot
-                self._services.report(
-                    CheckpointAcknowledged(
-                        self.id,
-                        self.attempt,
-                        checkpoint_id,
-                        stored.handle,
-                        completed.stateful_uids,
-                        completed.drained,
-                        commits,
-                        completed.shares_state,
-                    )
-                )
-
-        upload = snapshots.prepare(checkpoint_id, snapshot)
-        self._give_up_taking()  # of a checkpoint that has been aborted
-        self._taking = SnapshotInProgress(
-            checkpoint_id, snapshot, lambda: self._call_async(upload, uploaded)
-        )
-        self._take_more()
-
-    def _take_more(self) -> None:
-        if self._taking is not None and self._taking.advance():
-            self._taking = None
-
-    def _give_up_taking(self) -> None:
-        if self._taking is not None:
-            self._taking.cancel()
-            self._taking = None
-
-    def _decline(self, checkpoint_id: int, reason: str) -> None:
-        if not self.state.ended:
-            self._services.report(
-                CheckpointDeclined(self.id, self.attempt, checkpoint_id, reason[:1_000])
-            )
+        self._checkpoints.trigger(checkpoint_id)
 
     def abort_checkpoint(self, checkpoint_id: int) -> None:
         """The coordinator gave the checkpoint up."""
-        self._aborted_checkpoint = max(self._aborted_checkpoint, checkpoint_id)
-        if self._taking is not None and self._taking.checkpoint_id <= checkpoint_id:
-            self._give_up_taking()
+        self._checkpoints.forget(checkpoint_id)
         if self.state not in (TaskState.RUNNING, TaskState.DRAINED):
             return
-        if self._aligner is not None and self._gate is not None:
-            self._aligner.abort(checkpoint_id)
-            self._gate.set_blocked(self._aligner.blocked if self._aligned_exactly else set())
+        self._checkpoints.stop_aligning(checkpoint_id)
         for operator in self._chain.operators:
             operator.notify_checkpoint_aborted(checkpoint_id)
             operator.abort_checkpoint(checkpoint_id)
@@ -637,8 +544,7 @@ class Task:
         if self.state not in (TaskState.RUNNING, TaskState.DRAINED):
             return
         checkpoint_id = permit.checkpoint_id
-        if self._snapshots is not None:
-            self._snapshots.completed(checkpoint_id)
+        self._checkpoints.completed(checkpoint_id)
         for operator in self._chain.operators:
             operator.notify_checkpoint_complete(checkpoint_id)
 

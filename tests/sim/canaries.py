@@ -40,6 +40,7 @@ from taskmanager.operators.iteration import IterationHeadOperator
 from taskmanager.operators.sink import SinkOperator
 from taskmanager.operators.source_alignment import SourceAlignment
 from taskmanager.processing_time import ProcessingTime
+from taskmanager.subtask_checkpoints import SubtaskCheckpoints
 from taskmanager.task import Task
 from tests.sim import ledger, stage_canaries
 from tests.sim.jobs import SimReader, SimSplit
@@ -297,14 +298,14 @@ def collect_a_retained_file() -> Iterator[None]:
 @contextmanager
 def failed_upload_fails_the_task() -> Iterator[None]:
     """11: instead of declining the checkpoint, although the task could go on."""
-    original = Task._decline
+    original = SubtaskCheckpoints.decline
 
-    def decline(self: Task, checkpoint_id: int, reason: str) -> None:
+    def decline(self: SubtaskCheckpoints, checkpoint_id: int, reason: str) -> None:
         if "upload failed" in reason:
             raise StorageError(reason)
         original(self, checkpoint_id, reason)
 
-    with mock.patch.object(Task, "_decline", decline):
+    with mock.patch.object(SubtaskCheckpoints, "decline", decline):
         yield
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 from dataflow.common.keys import KeyGroupRange
 from dataflow.graph.job_graph import JobEdge, Partitioning
-from state.heap_backend import KeyedStateBackend
-from state.snapshot import OperatorSnapshot, TaskSnapshot, decode, encode
+from state.heap_backend import HeapKeyedStateBackend
+from state.snapshot import OperatorSnapshot, TaskSnapshot
+from state.snapshot_format import decode, encode
 from taskmanager.alignment import BarrierAligner
 from taskmanager.channel import ChannelLimits
 from taskmanager.elements import Attempt, ChannelId
@@ -70,11 +71,11 @@ def _seconds(call: Callable[[], Any], repetitions: int = 1) -> float:
     return (time.thread_time_ns() - began) / 1e9 / repetitions
 
 
-def _backend() -> KeyedStateBackend:
-    return KeyedStateBackend(GROUPS, KeyGroupRange(0, GROUPS))
+def _backend() -> HeapKeyedStateBackend:
+    return HeapKeyedStateBackend(GROUPS, KeyGroupRange(0, GROUPS))
 
 
-def _filled(make: Callable[[int], Any]) -> KeyedStateBackend:
+def _filled(make: Callable[[int], Any]) -> HeapKeyedStateBackend:
     backend = _backend()
     values = backend.table("state", "value").namespace(None)
     for n in range(KEYS):

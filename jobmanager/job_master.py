@@ -10,6 +10,10 @@ A job's regions (tasks connected by channels) run and restart separately:
     DEPLOYING → until every task is ready
     RUNNING
     CANCELING → after a failure, until every task has stopped or its TaskManager is gone
+    FINISHED
+
+In BATCH mode regions are stages or parts of them: a region also waits for the results that it reads
+(``Exchange``), and ends when it has drained, unless it has a sink: sinks commit when all is done.
 
 Every restart recovers from the store, also without a change of JobManager: the epoch records are
 the truth, what this object remembers is not. Each deployment of a region has a new Attempt.
@@ -19,7 +23,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from dataflow import __version__
 from dataflow.common.job_status import JobStatus
 from dataflow.errors import (
     ClusterError,
@@ -32,7 +35,8 @@ from dataflow.graph.job_graph import JobGraph
 from jobmanager import checkpoint_coordinator as checkpointing
 from jobmanager.checkpoint_coordinator import CheckpointCoordinator, CheckpointSettings
 from jobmanager.deployment import Deployment, Restore
-from jobmanager.execution_graph import ExecutionGraph, Slot
+from jobmanager.execution_graph import ExecutionGraph
+from jobmanager.failover import to_restart
 from jobmanager.job_events import (
     Action,
     CancelJob,
@@ -56,14 +60,13 @@ from jobmanager.request_handler import RequestHandler
 from jobmanager.requests import RequestStored, Rescale, TakeCheckpoint, TakeSavepoint
 from jobmanager.restart_backoff import RestartBackoff
 from jobmanager.restore import plan_restore, refuse_fall_back
-from jobmanager.slot_pool import SlotPool
-from state.checkpoint_store import (
-    CommitPermit,
-    Recovery,
-)
+from jobmanager.slot_pool import SlotPool, fault_of_version
+from jobmanager.watermark_alignment import WatermarkAlignment
+from state.checkpoint_store import CommitPermit, Recovery
 from taskmanager.elements import Attempt
 from taskmanager.messages import (
     AbortCheckpoint,
+    AlignWatermark,
     Cancel,
     CheckpointAcknowledged,
     CheckpointDeclined,
@@ -74,7 +77,10 @@ from taskmanager.messages import (
     Finish,
     Heartbeat,
     PeerUnreachable,
+    ReleaseResults,
     Report,
+    ResultLost,
+    SendResults,
     Start,
     TaskCanceled,
     TaskDrained,
@@ -84,6 +90,7 @@ from taskmanager.messages import (
     TaskMetrics,
     TaskReady,
     TriggerCheckpoint,
+    WatermarkReached,
 )
 
 
@@ -110,6 +117,7 @@ class JobMaster:
         self._settings = settings
         self._backoff = restart_backoff
         self._regions = Regions(self._cut_regions(), self.graph.slot_of)
+        self._regions.connect(self.graph)
         self._pool = SlotPool(
             self.graph.slots,
             settings.slots_per_taskmanager,
@@ -117,6 +125,7 @@ class JobMaster:
             settings.slot_request_timeout,
             f"tm-{generation}-",
         )
+        self._alignment = WatermarkAlignment()
         self._attempts = 0
         self._recovering = False  # a Recover is under way
         self._recover_failures = 0
@@ -127,7 +136,6 @@ class JobMaster:
         self.finishing = False
         self.takes_checkpoints = settings.checkpoints is not None
         self._requests = RequestHandler(self)
-        self._next_graph: ExecutionGraph | None = None  # to be deployed once all tasks are stopped
         self.metrics: dict[TaskId, TaskMetrics] = {}
         self.restored_checkpoint: int | None = None
         self.restored_from: str | None = None  # its folder, if not that of the job
@@ -143,14 +151,16 @@ class JobMaster:
         )
 
     def _cut_regions(self) -> Iterable[tuple[TaskId, ...]]:
-        return self.graph.regions if self._settings.failover_region else [self.graph.tasks]
+        if self._settings.failover_region or self.graph.blocking:
+            return self.graph.regions
+        return [self.graph.tasks]
 
     # ------------------------------------------------------------------------------ events
 
     def start(self, now: int) -> list[Action]:
         """Ask for slots and for what is to be restored."""
         actions: list[Action] = []
-        actions.extend(self._pool.request_missing(now))
+        self._request_slots(now, actions)
         self._recover(actions)
         return actions
 
@@ -167,13 +177,13 @@ class JobMaster:
             case Recovered():
                 self._on_recovered(event, now, actions)
             case Published(checkpoint_id, outcome, permit, error):
-                self._coordinate(
-                    self.coordinator.published(checkpoint_id, outcome, permit, error, now),
-                    now,
-                    actions,
-                )
+                known = self.coordinator.published(checkpoint_id, outcome, permit, error, now)
+                self._coordinate(known, now, actions)
             case Marked(checkpoint_id, error):
-                self._on_marked(checkpoint_id, error, now, actions)
+                marked = self.coordinator.marked(checkpoint_id, error, now)
+                self._coordinate(marked, now, actions)
+                if error is None:
+                    self._requests.carry_out(self._requests.committed(checkpoint_id), now, actions)
             case TakeCheckpoint() | TakeSavepoint() | Rescale() | RequestStored():
                 self._requests.handle(event, now, actions)
             case CancelJob():
@@ -208,16 +218,21 @@ class JobMaster:
             case Heartbeat(taskmanager_id, metrics):
                 self._pool.on_heartbeat(taskmanager_id, now)
                 for (task, attempt), values in metrics.items():
-                    if self._current(task, attempt):
-                        self.metrics[task] = values
+                    self._measured(self._current(task, attempt), task, values)
             case TaskReady(task, attempt):
                 region = self._current(task, attempt)
                 if region is not None and region.state is RegionState.DEPLOYING:
                     region.ready.add(task)
-            case TaskDrained(task, attempt):
+            case TaskDrained(task, attempt, snapshot, metrics):
                 region = self._current(task, attempt)
                 if region is not None and region.state is RegionState.RUNNING:
                     region.drained.add(task)
+                    self._alignment.forget([task])
+                    if snapshot is not None:
+                        region.snapshots[task] = snapshot
+                    self._measured(region, task, metrics)
+                    if region.has_drained:
+                        self._end_stage(region, actions)
                     self._on_drained(now, actions)
             case TaskFinished(task, attempt) | TaskCanceled(task, attempt):
                 region = self._current(task, attempt)
@@ -225,8 +240,10 @@ class JobMaster:
                     region.stopping.discard(task)  # it may have finished just before the cancel
                 elif region is not None and isinstance(report, TaskFinished):
                     region.finished.add(task)
-                    if report.metrics is not None:
-                        self.metrics[task] = report.metrics
+                    self._measured(region, task, report.metrics)
+                    if not self.takes_checkpoints and len(region.finished) == len(region.tasks):
+                        region.finish()
+                        self._give_slots_back(actions)
             case TaskFailed(task, attempt, error, restartable, corrupt_checkpoint):
                 region = self._current(task, attempt)
                 if region is None:
@@ -237,6 +254,11 @@ class JobMaster:
                 if corrupt_checkpoint is not None:
                     self._excluded |= {corrupt_checkpoint}
                 self._fail_regions([region], error, now, actions, {task}, restartable)
+            case ResultLost(task, attempt, error):
+                region = self._current(task, attempt)
+                if region is not None and region.has_results and region.is_needed:
+                    error = f"results of {self.graph.describe(task)} cannot be read: {error}"
+                    self._fail_regions([region], error, now, actions)
             case PeerUnreachable(_, peer_id, attempt, error):
                 # The death of the peer is reported on its own; this is for a network that is cut.
                 regions = [r for r in self._regions if r.attempt == attempt]
@@ -252,13 +274,22 @@ class JobMaster:
                 self._coordinate(
                     self.coordinator.commit_succeeded(task, attempt, checkpoint_id), now, actions
                 )
-            case _:
-                pass  # chunks for the client are the shell's
+            case WatermarkReached(task, attempt, group, watermark):
+                region = self._current(task, attempt)
+                # One that has drained says no more: this is a message that came twice.
+                if region and region.state is RegionState.RUNNING and task not in region.drained:
+                    lowest = self._alignment.reached(group, task, watermark)
+                    self._send(AlignWatermark, region, [task], actions, watermark=lowest)
 
     def _current(self, task: TaskId, attempt: Attempt) -> Region | None:
         """The task's region if the report is of its present attempt."""
         region = self._regions.of_task.get(task)
         return region if region is not None and region.attempt == attempt else None
+
+    def _measured(self, region: Region | None, task: TaskId, metrics: TaskMetrics | None) -> None:
+        """Tasks that only commit again have nothing to say about what they did before."""
+        if region is not None and metrics is not None and not region.recommits:
+            self.metrics[task] = metrics
 
     # --------------------------------------------------------------------------- advancing
 
@@ -271,15 +302,13 @@ class JobMaster:
             if not region.stopping:
                 region.stopped()
         if not self._ending:
-            if self._next_graph is not None and self._regions.all_are(RegionState.WAITING):
-                self._switch(self._next_graph, now, actions)
-            if self._pool.complete:
-                self._requests.carry_out(self._requests.slots_there(), now, actions)
+            self._requests.advance(now, actions)
+            self._request_slots(now, actions)
             self._deploy_waiting(now, actions)
             self._start_ready(now, actions)
             self._coordinate(self.coordinator.tick(now), now, actions)
             self._finish_if_done(now, actions)
-        if self._ending and self._regions.all_are(RegionState.WAITING):
+        if self._ending and self._regions.all_are(RegionState.WAITING, RegionState.FINISHED):
             canceled = self.status is JobStatus.CANCELLING
             self._terminate(JobStatus.CANCELED if canceled else JobStatus.FAILED, actions)
 
@@ -290,16 +319,7 @@ class JobMaster:
             )
         overdue = self._pool.overdue(now)
         if overdue is not None:
-            error = (
-                f"no TaskManager with {len(overdue.slots)} slot(s) and "
-                f"{dict(overdue.resources) or 'its CPU'} could be started within "
-                f"{self._settings.slot_request_timeout / 1000:.0f} s; give the cluster more "
-                "resources or the job a lower parallelism"
-            )
-            if self.graph.tasks_in.keys().isdisjoint(overdue.slots):  # only asked for besides
-                self._requests.carry_out(self._requests.slots_missing(error), now, actions)
-            else:
-                self._end(JobStatus.FAILING, error, now, actions)
+            self._requests.on_overdue(overdue, now, actions)
         for region in self._regions.within(RegionState.CANCELING):
             if now - region.canceling_since >= self._settings.cancellation_timeout:
                 # User code that does not return can only be stopped with its process.
@@ -311,15 +331,11 @@ class JobMaster:
     def _on_taskmanager_ready(
         self, taskmanager_id: str, version: str, now: int, actions: list[Action]
     ) -> None:
-        """Messages, state and hashing are of one version; another attempt would find no other."""
-        if version == __version__:
+        error = fault_of_version(taskmanager_id, version)
+        if error is None:
             self._pool.on_ready(taskmanager_id, now)
-            return
-        error = (
-            f"TaskManager {taskmanager_id} has version {version} of ray-dataflow and the "
-            f"JobManager {__version__}: install the same one on every node"
-        )
-        self._end(JobStatus.FAILING, error, now, actions, kind=ClusterError)
+        else:
+            self._end(JobStatus.FAILING, error, now, actions, kind=ClusterError)
 
     def _on_taskmanager_lost(
         self, taskmanager_id: str, reason: str, now: int, actions: list[Action]
@@ -334,16 +350,22 @@ class JobMaster:
         actions.append(StopTaskManager(taskmanager_id))
         for region in hit:
             region.stopping -= gone
+            if region.state is RegionState.FINISHED and not region.is_needed:
+                region.released = True
         if self._ending:
             pass
-        elif info.ready:  # another one starts while the tasks are canceled
-            actions.extend(self._pool.request_missing(now))
-        else:  # it never came up: the wait, and its limit, go on
-            retry = self._settings.start_retry
-            actions.extend(self._pool.request_missing(info.requested_at, retry))
+        elif not info.ready:  # it never came up: the wait, and its limit, go on
+            self._request_slots(info.requested_at, actions, self._settings.start_retry)
+        elif not self.graph.blocking:  # another one starts while the tasks are canceled
+            self._request_slots(now, actions)
         self._fail_regions(
             hit, f"TaskManager {taskmanager_id} was lost: {reason}", now, actions, gone
         )
+
+    def _request_slots(self, since: int, actions: list[Action], delay_ms: int = 0) -> None:
+        if self._pool.lacks_slots:
+            wanted = self._regions.wanted_slots() if self.graph.blocking else self._pool.slots
+            actions.extend(self._pool.request_missing(since, wanted, delay_ms))
 
     # ------------------------------------------------------------- asked by the shell
 
@@ -360,7 +382,7 @@ class JobMaster:
 
     def describe_taskmanagers(self) -> dict[str, str]:
         """TaskManager id to the tasks it holds, for people."""
-        return self.graph.describe_taskmanagers(list(self._pool), self.location)
+        return self._pool.describe(self.graph)
 
     # ----------------------------------------------------------------------------- failover
 
@@ -374,7 +396,7 @@ class JobMaster:
         restartable: bool = True,
     ) -> None:
         """Cancel the regions and, if the strategy allows, restart them; ``gone`` need no cancel."""
-        regions = [region for region in regions if region.active]
+        regions = [region for region in regions if region.can_fail]
         if not regions or self._ending:
             for region in regions:
                 self._cancel_region(region, now, actions, gone)
@@ -388,16 +410,25 @@ class JobMaster:
             self._end(JobStatus.FAILING, error, now, actions, gone)
             return
         if self.finishing or self._requests.holds_tasks:
-            # Tasks that have finished cannot take part in another checkpoint: all start again.
-            regions = [region for region in self._regions if region.active]
             self.finishing = False
+            if self.takes_checkpoints:
+                # Tasks that have finished cannot take part in another checkpoint: all start again.
+                regions = [region for region in self._regions if region.active]
         self.restarts += 1
-        delay = self._backoff.delay_ms()
+        deploy_at = now + self._backoff.delay_ms()
         self._stop_checkpoints(error, now, actions)
         self._set_status(JobStatus.RESTARTING, actions, error)
-        for region in regions:
+        failed = [region for region in regions if not region.can_recommit]
+        if failed and self.graph.blocking and not self._settings.failover_region:
+            failed = list(self._regions)
+        anew = to_restart(failed)
+        for region in dict.fromkeys((*anew, *regions)):
+            region.deploy_at = deploy_at
             self._cancel_region(region, now, actions, gone)
-            region.deploy_at = now + delay
+            if region.state is RegionState.FINISHED:
+                self._send(ReleaseResults, region, region.tasks, actions)
+                region.stopped()
+            region.begin_anew(recommits=region not in anew)
         self._recovery = None
         self._recover(actions)
 
@@ -406,6 +437,7 @@ class JobMaster:
     ) -> None:
         if not region.active:
             return
+        self._alignment.forget(region.tasks)  # others wait for nobody who is not running
         left = set(region.tasks).difference(gone)
         region.cancel(now, {task for task in left if self.location(task) is not None})
         self._send(Cancel, region, sorted(region.stopping), actions)
@@ -505,7 +537,8 @@ class JobMaster:
         if self._ending or self._recovery is None or self._recovering:
             return []
         located = self._pool.located
-        return [r for r in self._regions.within(RegionState.WAITING) if r.slots <= located]
+        waiting = self._regions.within(RegionState.WAITING)
+        return [r for r in waiting if r.slots <= located and r.can_read]
 
     def _deploy_waiting(self, now: int, actions: list[Action]) -> None:
         for region in self._deployable():
@@ -516,11 +549,7 @@ class JobMaster:
         self._attempts += 1
         attempt = Attempt(self.generation, self._attempts)
         region.deploy(attempt)
-        located = ((task, self.location(task)) for task in region.tasks)
-        deployment = Deployment(
-            self.graph, {task: there for task, there in located if there is not None}
-        )
-        messages = deployment.messages(
+        messages = Deployment(self.graph, region, self.location).messages(
             self.job_id, attempt, self.restarts, self._restore, self._settings.history_id
         )
         actions.extend(Send(there, deploy) for there, deploy in messages.items())
@@ -532,11 +561,22 @@ class JobMaster:
                 region.run()
                 started = True
                 self._send(Start, region, region.tasks, actions)
-        if started and self._regions.all_are(RegionState.RUNNING):
+                self._send_results(region, actions)
+        if started and self._regions.all_run():
             self._all_running(now, actions)
+
+    def _send_results(self, region: Region, actions: list[Action]) -> None:
+        """Have what it reads sent to it, if it reads any."""
+        if region.consumes and not region.recommits:
+            assert region.attempt is not None
+            found = Deployment(self.graph, region, self.location).results(self._regions)
+            for there, results in found.items():
+                actions.append(Send(there, SendResults(tuple(results), region.attempt)))
 
     def _all_running(self, now: int, actions: list[Action]) -> None:
         self._set_status(JobStatus.RUNNING, actions)
+        if self.graph.blocking:
+            return  # what is restored, is so stage by stage; and there are no checkpoints
         recovery, permit = self._recovery, self._permit
         self._recovery = None  # used up: the next restart asks again
         if recovery is not None and recovery.manifest is not None:
@@ -549,38 +589,12 @@ class JobMaster:
             for task in region.tasks
             if region.attempt is not None
         }
-        self.coordinator.job_running(attempts, now)
+        self.coordinator.job_running(attempts, now, self.restored_checkpoint)
         if permit is not None:
             self._permit = None
             self._coordinate(self.coordinator.recommit(permit), now, actions)
         self._on_drained(now, actions)
         self._requests.carry_out(self._requests.job_running(), now, actions)
-
-    # --------------------------------------------------------------------------- rescaling
-
-    def offer_slots(self, more: Iterable[Slot], now: int, actions: list[Action]) -> None:
-        """Have TaskManagers for these slots too; those for others are given back."""
-        slots = {slot.index: slot for slot in (*self.graph.slots, *more)}
-        actions.extend(StopTaskManager(t) for t in self._pool.resize(slots.values()))
-        actions.extend(self._pool.request_missing(now))
-
-    def switch_to(self, graph: ExecutionGraph, now: int, actions: list[Action]) -> None:
-        """Cancel all tasks; those of ``graph`` are deployed in their place."""
-        self._next_graph = graph
-        self._stop_checkpoints("the job is rescaled", now, actions)
-        self._set_status(JobStatus.RESTARTING, actions)
-        for region in self._regions:
-            self._cancel_region(region, now, actions)
-
-    def _switch(self, graph: ExecutionGraph, now: int, actions: list[Action]) -> None:
-        """No task is left. From here on this is as any restart."""
-        self._next_graph, self.graph = None, graph
-        self._regions = Regions(self._cut_regions(), graph.slot_of)
-        self.metrics.clear()
-        self.coordinator.resize(graph.job_graph, graph.tasks)
-        self.offer_slots((), now, actions)
-        self._recovery = None
-        self._recover(actions)
 
     # -------------------------------------------------------------------------- checkpoints
 
@@ -605,41 +619,24 @@ class JobMaster:
         """Carry out what the coordinator decided."""
         for action in wanted:
             match action:
-                case checkpointing.Trigger(checkpoint_id, options, demanded):
-                    if demanded:
-                        self._requests.triggered(checkpoint_id)
+                case checkpointing.Trigger(checkpoint_id, options):
                     for region in self._regions:
                         sources = [task for task in region.tasks if task in self.graph.sources]
                         fields = {"checkpoint_id": checkpoint_id, "options": options}
                         self._send(TriggerCheckpoint, region, sources, actions, **fields)
                 case checkpointing.EndInput():
                     self.send_to_all(Drain, actions)
-                case checkpointing.Abort(checkpoint_id, reason):
+                case checkpointing.Abort(checkpoint_id, _):
                     self._abort_checkpoint(checkpoint_id, actions)
-                    steps = self._requests.aborted(checkpoint_id, reason)
-                    self._requests.carry_out(steps, now, actions)
-                case checkpointing.Publish(manifest):
-                    self._requests.publishing(manifest)
-                    actions.append(action)
-                case checkpointing.Complete(manifest):
-                    self._requests.carry_out(self._requests.complete(manifest), now, actions)
-                case checkpointing.MarkCommitted():
+                case checkpointing.Publish() | checkpointing.MarkCommitted():
                     actions.append(action)
                 case checkpointing.Commit(permit, settled):
                     self.send_to_all(CommitCheckpoint, actions, permit=permit, settled=settled)
-                    steps = self._requests.completed(permit.checkpoint_id)
-                    self._requests.carry_out(steps, now, actions)
                 case checkpointing.FailJob(reason):
                     self._fail_regions(list(self._regions), reason, now, actions)
                 case checkpointing.Fenced(reason):
                     self._fence(reason, actions)
-
-    def _on_marked(
-        self, checkpoint_id: int, error: str | None, now: int, actions: list[Action]
-    ) -> None:
-        self._coordinate(self.coordinator.marked(checkpoint_id, error, now), now, actions)
-        if error is None:
-            self._requests.carry_out(self._requests.committed(checkpoint_id), now, actions)
+            self._requests.on_checkpoint(action, now, actions)
 
     # ---------------------------------------------------------------------------- the end
 
@@ -648,9 +645,24 @@ class JobMaster:
         if drained:
             self._coordinate(self.coordinator.all_drained(now), now, actions)
 
+    def _end_stage(self, region: Region, actions: list[Action]) -> None:
+        """It has drained: drop what nobody else will read, and end it if it has no sink."""
+        for producer in region.needs_no_more():
+            producer.released = True
+            self._send(ReleaseResults, producer, producer.tasks, actions)
+        self._give_slots_back(actions)
+        if region.produces and not any(self.graph.has_sink(task) for task in region.tasks):
+            self._send(Finish, region, region.tasks, actions)
+
+    def _give_slots_back(self, actions: list[Action]) -> None:
+        """Those that no stage needs any more."""
+        if self.graph.blocking and not self.finishing:
+            given_back = self._pool.give_back(self._regions.slots_to_keep())
+            actions.extend(StopTaskManager(taskmanager_id) for taskmanager_id in given_back)
+
     def _finish_if_done(self, now: int, actions: list[Action]) -> None:
         regions = self._regions
-        ended = self._requests.ends_job or all(region.has_drained for region in regions)
+        ended = self._requests.ends_job or all(region.is_done for region in regions)
         if not ended or self._requests.holds_end:
             return
         if not self.finishing and self.coordinator.finished:
@@ -665,9 +677,10 @@ class JobMaster:
     def send_to_all(
         self, message: Callable[..., ControlMessage], actions: list[Action], **fields: object
     ) -> None:
-        """As ``_send``, to every task of the job."""
+        """As ``_send``, to every task there is."""
         for region in self._regions:
-            self._send(message, region, region.tasks, actions, **fields)
+            if region.active:
+                self._send(message, region, region.tasks, actions, **fields)
 
     def _send(
         self,

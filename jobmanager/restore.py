@@ -89,14 +89,14 @@ def _faults_of_names(
     return faults
 
 
-def refuse_fall_back(recovery: Recovery, accepted: bool) -> str | None:
-    """Falling back to an older checkpoint must not lose or repeat output silently."""
+def refuse_fall_back(recovery: Recovery, accept_duplicates: bool) -> str | None:
+    """Why not: falling back to an older checkpoint must not lose or repeat output silently."""
     if not recovery.skipped:
         return None
     skipped = "; ".join(f"checkpoint {id_}: {reason}" for id_, reason in recovery.skipped)
     manifest = recovery.manifest
     assert manifest is not None, "the store refuses to start from nothing then"
-    if manifest.needs_commit and not accepted:
+    if manifest.needs_commit and not accept_duplicates:
         return (
             f"the newest checkpoint cannot be used ({skipped}), and going back to checkpoint "
             f"{manifest.checkpoint_id} would write again what was committed since; "

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable
 from typing import Any
 
-from state.heap_backend import MISSING, Namespaced
+from state.backend import MISSING, Values
 
 
 class Cells:
@@ -14,11 +13,11 @@ class Cells:
 
     __slots__ = ()
 
-    def read(self, cells: dict[Any, Any], key: Any) -> Any:
+    def read(self, cells: Values, key: Any) -> Any:
         """The value under ``key``, or MISSING."""
         return cells.get(key, MISSING)
 
-    def write(self, cells: dict[Any, Any], key: Any, value: Any) -> None:
+    def write(self, cells: Values, key: Any, value: Any) -> None:
         cells[key] = value
 
     def wrap(self, value: Any) -> Any:
@@ -47,7 +46,7 @@ class TtlCells(Cells):
         self._touch_on_read = touch_on_read
         self._return_expired = return_expired
 
-    def read(self, cells: dict[Any, Any], key: Any) -> Any:
+    def read(self, cells: Values, key: Any) -> Any:
         cell = cells.get(key)
         if cell is None:
             return MISSING
@@ -60,7 +59,7 @@ class TtlCells(Cells):
             cells[key] = (value, now)
         return value
 
-    def write(self, cells: dict[Any, Any], key: Any, value: Any) -> None:
+    def write(self, cells: Values, key: Any, value: Any) -> None:
         cells[key] = (value, self._now())
 
     def wrap(self, value: Any) -> Any:
@@ -74,7 +73,11 @@ class TtlCells(Cells):
             kept = [(value, now) for value, _ in kept]
         return kept, values
 
-    def drop_expired(self, values: dict[Any, Any], key: Any, nested: bool) -> None:
+    def is_expired(self, cell: Any) -> bool:
+        used: int = cell[1]
+        return used + self._ttl_ms <= self._now()
+
+    def drop_expired(self, values: Values, key: Any, nested: bool) -> None:
         """Remove what has expired under ``key``: its cell, or if ``nested`` some of its cells."""
         found = values.get(key)
         if found is None:
@@ -91,46 +94,3 @@ class TtlCells(Cells):
                 del found[inner]
         if not found:
             del values[key]
-
-
-class Cleanup:
-    """Removes expired values of one state, whoever's key it is: all at once, or key by key.
-
-    Rounds go through the keys that there were when the round began. A run looks at so many keys and
-    no more; only the list of a namespace's keys is made in one go, once in a round.
-    """
-
-    __slots__ = ("_cells", "_keys_per_run", "_namespaces", "_nested", "_round")
-
-    def __init__(
-        self, namespaces: Namespaced, cells: TtlCells, nested: bool, keys_per_run: int
-    ) -> None:
-        self._namespaces = namespaces
-        self._cells = cells
-        self._nested = nested
-        self._keys_per_run = keys_per_run
-        self._round = self._keys()
-
-    def run(self, times: int = 1) -> None:
-        """Look at the next keys, at none of them twice."""
-        left = self._keys_per_run * times - self._look_at(self._keys_per_run * times)
-        if left:
-            self._round = self._keys()
-            self._look_at(left)
-
-    def purge(self) -> None:
-        """Look at all of them."""
-        for values, key in self._keys():
-            self._cells.drop_expired(values, key, self._nested)
-
-    def _look_at(self, count: int) -> int:
-        looked_at = 0
-        for values, key in islice(self._round, count):
-            self._cells.drop_expired(values, key, self._nested)
-            looked_at += 1
-        return looked_at
-
-    def _keys(self) -> Iterator[tuple[dict[Any, Any], Any]]:
-        for values in list(self._namespaces.values()):
-            for key in list(values):
-                yield values, key

@@ -1,4 +1,4 @@
-"""The states a user's function asks for, over the heap backend and its current key."""
+"""The states a user's function asks for, over a backend and its current key."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from dataflow.datastream.state import (
     ValueStateDescriptor,
 )
 from state.aliasing import is_immutable
-from state.cells import Cells, Cleanup, TtlCells
-from state.heap_backend import MISSING, KeyedStateBackend, StateTable
+from state.backend import MISSING, KeyedStateBackend, StateTable, Values
+from state.cells import Cells, TtlCells
 
 D = TypeVar("D", bound=StateDescriptor)
 S = TypeVar("S", bound="_HeapState")
@@ -36,13 +36,17 @@ class _HeapState:
 
     clean_up: Callable[[], None]  # of a state that is cleaned up at every access
 
-    def __init__(self, backend: KeyedStateBackend, values: dict[Any, Any], cells: Cells) -> None:
+    def __init__(self, backend: KeyedStateBackend, values: Values, cells: Cells) -> None:
         self._backend = backend
         self._values = values
         self._cells = cells
 
     def clear(self) -> None:
         self._values.pop(self._backend.current_key, None)
+
+    def all_keys(self) -> Iterable[Any]:
+        """Every key that has the state, which may be changed on the way."""
+        return list(self._values)
 
     def _note(self, value: Any) -> None:
         if not is_immutable(value):
@@ -191,7 +195,7 @@ class HeapReducingState(MergeableState, ReducingState[Any]):
     def __init__(
         self,
         backend: KeyedStateBackend,
-        values: dict[Any, Any],
+        values: Values,
         cells: Cells,
         function: ReduceFunction,
     ) -> None:
@@ -223,7 +227,7 @@ class HeapAggregatingState(MergeableState, AggregatingState[Any, Any]):
     def __init__(
         self,
         backend: KeyedStateBackend,
-        values: dict[Any, Any],
+        values: Values,
         cells: Cells,
         function: AggregateFunction,
     ) -> None:
@@ -255,6 +259,7 @@ _ACCESSES = (
 )
 
 
+@functools.cache
 def _cleaning(kind: type[S]) -> type[S]:
     """``kind`` with a bit of clean-up after every access; other states pay nothing for it."""
 
@@ -269,18 +274,6 @@ def _cleaning(kind: type[S]) -> type[S]:
 
     methods = {name: cleaning(getattr(kind, name)) for name in _ACCESSES if hasattr(kind, name)}
     return type(f"Cleaning{kind.__name__}", (kind,), {"__slots__": (), **methods})
-
-
-_CLEANING = {
-    kind: _cleaning(kind)
-    for kind in (
-        HeapValueState,
-        HeapListState,
-        HeapMapState,
-        HeapReducingState,
-        HeapAggregatingState,
-    )
-}
 
 
 class HeapKeyedStateStore(KeyedStateStore):
@@ -335,7 +328,7 @@ class HeapKeyedStateStore(KeyedStateStore):
                 opened = self.get_aggregating_state(descriptor)
             case _:
                 raise TypeError(f"a StateDescriptor is needed, not {type(descriptor).__name__}")
-        for key in list(opened._values):
+        for key in opened.all_keys():
             self._backend.current_key = key
             visit(key, opened)
 
@@ -363,7 +356,9 @@ class HeapKeyedStateStore(KeyedStateStore):
         if isinstance(cells, TtlCells):
             assert ttl is not None
             clean_up = self._cleanup(table, cells, kind in ("list", "map"), ttl)
-        made: Any = make if clean_up is None else _CLEANING[make]  # type: ignore[index]
+        made: Any = backend.state_types.get(make, make)
+        if clean_up is not None:
+            made = _cleaning(made)
         state: S = made(backend, table.namespace(self._namespace), cells, *more(descriptor))
         if clean_up is not None:
             state.clean_up = clean_up
@@ -389,8 +384,11 @@ class HeapKeyedStateStore(KeyedStateStore):
         incremental = strategies.get_incremental_cleanup_strategy()
         if table.cleanup is None:
             size = 1 if incremental is None else incremental.get_cleanup_size()
-            table.cleanup = cleanup = Cleanup(table.namespaces, cells, nested, size)
-            if strategies.is_cleanup_in_background() or strategies.in_full_snapshot():
+            table.cleanup = cleanup = table.cleaner(cells, nested, size)
+            background = strategies.is_cleanup_in_background()
+            if background and incremental is None and self._backend.expires_in_background:
+                self._backend.for_every_record.append(cleanup.run)
+            elif background or strategies.in_full_snapshot():
                 table.purge = cleanup.purge
             if incremental is not None and incremental.run_cleanup_for_every_record():
                 self._backend.for_every_record.append(cleanup.run)

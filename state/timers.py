@@ -11,8 +11,8 @@ from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from typing import Any
 
-from dataflow.common.batch import MIN_TIMESTAMP
-from state.heap_backend import KeyedStateBackend, StateTable
+from dataflow.common.batch import MAX_TIMESTAMP, MIN_TIMESTAMP
+from state.backend import KeyedStateBackend, StateTable
 
 #: A heap may hold this many deleted timers, or as many as live ones, before it is rebuilt.
 STALE_MAX = 64
@@ -37,13 +37,16 @@ class TimerQueue:
             for key, timers in keys.items()
             for timestamp, sequence in timers.items()
         ]
-        # Sequences of different subtasks meet here after a change of parallelism: number anew.
         found.sort(key=operator.itemgetter(0, 1))
-        self._heap: list[tuple[int, int, Any, Any]] = []
-        for number, (timestamp, _, key, namespace) in enumerate(found):
-            table.namespaces[namespace][key][timestamp] = number
-            self._heap.append((timestamp, number, key, namespace))
-        self._next_sequence = len(found)
+        numbers = {sequence for _, sequence, _, _ in found}
+        self._next_sequence = max(numbers, default=-1) + 1
+        if len(numbers) < len(found):
+            # Sequences of different subtasks meet here after a change of parallelism: number anew.
+            for number, (timestamp, _, key, namespace) in enumerate(found):
+                table.namespaces[namespace][key][timestamp] = number
+                found[number] = timestamp, number, key, namespace
+            self._next_sequence = len(found)
+        self._heap: list[tuple[int, int, Any, Any]] = found
         self._stale = 0
 
     def __len__(self) -> int:
@@ -106,7 +109,7 @@ class TimerQueue:
             return False
         if not timers:
             del keys[key]
-            if not keys and namespace is not None:
+            if namespace is not None and not keys:
                 self._table.drop(namespace)
         return True
 
@@ -149,21 +152,27 @@ class InternalTimerService:
     def advance_watermark(self, timestamp: int) -> None:
         """Fire every event timer <= ``timestamp``, also those registered by the firing itself."""
         self.current_watermark = max(self.current_watermark, timestamp)
+        settle = self._backend.settle
         while (timer := self._event.pop_due(timestamp)) is not None:
             self._backend.current_key = timer[1]
             self._fire_event(*timer)
+            if settle is not None:
+                settle()
 
     def advance_processing_time(self, now: int) -> None:
         """Fire the due processing timers, as many as there were when it was called.
 
         The bound keeps a function that always sets a timer for "now" from holding the task.
         """
+        settle = self._backend.settle
         for _ in range(len(self._processing)):
             timer = self._processing.pop_due(now)
             if timer is None:
                 return
             self._backend.current_key = timer[1]
             self._fire_processing(*timer)
+            if settle is not None:
+                settle()
 
     def end_of_key(self) -> None:
         """In BATCH: what is left of the only key goes, and time begins anew for the next."""
@@ -174,8 +183,11 @@ class InternalTimerService:
 
 def _checked(timestamp: Any) -> int:
     try:
-        return operator.index(timestamp)
+        checked = operator.index(timestamp)
     except TypeError:
         raise TypeError(
             f"a timer needs an int in milliseconds, not {type(timestamp).__name__}"
         ) from None
+    if not MIN_TIMESTAMP <= checked <= MAX_TIMESTAMP:
+        raise ValueError(f"a timer at {checked} would never fire: a time is an int64 in ms")
+    return checked

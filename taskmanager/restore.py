@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataflow.common.keys import KeyGroupRange
 from dataflow.errors import RestoreError
 from state.checkpoint_store import CheckpointStore, StateHandle
-from state.snapshot import TaskSnapshot, decode, redistribute
+from state.snapshot import TaskSnapshot, redistribute
+from state.snapshot_store import StoredSnapshot, Written
 from taskmanager.messages import RestoreDescriptor, TaskDeploymentDescriptor
 from taskmanager.operators.sink import COMMITTABLES
 
@@ -16,29 +17,36 @@ def load_snapshot(
     descriptor: TaskDeploymentDescriptor,
     store: CheckpointStore | None,
     state_folder: Callable[[str], CheckpointStore] | None = None,
-) -> TaskSnapshot:
+) -> tuple[TaskSnapshot, Written]:
     """Everything of the checkpoint that belongs to this subtask. Blocks.
 
-    ``state_folder`` opens the folder of a checkpoint that is not in the job's own ``store``.
-    Raises StorageError, ObjectNotFound, CorruptObject.
+    Also what of it the next snapshot may refer to. ``state_folder`` opens the folder of a
+    checkpoint that is not in the job's own ``store``; to that nothing may refer. Raises
+    StorageError, ObjectNotFound, CorruptObject.
     """
-    merged = TaskSnapshot()
+    merged, written = TaskSnapshot(), Written()
     for restore in descriptor.restore:
         there = store
         if restore.folder is not None and state_folder is not None:
             there = state_folder(restore.folder)
         if there is None:
             raise RestoreError("the job is restored from a checkpoint but has no storage")
-        part = _load_part(restore, descriptor, there)
+        part, referable = _load_part(restore, descriptor, there)
         if restore.settled:
             _forget_committables(part, descriptor)
         names = dict(restore.renamed)
-        merged.operators.update(
-            (names.get(uid, uid), operator) for uid, operator in part.operators.items()
-        )
+        for uid, operator in part.operators.items():
+            if restore.folder is not None:
+                operator.extends = None
+            merged.operators[names.get(uid, uid)] = operator
+        if restore.folder is None:
+            written.layers.update({names.get(u, u): o for u, o in referable.layers.items()})
+            written.files.update(
+                {(names.get(u, u), name): f for (u, name), f in referable.files.items()}
+            )
         # Chains may have been cut differently: only the very same chain is known to be done.
         merged.drained = part.drained and len(descriptor.restore) == 1
-    return merged
+    return merged, written
 
 
 def _forget_committables(part: TaskSnapshot, descriptor: TaskDeploymentDescriptor) -> None:
@@ -52,18 +60,31 @@ def _forget_committables(part: TaskSnapshot, descriptor: TaskDeploymentDescripto
 
 def _load_part(
     restore: RestoreDescriptor, descriptor: TaskDeploymentDescriptor, store: CheckpointStore
-) -> TaskSnapshot:
+) -> tuple[TaskSnapshot, Written]:
     """Of one vertex of the checkpoint."""
     vertex, subtask = descriptor.vertex, descriptor.task.subtask
-
-    def load(handle: StateHandle | None, groups: KeyGroupRange | None) -> TaskSnapshot:
-        return TaskSnapshot() if handle is None else decode(store.read_state(handle), groups)
-
     if restore.parallelism == vertex.parallelism and not restore.shares_state:
-        return load(dict(restore.handles)[subtask], None)
+        return _load_own(restore, dict(restore.handles)[subtask], store)
     # Of the state of others only what comes here is kept: all of it may not fit into memory.
     own = KeyGroupRange.of(vertex.max_parallelism, vertex.parallelism, subtask)
-    old = [load(handle, own) for _, handle in restore.handles]
-    return redistribute(
+    old = [
+        TaskSnapshot() if handle is None else StoredSnapshot(store, handle).load(own)
+        for _, handle in restore.handles
+    ]
+    dealt = redistribute(
         old, restore.parallelism, vertex.parallelism, subtask, vertex.max_parallelism
     )
+    return dealt, Written()
+
+
+def _load_own(
+    restore: RestoreDescriptor, handle: StateHandle | None, store: CheckpointStore
+) -> tuple[TaskSnapshot, Written]:
+    """What the same subtask has written: what comes next may refer to it."""
+    if handle is None:
+        return TaskSnapshot(), Written()
+    stored = StoredSnapshot(store, handle)
+    snapshot, written = stored.load(), stored.written()
+    for state in snapshot.operators.values():
+        state.extends = restore.checkpoint_id
+    return snapshot, written

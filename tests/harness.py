@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
@@ -11,11 +12,15 @@ from dataflow.common.batch import Batch, RowBatch
 from dataflow.common.codec import dumps_code, loads_code
 from dataflow.common.keys import DEFAULT_MAX_PARALLELISM, KeyGroupRange, key_group
 from dataflow.datastream.output_tag import OutputTag
+from dataflow.graph.cached_files import CachedFile
 from dataflow.graph.specs import OperatorSpec
 from state.snapshot import OperatorSnapshot
 from taskmanager.accumulators import TaskAccumulators
 from taskmanager.operators.base import Operator
 from taskmanager.operators.factory import create_operator
+
+#: Where the state of operators is kept whose configuration does not say: ``state.backend.type``.
+state_backend = os.environ.get("DATAFLOW_TEST_STATE_BACKEND", "hashmap")
 
 
 class FakeOperatorContext:
@@ -33,10 +38,11 @@ class FakeOperatorContext:
         self.key_group_range = KeyGroupRange.of(max_parallelism, parallelism, subtask)
         self.attempt = "attempt-1"
         self.attempt_number = 0
-        self.configuration: dict[str, str] = {}
+        self.configuration = {"state.backend.type": state_backend}
         self.now = 0
         self.coroutines: list[HeldCoroutine] = []  # all that were ever asked for
         self.accumulators = TaskAccumulators()
+        self.cached_files: tuple[CachedFile, ...] = ()
         self.metrics: dict[str, Callable[[], float]] = {}
 
     def processing_time(self) -> int:
@@ -62,6 +68,9 @@ class FakeOperatorContext:
         return self.coroutines[-1].cancel
 
     def request_split(self) -> None:
+        raise NotImplementedError
+
+    def report_watermark(self, group: str, watermark: int | None) -> None:
         raise NotImplementedError
 
     def send_to_client(self, channel: str, payload: bytes, done: Callable[[], None] | None) -> None:
@@ -114,7 +123,7 @@ class OperatorHarness:
         now: int = 0,
     ) -> None:
         self.context = FakeOperatorContext(parallelism, subtask, max_parallelism)
-        self.context.configuration = configuration or {}
+        self.context.configuration |= configuration or {}
         self.context.now = now
         self.output = CollectingOutput()
         self.operator: Operator = create_operator(spec)
@@ -133,8 +142,9 @@ class OperatorHarness:
         self, rows: Iterable[Any], timestamps: Iterable[int] | None = None
     ) -> OperatorHarness:
         """Records of the second input."""
-        stamps = None if timestamps is None else list(timestamps)
-        self.operator.inputs()[1](RowBatch(list(rows), stamps))
+        batch = RowBatch(list(rows), None if timestamps is None else list(timestamps))
+        self.operator.inputs()[1](batch)
+        self.operator.after_records(len(batch))
         return self
 
     def batch(self, batch: Batch) -> OperatorHarness:
@@ -156,7 +166,7 @@ class OperatorHarness:
 
     def snapshot(self) -> OperatorSnapshot:
         self.operator.prepare_barrier(1)
-        return self.operator.snapshot_state(1)
+        return self.operator.snapshot_state(1).completed()
 
     def close(self) -> None:
         self.operator.close()
@@ -182,14 +192,16 @@ def subtasks(
 ) -> list[OperatorHarness]:
     """All subtasks, restored from those of any other parallelism; each has its own function."""
     blocks: dict[int, bytes] = {}
+    snapshots = [snapshot.completed() for snapshot in snapshots]
+    native = tuple(state for snapshot in snapshots for state in snapshot.native)
     for snapshot in snapshots:
-        snapshot = snapshot.completed()
         assert not blocks.keys() & snapshot.keyed.keys()
         blocks.update(snapshot.keyed)
     made = []
     for index in range(parallelism):
         owned = KeyGroupRange.of(DEFAULT_MAX_PARALLELISM, parallelism, index)
         cut = OperatorSnapshot({group: b for group, b in blocks.items() if group in owned})
+        cut.native = native
         own = loads_code(dumps_code(spec))
         made.append(OperatorHarness(own, parallelism=parallelism, subtask=index, snapshot=cut))
     return made

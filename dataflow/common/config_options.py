@@ -24,6 +24,7 @@ from dataflow.common.config_values import (
     parse_map,
     size,
     some_text,
+    state_backend,
 )
 from dataflow.common.keys import MAX_MAX_PARALLELISM
 from dataflow.common.time import parse_duration
@@ -127,11 +128,23 @@ class ConfigOptions:
         "BATCH takes all input of a keyed operator before its first result, sorted by key, without "
         "checkpoints; AUTOMATIC means BATCH if every source ends",
     )
+    BATCH_SHUFFLE_MODE = _option(
+        "execution.batch-shuffle-mode",
+        one_of("ALL_EXCHANGES_BLOCKING", "ALL_EXCHANGES_PIPELINED"),
+        "ALL_EXCHANGES_BLOCKING",
+        "Of a job in BATCH: whether it runs in stages, the results of each on disk, or all at once",
+    )
     SORTED_INPUTS_MEMORY = _option(
         "execution.sorted-inputs.memory",
         size(1 << 20, 1 << 40),
         128 << 20,
-        "Of one keyed operator subtask in BATCH; what does not fit is sorted on disk",
+        "Of one keyed operator subtask in BATCH; what does not fit is on disk",
+    )
+    ITERATION_MEMORY = _option(
+        "execution.iteration.memory",
+        size(1 << 20, 1 << 40),
+        128 << 20,
+        "Of one subtask of an iteration, for what has been fed back; what does not fit is on disk",
     )
     BUFFER_TIMEOUT = _option(
         "execution.buffer-timeout.interval",
@@ -214,9 +227,70 @@ class ConfigOptions:
     )
     STATE_BACKEND = _option(
         "state.backend.type",
-        one_of("hashmap", later=("rocksdb", "forst")),
+        state_backend,
         "hashmap",
-        "Where working state is kept",
+        "Where working state is kept: hashmap (in memory), rocksdb (on disk), or the name of an "
+        "entry point; see state.md",
+    )
+    STATE_CHANGELOG_ENABLED = _option(
+        "state.changelog.enabled",
+        parse_boolean,
+        False,
+        "Whether a checkpoint of hashmap has only what changed since the one before; see state.md",
+    )
+    ROCKSDB_LOCAL_DIR = _option(
+        "state.backend.rocksdb.localdir",
+        some_text,
+        None,
+        "Where the TaskManagers keep the files of RocksDB; by default in their temporary folder",
+    )
+    ROCKSDB_MEMORY_PER_SLOT = _option(
+        "state.backend.rocksdb.memory.fixed-per-slot",
+        size(8 << 20, 1 << 40),
+        256 << 20,
+        "For the blocks and write buffers of all operators in a slot",
+    )
+    ROCKSDB_WRITE_BUFFER_RATIO = _option(
+        "state.backend.rocksdb.memory.write-buffer-ratio",
+        number(0.05, 0.95),
+        0.5,
+        "How much of it write buffers may take",
+    )
+    ROCKSDB_WRITE_BUFFER_SIZE = _option(
+        "state.backend.rocksdb.writebuffer.size",
+        size(64 << 10, 1 << 30),
+        64 << 20,
+        "Of one state, before it is written to disk",
+    )
+    ROCKSDB_BLOCK_SIZE = _option(
+        "state.backend.rocksdb.block.blocksize",
+        size(1 << 10, 1 << 20),
+        4 << 10,
+        "What is read from disk at a time",
+    )
+    ROCKSDB_BLOOM_FILTER = _option(
+        "state.backend.rocksdb.use-bloom-filter",
+        parse_boolean,
+        True,
+        "Whether a key without state is mostly found out without reading from disk",
+    )
+    ROCKSDB_THREADS = _option(
+        "state.backend.rocksdb.thread.num",
+        integer(1, 64),
+        2,
+        "Of each operator's flushes and compactions in the background",
+    )
+    ROCKSDB_CACHE_ENTRIES = _option(
+        "state.backend.rocksdb.python-cache.entries",
+        integer(2, 1 << 30),
+        100_000,
+        "Values of an operator subtask that are kept as Python objects",
+    )
+    ROCKSDB_CACHE_MEMORY = _option(
+        "state.backend.rocksdb.python-cache.memory",
+        size(1 << 10, 1 << 40),
+        64 << 20,
+        "About what these may take",
     )
     SAVEPOINT_DIR = _option(
         "execution.checkpointing.savepoint-dir",

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 from dataflow.common.time import format_millis, parse_duration
 
 V = TypeVar("V")
+
+#: Entry points of packages that bring a state backend.
+STATE_BACKENDS_GROUP = "dataflow.state_backends"
 
 
 def parse_boolean(text: str) -> bool:
@@ -107,6 +111,17 @@ def one_of(*allowed: str, later: tuple[str, ...] = ()) -> Callable[[str], str]:
         raise ValueError(f"{missing}{' or '.join(allowed)} is allowed")
 
     return parse
+
+
+def state_backend(text: str) -> str:
+    """One of ours, or of a package that is installed."""
+    if text in ("hashmap", "rocksdb") or entry_points(group=STATE_BACKENDS_GROUP, name=text):
+        return text
+    missing = "not supported yet; " if text == "forst" else ""
+    raise ValueError(
+        f"{missing}hashmap or rocksdb is allowed, or an entry point of the group "
+        f"{STATE_BACKENDS_GROUP}"
+    )
 
 
 def not_yet(supported: str, parse: Callable[[str], V]) -> Callable[[str], V]:

@@ -49,9 +49,10 @@ class Matching:
     None if none does. It is pickled with every event and node once.
     """
 
-    __slots__ = ("deadline", "held_back", "next_number", "partials")
+    __slots__ = ("deadline", "held_back", "next_number", "partials", "resolved")
 
     def __init__(self) -> None:
+        self.resolved = True
         self.partials: list[Partial] = []
         self.held_back: list[Partial] = []
         self.next_number = 0
@@ -86,6 +87,7 @@ class Matching:
 
     def __setstate__(self, flat: tuple[Any, ...]) -> None:
         events, nodes, partials, held_back, self.next_number, self.deadline = flat
+        self.resolved = False
         made: list[Node] = []
         for name, number, position in nodes:
             previous = made[position] if position >= 0 else None
@@ -100,3 +102,4 @@ class Matching:
         for partial in (*self.partials, *self.held_back):
             if not isinstance(partial.state, State):
                 partial.state = states[partial.state]
+        self.resolved = True

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, MutableMapping, Sequence
 from itertools import accumulate
 from typing import Any
 
 from state.aliasing import all_immutable, detached
-from state.heap_backend import MISSING
+from state.backend import MISSING, Values
 
-Contents = dict[Any, Any]  # key -> reduced value or accumulator
+Contents = Values  # key -> reduced value or accumulator
 Combine = Callable[[Any, Any], Any]
 
 
@@ -32,7 +32,7 @@ class Panes:
     snapshot; it is made again.
     """
 
-    def __init__(self, slices: dict[int, Contents], combine: Combine) -> None:
+    def __init__(self, slices: MutableMapping[int, Contents], combine: Combine) -> None:
         self._slices = slices
         self._starts = sorted(slices)
         self._plain = combine
@@ -50,7 +50,8 @@ class Panes:
         """The contents of a slice, to add to."""
         found = self._slices.get(start)
         if found is None:
-            found = self._slices[start] = {}
+            self._slices[start] = {}
+            found = self._slices[start]
             insort(self._starts, start)
         return found
 

@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from dataflow.common.batch import ArrowBatch, RowBatch
 from dataflow.datastream.fields import FieldAggregate
-from dataflow.datastream.functions import KeyedProcessFunction, ReduceFunction, RuntimeContext
-from dataflow.graph.specs import ProcessSpec, ReduceSpec
+from dataflow.datastream.functions import (
+    Function,
+    KeyedProcessFunction,
+    ReduceFunction,
+    RuntimeContext,
+)
+from dataflow.graph.specs import KeySelector, ProcessSpec, ReduceSpec
 from state.aliasing import detached, is_immutable
-from state.heap_backend import MISSING, KeyedStateBackend
+from state.backend import MISSING, KeyedStateBackend, StateTable
+from taskmanager.operators.base import OperatorContext, Output
 from taskmanager.operators.error_policy import Skip
 from taskmanager.operators.keyed_operator import KeyedOperator
 from taskmanager.operators.process import KeyedProcessOperator
 
 
-def _aggregates(backend: KeyedStateBackend) -> dict[Any, Any]:
-    return backend.table("$reduce", "a rolling aggregate").namespace(None)
+def _table(backend: KeyedStateBackend) -> StateTable:
+    return backend.table("$reduce", "a rolling aggregate")
+
+
+def _aggregates(backend: KeyedStateBackend) -> Any:
+    return _table(backend).namespace(None)
+
+
+def _telling(backend: KeyedStateBackend, key_selector: KeySelector) -> KeySelector:
+    def select(value: Any) -> Any:
+        key = backend.current_key = key_selector(value)
+        return key
+
+    return select
 
 
 class ReduceOperator(KeyedOperator):
@@ -25,6 +44,8 @@ class ReduceOperator(KeyedOperator):
 
     A function may change the aggregate in place and return it. Aggregates of mutable types are
     therefore copied when they are emitted, unless the function is known never to do so.
+
+    Only of a function with an ``open``, in which it can ask for state, the backend is told the key.
     """
 
     def __init__(self, spec: ReduceSpec) -> None:
@@ -33,16 +54,21 @@ class ReduceOperator(KeyedOperator):
         self._never_in_place = isinstance(spec.function, FieldAggregate)
         self._copying = False
 
+    def setup(self, context: OperatorContext, output: Output) -> None:
+        super().setup(context, output)
+        if type(inspect.unwrap(self.function)).open is not Function.open:
+            self.key_selector = _telling(self.backend, self.key_selector)
+
     def open(self) -> None:
         self._aggregates = _aggregates(self.backend)
-        self._copying = not self._never_in_place and not all(
-            map(is_immutable, self._aggregates.values())
-        )
+        self._copying = not self._never_in_place and _table(self.backend).holds_mutable()
         super().open()
 
     def process_batch(self, batch: RowBatch | ArrowBatch) -> None:
         assert isinstance(batch, RowBatch)
         aggregates, key_of, reduce = self._aggregates, self.key_selector, self._reduce
+        if self.backend.prefetch is not None:
+            self.prefetch(aggregates, batch.rows)
         get, copying = aggregates.get, self._copying
         results: list[Any] = []
         append = results.append

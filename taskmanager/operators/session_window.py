@@ -3,13 +3,15 @@
 What ``TriggeredWindowOperator`` does for any merging windows takes a window object, a trigger and
 several timers per record. Here a record that belongs to the session of its key, as most do, only
 moves the session's end. A session is *due* once, at the end it had when that was noted; if it has
-grown since, it is due again at the new one.
+grown since, it is due again at the new one. When keys have something due is a heap in memory.
 
 The sessions of a key are the state ``$window``, a list of them in order of time.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Iterator, MutableMapping
 from heapq import heappop, heappush
 from operator import itemgetter
 from typing import Any
@@ -22,11 +24,9 @@ from taskmanager.operators.collector import BATCH_ROWS
 from taskmanager.operators.window_base import KeyedWindowOperator
 
 #: A session is a list, because most records change it: when it starts (inclusive) and ends
-#: (exclusive), its cell, the number by which it is due, and whether it has fired.
+#: (exclusive), its cell, the time at which it is due, and whether it has fired.
 START, END, CELL, DUE, FIRED = range(5)
 Session = list[Any]
-
-_GONE = -1  # the number of a session that has become a part of another
 
 
 class SessionWindowOperator(KeyedWindowOperator):
@@ -36,16 +36,18 @@ class SessionWindowOperator(KeyedWindowOperator):
         super().__init__(spec)
         assert isinstance(spec.assigner, EventTimeSessionWindows)
         self._gap = spec.assigner.session_gap
-        self._due: list[tuple[int, int, Any, Session]] = []  # heap of time, number, key, session
+        #: How a record gets into a cell that is not empty, if it is as simple as that.
+        self._reduce = None if spec.reduce is None else spec.reduce.reduce
+        self._due: list[tuple[int, int, Any]] = []  # heap of time, number, key
         self._next_due = 0
 
     def open(self) -> None:
-        self._sessions: dict[Any, list[Session]] = self.open_windows("sessions")
+        self._sessions: MutableMapping[Any, list[Session]] = self.open_windows("sessions")
         if self._lateness:  # contents live on after they were emitted
             self.backend.shares_mutable = True
         for key, sessions in self._sessions.items():
             for session in sessions:
-                self._note_due(key, session)
+                self._note(min(session[DUE], self._due_at(session)), key)
         super().open()
 
     # ------------------------------------------------------------------------------------- records
@@ -54,7 +56,8 @@ class SessionWindowOperator(KeyedWindowOperator):
         assert isinstance(batch, RowBatch)
         self.require_timestamps(batch)
         key_of, backend, known = self.key_selector, self.backend, self.backend.known_keys
-        gap, add, sessions_of = self._gap, self._contents.add, self._sessions.get
+        gap, sessions_of = self._gap, self._sessions.get
+        add, reduce = self._contents.add, self._reduce
         # The end of a session that is not late lies behind this.
         watermark = max([self.marks.current, *self.marks.ahead.values()])
         pending = iter(batch.rows)
@@ -68,15 +71,32 @@ class SessionWindowOperator(KeyedWindowOperator):
                     if session[0] <= timestamp <= session[1] and session[1] > watermark + 1:
                         if timestamp + gap > session[1]:
                             session[1] = timestamp + gap
-                        add(session[2], value, timestamp)
+                        if reduce is None:
+                            add(session[2], value, timestamp)
+                        else:
+                            cell = session[2]
+                            cell[0] = reduce(cell[0], value)
                         continue
                 if key not in known:
                     backend.key_group(key)
                 backend.current_key = key
-                self._add(key, value, timestamp)
+                if timestamp + gap > watermark + 1 and (
+                    sessions is None or timestamp > sessions[-1][1]
+                ):
+                    self._begin(key, self._sessions.setdefault(key, []), value, timestamp)
+                else:
+                    self._add(key, value, timestamp)
         except BaseException as error:
             self.fail_for_key(error, key, batch.rows, pending)
         self._collector.flush()
+
+    def _begin(self, key: Any, sessions: list[Session], value: Any, timestamp: int) -> Session:
+        """Start a session, behind the others of its key."""
+        session: Session = [timestamp, timestamp + self._gap, [], 0, False]
+        sessions.append(session)
+        self._contents.add(session[CELL], value, timestamp)
+        self._note_due(key, session)
+        return session
 
     def _add(self, key: Any, value: Any, timestamp: int) -> None:
         """A record that is late, or starts a session, or may make several sessions one."""
@@ -89,22 +109,18 @@ class SessionWindowOperator(KeyedWindowOperator):
             if end - 1 + self._lateness <= watermark:
                 self.take_late(value, timestamp)
                 return
-            session: Session = [start, end, [], _GONE, False]
-            sessions.append(session)
+            self._sessions[key] = sessions
+            session = self._begin(key, sessions, value, timestamp)
             if not is_last:
                 sessions.sort(key=itemgetter(START))
-            self._sessions[key] = sessions
-            self._contents.add(session[CELL], value, timestamp)
-            self._note_due(key, session)
         else:
             session, *later = touching
             session[START] = min(start, session[START])
             session[END] = max(end, session[END], *(other[END] for other in later))
             for other in later:
                 self._contents.merge(session[CELL], other[CELL])
-                other[CELL], other[DUE] = [], _GONE
             if later:
-                sessions[:] = [s for s in sessions if s[DUE] != _GONE]
+                sessions[:] = [s for s in sessions if not any(s is other for other in later)]
             self._contents.add(session[CELL], value, timestamp)
         if session[END] - 1 <= watermark:
             if not session[FIRED]:  # else it is noted already, for its end then or now
@@ -119,22 +135,42 @@ class SessionWindowOperator(KeyedWindowOperator):
 
     def process_watermark(self, timestamp: int) -> None:
         if self.marks.advance(timestamp):
-            due = self._due
-            while due and due[0][0] <= timestamp:
-                _, number, key, session = heappop(due)
-                if session[DUE] == number:
-                    self._on_due(key, session, timestamp)
+            settle = self.backend.settle
+            for time, _, key in self._take_due(timestamp):
+                for session in self._sessions.get(key, ()):
+                    if session[DUE] <= time or self._due_at(session) <= time:
+                        self._on_due(key, session, timestamp)
+                        break  # another has an entry of its own
                 if len(self._collector) >= BATCH_ROWS:
                     self._collector.flush()
+                if settle is not None:
+                    settle()
             self._collector.flush()
         self.output.emit_watermark(timestamp)
 
+    def _take_due(self, timestamp: int) -> Iterator[tuple[int, int, Any]]:
+        """Remove what is due, in its order. What is noted meanwhile is due later."""
+        due = self._due
+        for _ in range(len(due) // 16):
+            if due[0][0] > timestamp:
+                return
+            yield heappop(due)
+        if due and due[0][0] <= timestamp:
+            # To sort what nearly is in order costs less than to take so many out one by one, and
+            # the rest of a sorted list is a heap.
+            due.sort()
+            ready = due[: bisect_right(due, timestamp, key=itemgetter(0))]
+            del due[: len(ready)]
+            yield from ready
+
     def _note_due(self, key: Any, session: Session) -> None:
         """Look at the session when it is to fire, or to be forgotten if it has fired."""
-        number = self._next_due
-        self._next_due = number + 1
-        session[DUE] = number
-        heappush(self._due, (self._due_at(session), number, key, session))
+        session[DUE] = self._due_at(session)
+        self._note(session[DUE], key)
+
+    def _note(self, time: int, key: Any) -> None:
+        self._next_due += 1
+        heappush(self._due, (time, self._next_due, key))
 
     def _due_at(self, session: Session) -> int:
         last: int = session[END] - 1
@@ -149,18 +185,24 @@ class SessionWindowOperator(KeyedWindowOperator):
             if not session[FIRED]:
                 session[FIRED] = True
                 self._fire(key, session)
-                if self._due_at(session) > watermark:
+                if self._lateness and self._due_at(session) > watermark:
                     self._note_due(key, session)
                     return
             sessions = self._sessions[key]
-            sessions[:] = [other for other in sessions if other is not session]
-            if not sessions:
+            if len(sessions) == 1:
                 del self._sessions[key]
+            elif sessions[0] is session:
+                del sessions[0]
+            else:
+                sessions[:] = [other for other in sessions if other is not session]
             if self._clears:
                 self.clear_function(TimeWindow(session[START], session[END]))
         except BaseException as error:
             self.fail(error, f"firing the session [{session[START]}, {session[END]})")
 
     def _fire(self, key: Any, session: Session) -> None:
-        window = TimeWindow(session[START], session[END])
-        self.emit(key, window, self._contents.elements(session[CELL]))
+        elements = self._contents.elements(session[CELL])
+        if self.function is None:
+            self._collector.take(elements, min(session[END] - 1, MAX_TIMESTAMP))
+        else:
+            self.emit(key, TimeWindow(session[START], session[END]), elements)

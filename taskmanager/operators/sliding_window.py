@@ -10,7 +10,7 @@ watermark. A slice is kept until the last of its windows is over.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from heapq import heappop, heappush
 from typing import Any
 
@@ -21,7 +21,7 @@ from dataflow.datastream.windowing.windows import TimeWindow
 from dataflow.errors import JobExecutionError
 from dataflow.graph.specs import WindowSpec
 from state.aliasing import detached
-from state.heap_backend import MISSING
+from state.backend import MISSING
 from taskmanager.operators.collector import BATCH_ROWS
 from taskmanager.operators.panes import Contents, Panes
 from taskmanager.operators.window_base import KeyedWindowOperator
@@ -77,7 +77,9 @@ class SlidingWindowOperator(KeyedWindowOperator):
     # ---------------------------------------------------------------------------------- life cycle
 
     def open(self) -> None:
-        self._slices: dict[int, Contents] = self.open_table("slices of windows").namespaces
+        self._slices: MutableMapping[int, Contents] = self.open_table(
+            "slices of windows"
+        ).namespaces
         self._start_panes()
         for start in self._slices:
             self._schedule(start)

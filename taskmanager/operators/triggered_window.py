@@ -11,7 +11,7 @@ which needs neither timers nor a look at every record.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from itertools import repeat
 from typing import Any
 
@@ -58,7 +58,7 @@ class TriggeredWindowOperator(KeyedWindowOperator):
             self._merging = MergingWindowSet(spec.assigner, self._merge)
 
     def open(self) -> None:
-        self._windows: dict[Any, Windows] = self.open_windows("windows with a trigger")
+        self._windows: MutableMapping[Any, Windows] = self.open_windows("windows with a trigger")
         self.backend.shares_mutable = True  # contents may live on after they were emitted
         self.timers = InternalTimerService(
             self.backend, self._on_event_timer, self._on_processing_timer

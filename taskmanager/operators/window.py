@@ -20,7 +20,7 @@ from dataflow.datastream.window import TimeWindow
 from dataflow.errors import JobExecutionError
 from dataflow.graph.specs import WindowSpec
 from state.aliasing import detached
-from state.heap_backend import MISSING
+from state.backend import MISSING, Values
 from state.keyed_state import HeapKeyedStateStore
 from state.snapshot import OperatorSnapshot
 from taskmanager.operators.base import OperatorContext, Output
@@ -34,7 +34,7 @@ from taskmanager.operators.slices import (
     last_timestamp,
 )
 
-Contents = dict[Any, Any]  # key -> aggregate, accumulator or list of records
+Contents = Values  # key -> aggregate, accumulator or list of records
 
 #: The windows of one slice of time: contents to add to, and windows that have or may have fired.
 #: The latter is None in the usual case of a record that is not late.
@@ -263,7 +263,7 @@ class WindowOperator(KeyedOperator):
         self.output.emit_watermark(timestamp)
 
     def _fire(self, window: Window) -> None:
-        contents = self._pending.namespaces.pop(window)
+        contents = self._pending.namespaces[window]
         for key, value in contents.items():
             try:
                 self._emit(window, key, value)
@@ -275,6 +275,7 @@ class WindowOperator(KeyedOperator):
             self._contents_fired(window).update(contents)
         else:
             self._clear(window, contents)
+        self._pending.drop(window)
 
     def _emit(self, window: Window, key: Any, contents: Any) -> None:
         """Evaluate a window for one key; raises what the user's functions raise."""
@@ -302,7 +303,8 @@ class WindowOperator(KeyedOperator):
         return self.function.apply(key, TimeWindow(*window), elements)
 
     def _clean(self, window: Window) -> None:
-        self._clear(window, self._fired.namespaces.pop(window))
+        self._clear(window, self._fired.namespaces[window])
+        self._fired.drop(window)
 
     def _clear(self, window: Window, keys: Iterable[Any]) -> None:
         """The window is over: let the function clear its state, and drop what it left."""

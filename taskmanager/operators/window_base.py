@@ -10,7 +10,7 @@ from dataflow.datastream.windowing.assigners import MergingWindowAssigner
 from dataflow.datastream.windowing.windows import Window
 from dataflow.errors import JobExecutionError
 from dataflow.graph.specs import WindowSpec
-from state.heap_backend import StateTable
+from state.backend import StateTable, Values
 from state.keyed_state import HeapKeyedStateStore
 from state.snapshot import OperatorSnapshot
 from taskmanager.operators.base import OperatorContext, Output
@@ -47,7 +47,7 @@ class KeyedWindowOperator(KeyedOperator):
         self._collector = Collector(output, self.backend)
         context.add_metric("numLateRecordsDropped", lambda: self._late_dropped)
 
-    def open_windows(self, what: str) -> dict[Any, Any]:
+    def open_windows(self, what: str) -> Values:
         """The windows, by key; ``what`` names their form in the checkpoint."""
         return self.open_table(what).namespace(None)
 

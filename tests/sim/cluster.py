@@ -17,7 +17,9 @@ from taskmanager.messages import (
     ControlMessage,
     Deploy,
     Finish,
+    ReleaseResults,
     Report,
+    SendResults,
     TaskFailed,
     TaskReady,
     TriggerCheckpoint,
@@ -39,6 +41,8 @@ _FAILPOINTS: dict[type, str] = {
     CommitCheckpoint: "commit",
     Finish: "finish",
     TaskReady: "ready",
+    SendResults: "read",
+    ReleaseResults: "release",
     CheckpointAcknowledged: "acknowledged",
     CommitSucceeded: "committed",
 }
@@ -91,7 +95,8 @@ class SimCluster:
         return self._job_graphs(self.world.random.choice([1, 2]))
 
     def open_store(self, owner: SimProcess) -> CheckpointStore:
-        return CheckpointStore(self.file_system(owner), self.root, self.job_id)
+        file_system = self.file_system(owner)
+        return CheckpointStore(file_system, self.root, self.job_id, transfers=1)
 
     def file_system(self, owner: SimProcess) -> FaultyFileSystem:
         """As ``owner`` sees it."""
@@ -101,7 +106,7 @@ class SimCluster:
 
     def open_folder(self, owner: SimProcess, folder: str) -> CheckpointStore:
         """Of a savepoint, with the same faults."""
-        return CheckpointStore.in_folder(self.file_system(owner), folder)
+        return CheckpointStore.in_folder(self.file_system(owner), folder, transfers=1)
 
     # ------------------------------------------------------------------------- JobManagers
 
@@ -226,6 +231,8 @@ class SimCluster:
         taskmanager.last_control_us = at
         for _ in range(2 if self.nemesis.message_repeated() else 1):
             taskmanager.after(at - self.world.now_us, lambda: taskmanager.control(message))
+        if isinstance(message, SendResults):
+            self.nemesis.completed += 1  # what a BATCH job has instead of checkpoints
         where = _FAILPOINTS.get(type(message))
         if where is not None:
             self.failpoint(where, jobmanager if self.world.chance(0.3) else taskmanager)

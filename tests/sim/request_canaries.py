@@ -10,7 +10,7 @@ from unittest import mock
 
 from jobmanager.execution_graph import ExecutionGraph
 from jobmanager.job_events import Action
-from jobmanager.job_master import JobMaster
+from jobmanager.request_handler import RequestHandler
 from jobmanager.requests import Requests, Step
 from state.checkpoint_options import CheckpointOptions, SnapshotKind
 from state.checkpoint_store import CheckpointStore
@@ -96,16 +96,17 @@ def end_without_claiming_it() -> Iterator[None]:
 @contextmanager
 def rescale_from_an_older_checkpoint() -> Iterator[None]:
     """Not from the one at which the tasks have stopped."""
-    original = JobMaster._switch
+    original = RequestHandler._switch
 
-    def switch(self: JobMaster, graph: ExecutionGraph, now: int, actions: list[Action]) -> None:
-        assert self.coordinator is not None
-        newest = self.coordinator.statistics.last_id
+    def switch(
+        self: RequestHandler, graph: ExecutionGraph, now: int, actions: list[Action]
+    ) -> None:
+        newest = self._master.coordinator.statistics.last_id
         if newest is not None and newest > 3:
-            self._excluded |= {newest}
+            self._master._excluded |= {newest}
         original(self, graph, now, actions)
 
-    with mock.patch.object(JobMaster, "_switch", switch):
+    with mock.patch.object(RequestHandler, "_switch", switch):
         yield
 
 

@@ -124,7 +124,6 @@ PLANNED = {
     "ExecutionConfig.set_use_snapshot_compression": "compression of state",
     "StreamExecutionEnvironment.enable_changelog_state_backend": "incremental checkpoints",
     "StreamExecutionEnvironment.is_changelog_state_backend_enabled": "incremental checkpoints",
-    "StreamExecutionEnvironment.register_cached_file": "a distributed cache",
     "DataStream.cache": "batch mode",
     "KeyedStream.cache": "batch mode",
     "CachedDataStream": "batch mode",

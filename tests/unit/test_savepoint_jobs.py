@@ -558,3 +558,35 @@ def test_state_of_an_operator_that_is_gone_is_dropped_on_purpose_only(place: Pla
     second.wait()
     assert place.lines()[0].startswith("250 ") or "250 255" in " ".join(place.lines())
     assert not any(line.startswith("200 ") for line in place.lines())
+
+
+# --------------------------------------------------------------------------------- backends
+
+BACKENDS = {
+    "hashmap": {},
+    "changelog": {"state.changelog.enabled": "true"},
+    "rocksdb": {"state.backend.type": "rocksdb"},
+}
+
+
+@pytest.mark.parametrize("after", BACKENDS)
+@pytest.mark.parametrize("before", BACKENDS)
+def test_a_savepoint_of_one_backend_is_read_by_every_other(
+    place: Place, before: str, after: str
+) -> None:
+    first = place.start("first", **BACKENDS[before])
+    read(150, first)
+    first.trigger_checkpoint().result(PATIENCE_S)  # what comes next could refer to it
+    path = first.trigger_savepoint(place.savepoints).result(PATIENCE_S)
+    read(250, first)
+    first.trigger_checkpoint().result(PATIENCE_S)
+    first.cancel().result(PATIENCE_S)
+    shutil.rmtree(place.root / "ckpt")
+    shutil.rmtree(place.root / "out")
+    second = place.start("second", 3, savepoint=path, **BACKENDS[after])
+    read(320, second)
+    second.trigger_checkpoint().result(PATIENCE_S)
+    assert second.rescale(2).result(PATIENCE_S) == "parallelism 2"
+    read(END, second)
+    second.wait()
+    assert place.lines() == sorted(set(expected()) - set(expected(WINDOW)))

@@ -28,7 +28,7 @@ from dataflow.datastream.state import (
 )
 from dataflow.errors import ConfigError
 from dataflow.graph.specs import ProcessSpec
-from state.heap_backend import KeyedStateBackend
+from state.heap_backend import HeapKeyedStateBackend
 from state.keyed_state import HeapKeyedStateStore
 
 TTL = 100
@@ -56,7 +56,7 @@ class Backend:
 
     def __init__(self) -> None:
         self.clock = Clock()
-        self.backend = KeyedStateBackend(128, KeyGroupRange(0, 128), "op", self.clock)
+        self.backend = HeapKeyedStateBackend(128, KeyGroupRange(0, 128), "op", self.clock)
         self.store = HeapKeyedStateStore(self.backend)
 
     def at(self, key: Any, now: int | None = None) -> None:

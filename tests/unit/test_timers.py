@@ -7,16 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataflow.common.keys import KeyGroupRange
-from state.heap_backend import KeyedStateBackend
+from state.heap_backend import HeapKeyedStateBackend
 from state.timers import STALE_MAX, InternalTimerService, TimerQueue
 
 
 class Timers:
     """A timer service that remembers what fired."""
 
-    def __init__(self, backend: KeyedStateBackend | None = None) -> None:
+    def __init__(self, backend: HeapKeyedStateBackend | None = None) -> None:
         self.now = 0
-        self.backend = backend or KeyedStateBackend(
+        self.backend = backend or HeapKeyedStateBackend(
             128, KeyGroupRange(0, 128), "op", lambda: self.now
         )
         self.fired: list[tuple[str, int, Any]] = []
@@ -60,7 +60,7 @@ def test_a_timer_registered_twice_fires_once() -> None:
 
 
 def test_registering_a_timer_again_neither_moves_it_back_nor_takes_memory() -> None:
-    queue = TimerQueue(KeyedStateBackend(128, KeyGroupRange(0, 128)).table("t", "timers"))
+    queue = TimerQueue(HeapKeyedStateBackend(128, KeyGroupRange(0, 128)).table("t", "timers"))
     for key in "ab" * 100:
         queue.register(5, key, None)
     assert (len(queue), len(queue._heap)) == (2, 2)
@@ -133,7 +133,7 @@ def test_a_function_that_always_sets_a_timer_for_now_does_not_hold_the_task() ->
 
 
 def test_deleted_timers_take_bounded_memory() -> None:
-    backend = KeyedStateBackend(128, KeyGroupRange(0, 128))
+    backend = HeapKeyedStateBackend(128, KeyGroupRange(0, 128))
     queue = TimerQueue(backend.table("t", "timers"))
     for timestamp in range(10_000):
         queue.register(timestamp, "a", None)
@@ -149,7 +149,7 @@ def test_timers_survive_a_snapshot_with_their_order_and_leave_nothing_behind_onc
     timers.event("a", 10, 5)
     timers.processing("c", 3)
     blocks = timers.backend.snapshot()
-    backend = KeyedStateBackend(128, KeyGroupRange(0, 128))
+    backend = HeapKeyedStateBackend(128, KeyGroupRange(0, 128))
     backend.restore(blocks)
     restored = Timers(backend)
     restored.service.advance_watermark(10)

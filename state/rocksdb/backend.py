@@ -1,0 +1,297 @@
+"""All keyed state of one operator in a RocksDB of its own, on the TaskManager's disk.
+
+Between batches what is dirty is written, once there is enough of it, so that little is left for a
+barrier. Where time goes at a barrier see ``freeze``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+from dataflow.errors import JobExecutionError, RestoreError
+from state.backend import BackendContext, KeyedStateBackend
+from state.heap_backend import HeapKeyedStateBackend
+from state.keyed_state import HeapListState, HeapMapState
+from state.rocksdb.canonical import blocks_of, contents_of
+from state.rocksdb.database import Database, Settings
+from state.rocksdb.folders import LocalFolder
+from state.rocksdb.freeze import Freeze
+from state.rocksdb.native import Metadata, files_of, open_native
+from state.rocksdb.states import RocksDBListState, RocksDBMapState
+from state.rocksdb.tables import RocksDBTable
+from state.rocksdb.values import Cache
+from state.snapshot import NativeState, OperatorSnapshot
+
+NAME = "rocksdb"
+
+#: Dirty entries from which on they are written between batches, and about their bytes.
+DIRTY_MAX = 2_000
+DIRTY_BYTES_MAX = 8 << 20
+#: What is written at a time when there are more, because writing had to wait.
+WRITE_MAX = 4_000
+#: Dirty entries from which on the task does not wait for an I/O thread.
+HELD_MAX = 100_000
+
+
+class RocksDBKeyedStateBackend(KeyedStateBackend):
+    """See the module's text. Nothing is on disk before the first state is used."""
+
+    expires_in_background = True
+    state_types = {HeapListState: RocksDBListState, HeapMapState: RocksDBMapState}
+
+    def __init__(self, context: BackendContext) -> None:
+        super().__init__(
+            context.max_parallelism,
+            context.key_group_range,
+            context.operator_name,
+            context.processing_time,
+        )
+        self._settings = Settings.of(context)
+        self._folder_name = f"{context.operator_uid}-{context.subtask_index}-{context.attempt}"
+        self._folder: LocalFolder | None = None
+        self._database: Database | None = None
+        self._inherited: dict[str, str] = {}  # names of restored files by what they are called here
+        self._tables: dict[str, RocksDBTable] = {}
+        self._doomed: list[tuple[RocksDBTable, bytes]] = []  # prefixes of rows to delete
+        self._freeze: Freeze | None = None
+        self._freezes = 0
+        self._chunks = 0
+        self._dirty_max = DIRTY_MAX
+        self.cache = Cache(self._settings.cache_entries, self._settings.cache_bytes)
+        self.for_every_record.append(self._settle_after)
+        self.settle = self._settle
+        self.prefetch = _prefetch
+
+    @property
+    def folder(self) -> LocalFolder:
+        if self._folder is None:
+            self._folder = LocalFolder(self._settings.local_dir, self._folder_name)
+        return self._folder
+
+    @property
+    def database(self) -> Database:
+        if self._database is None:
+            self._database = Database(self.folder.path / "db", self._settings)
+        return self._database
+
+    # ------------------------------------------------------------------------------------- access
+
+    def table(self, name: str, kind: str) -> RocksDBTable:
+        table = self._tables.get(name)
+        if table is None:
+            table = self._tables[name] = RocksDBTable(self, name, kind)
+        self.check_kind(table, kind)
+        return table
+
+    def tables(self) -> list[RocksDBTable]:
+        return list(self._tables.values())
+
+    def clear(self) -> None:
+        for table in self._tables.values():
+            for namespace in list(table.groups_of):
+                table.drop(namespace)
+
+    def drop_namespace(self, namespace: Any) -> None:
+        for table in self._tables.values():
+            table.drop(namespace)
+
+    def forget(self, namespace: Any, key: Any) -> None:
+        for table in self._tables.values():
+            if not table.name.startswith("$"):
+                table.discard(namespace, key)
+
+    def drop_if_empty(self, namespace: Any) -> None:
+        if namespace is None:
+            return
+        for table in self._tables.values():
+            if namespace in table.groups_of and not table.namespace(namespace):
+                table.drop(namespace)
+
+    def doom(self, table: RocksDBTable, prefix: bytes) -> None:
+        """Delete these rows before anything else is written."""
+        self._doomed.append((table, prefix))
+
+    def next_chunk(self) -> int:
+        self._chunks += 1
+        return self._chunks
+
+    # ------------------------------------------------------------------------------------ writing
+
+    def _settle_after(self, records: int) -> None:
+        self._settle()
+
+    def _settle(self) -> None:
+        """Write and evict, if there is enough of it. Nobody holds a value now."""
+        cache = self.cache
+        if cache.entries > cache.entries_max or cache.bytes > cache.bytes_max:
+            cache.rotate_if_full()
+        if not cache.touched and not self._doomed:
+            return
+        dirty = cache.dirty()
+        if dirty < self._dirty_max and len(self._doomed) < DIRTY_MAX:
+            return
+        if self._freeze is not None:
+            if not self._freeze.done:
+                if dirty < HELD_MAX:
+                    return
+                self._freeze.make_quietly()
+            self._freeze = None
+        self._write(max(WRITE_MAX, dirty // 4))
+
+    def _write(self, limit: int) -> None:
+        database = self.database
+        batch = database.new_batch()
+        doomed, self._doomed = self._doomed, []
+        for table, prefix in doomed:
+            table.family.delete_prefix(batch, prefix)
+        left = limit
+        for values in list(self.cache.touched):
+            left -= values.write_into(batch, left)
+            if left <= 0:
+                break
+        mean = batch.size_in_bytes() // (limit - left + 1) + 1
+        self._dirty_max = max(1, min(DIRTY_MAX, DIRTY_BYTES_MAX // mean))
+        database.write(batch)
+
+    def _write_all(self) -> None:
+        if self._freeze is not None:
+            self._freeze.make_quietly()
+            self._freeze = None
+        while self.cache.touched or self._doomed:
+            self._write(WRITE_MAX)
+
+    # --------------------------------------------------------------------------- snapshot, restore
+
+    def snapshot_state(self, checkpoint_id: int, canonical: bool = False) -> OperatorSnapshot:
+        if self._database is None and not self.watermarks:
+            return OperatorSnapshot()
+        self._write_all()
+        self._freezes += 1
+        folder = self.folder.path / f"chk-{checkpoint_id}-{self._freezes}"
+        freeze = self._freeze = Freeze(self.database, folder)
+        metadata = Metadata(
+            (self.key_group_range.start, self.key_group_range.end),
+            {table.name: table.kind for table in self._tables.values()},
+            sorted(table.name for table in self._tables.values() if table.mutable),
+            self.shares_mutable,
+            dict(self.watermarks),
+            self._chunks,
+        )
+        if canonical:
+            return OperatorSnapshot(asynchronous_part=partial(self._canonical, freeze, metadata))
+        session = self.folder.path.name.rpartition("-")[2]
+        return OperatorSnapshot(asynchronous_part=partial(self._native, freeze, metadata, session))
+
+    def _native(self, freeze: Freeze, metadata: Metadata, session: str) -> OperatorSnapshot:
+        """On an I/O thread."""
+        try:
+            freeze.make()
+            files, shared = files_of(freeze.folder, session, self._inherited)
+        except Exception as error:
+            freeze.release()
+            raise self._cannot_snapshot(error) from error
+        encoded = metadata.encoded()
+        return OperatorSnapshot(
+            native=(
+                NativeState(NAME, self.key_group_range, encoded, files, shared, freeze.release),
+            )
+        )
+
+    def _canonical(self, freeze: Freeze, metadata: Metadata) -> OperatorSnapshot:
+        """On an I/O thread."""
+        try:
+            freeze.make()
+            return OperatorSnapshot(
+                keyed=blocks_of(
+                    freeze.folder,
+                    self._settings,
+                    metadata,
+                    self.max_parallelism,
+                    self.operator_name,
+                )
+            )
+        except (JobExecutionError, RestoreError):
+            raise
+        except Exception as error:
+            raise self._cannot_snapshot(error) from error
+        finally:
+            freeze.release()
+
+    def _cannot_snapshot(self, error: Exception) -> Exception:
+        return JobExecutionError(
+            f"the state of operator {self.operator_name!r} on disk cannot be copied for the "
+            f"checkpoint: {type(error).__name__}: {error}"
+        )
+
+    def restore_state(self, snapshot: OperatorSnapshot) -> None:
+        foreign = {native.backend for native in snapshot.native} - {NAME}
+        if foreign:
+            raise RestoreError(
+                f"the state of operator {self.operator_name!r} is in files of the state backend "
+                f"{foreign.pop()!r}, which only that one reads: restore with it, or from a "
+                "savepoint, which every backend reads"
+            )
+        if snapshot.native:
+            self._restore_native(snapshot.native)
+        if snapshot.keyed:
+            self._restore_blocks(snapshot.keyed)
+
+    def _restore_native(self, natives: tuple[NativeState, ...]) -> None:
+        parts = [(native, Metadata.decoded(native.metadata)) for native in natives]
+        owned = self.key_group_range
+        kinds: dict[str, str] = {}
+        for _, metadata in parts:
+            for name, kind in metadata.kinds.items():
+                if kinds.setdefault(name, kind) != kind:
+                    raise RestoreError(
+                        f"state {name!r} of operator {self.operator_name!r} is {kind} in one part "
+                        f"of the checkpoint and {kinds[name]} in another"
+                    )
+        self._database, self._inherited = open_native(
+            self.folder.path / "db", self._settings, parts, owned
+        )
+        for name, kind in kinds.items():
+            self._tables[name] = table = RocksDBTable(self, name, kind)
+            self._restored.add(name)
+            table.mutable = any(name in metadata.mutable for _, metadata in parts)
+            table.find_namespaces()
+        for _, metadata in parts:
+            self._chunks = max(self._chunks, metadata.chunks)
+            self.shares_mutable |= metadata.shares_mutable
+            for group, watermark in metadata.watermarks.items():
+                if group in owned:
+                    self.watermarks[group] = watermark
+
+    def _restore_blocks(self, blocks: Any) -> None:
+        """What the heap backend reads of each block, a group at a time."""
+        for group, block in blocks.items():
+            heap = HeapKeyedStateBackend(
+                self.max_parallelism, self.key_group_range, self.operator_name
+            )
+            heap.restore({group: block})
+            self.watermarks |= heap.watermarks
+            self.shares_mutable |= heap.shares_mutable
+            for found in heap.tables():
+                table = self.table(found.name, found.kind)
+                self._restored.add(found.name)
+                contents_of(found, table)
+                self._write_all()
+                self.cache.rotate_if_full()
+
+    def close(self) -> None:
+        if self._freeze is not None:
+            self._freeze.give_up()
+        database, self._database = self._database, None
+        folder, self._folder = self._folder, None
+        try:
+            if database is not None:
+                database.close()
+        finally:
+            if folder is not None:
+                folder.remove()
+
+
+def _prefetch(values: Any, keys: Iterable[Any]) -> None:
+    values.prefetch(keys)

@@ -1,0 +1,87 @@
+"""Snapshots in the form that every backend reads: what a heap with the same contents would write.
+
+A group at a time is made objects, so that not all of the state has to fit into memory as such.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dataflow.common.keys import KeyGroupRange
+from state.heap_backend import HeapKeyedStateBackend, HeapStateTable
+from state.rocksdb.database import ColumnFamily, Database, Settings
+from state.rocksdb.encoding import U16, decode_namespace, decode_row, split_prefix
+from state.rocksdb.lists import RocksDBLists
+from state.rocksdb.native import Metadata
+from state.rocksdb.tables import RocksDBTable, layout_of
+from state.rocksdb.values import RocksDBMapEntries
+
+Put = Callable[[dict[Any, Any], Any, Any], None]
+
+
+def blocks_of(
+    folder: Path,
+    settings: Settings,
+    metadata: Metadata,
+    max_parallelism: int,
+    operator_name: str,
+) -> dict[int, bytes]:
+    """The blocks of a frozen database. Raises RestoreError and JobExecutionError."""
+    owned = KeyGroupRange(*metadata.groups)
+    blocks: dict[int, bytes] = {}
+    database = Database(folder, settings, read_only=True)
+    try:
+        names = [name for name in database.names() if name in metadata.kinds]
+        for group in owned:
+            heap = HeapKeyedStateBackend(max_parallelism, owned, operator_name)
+            if group in metadata.watermarks:
+                heap.watermarks[group] = metadata.watermarks[group]
+            for name in names:
+                table = heap.table(name, metadata.kinds[name])
+                _fill(table, database.family(name), group)
+            blocks.update(heap.snapshot())
+    finally:
+        database.close()
+    return blocks
+
+
+def _fill(table: HeapStateTable, family: ColumnFamily, group: int) -> None:
+    make, parse = layout_of(table.kind)
+    put = _PUT.get(make, _put_value)
+    encoded: bytes | None = None
+    values: dict[Any, Any] = {}
+    for row, blob in family.range(U16.pack(group), U16.pack(group + 1)):
+        _, found = split_prefix(row)
+        if found != encoded:
+            encoded = found
+            values = table.namespace(decode_namespace(encoded))
+        put(values, *decode_row(row[4 + len(found) :], blob, parse))
+
+
+def _put_value(values: dict[Any, Any], key: Any, value: Any) -> None:
+    values[key] = value
+
+
+def _put_entry(values: dict[Any, Any], key: tuple[Any, Any], value: Any) -> None:
+    values.setdefault(key[0], {})[key[1]] = value
+
+
+def _put_cells(values: dict[Any, Any], key: Any, cells: list[Any]) -> None:
+    values.setdefault(key, []).extend(cells)
+
+
+_PUT: dict[type[Any], Put] = {RocksDBMapEntries: _put_entry, RocksDBLists: _put_cells}
+
+
+def contents_of(found: HeapStateTable, table: RocksDBTable) -> None:
+    """Put what a heap holds into a table."""
+    for namespace, values in found.namespaces.items():
+        target = table.namespace(namespace)
+        if isinstance(target, RocksDBMapEntries):
+            for key, entries in values.items():
+                for inner, value in entries.items():
+                    target[key, inner] = value
+        else:
+            target.update(values)

@@ -1,0 +1,231 @@
+"""RocksDB as this backend uses it; the only module that imports ``rocksdict``.
+
+There is no write-ahead log: what is lost in a crash is restored from a checkpoint. Memory for
+blocks and write buffers is one budget for all operators in a slot.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+import rocksdict
+
+from dataflow.common.config_options import ConfigOptions
+from dataflow.common.configuration import Configuration
+from dataflow.errors import JobExecutionError
+from state.backend import BackendContext
+from state.rocksdb.encoding import end_of
+
+_ONE_BY_ONE_MAX = 32
+_END = b"\xff" * 8  # behind all rows: there are at most 2**15 key groups
+_DEFAULT = "default"  # a column family that RocksDB insists on
+
+Row = tuple[bytes, bytes]
+
+
+class SlotMemory:
+    """Blocks and write buffers of all databases in a slot. Sizes are split as Flink splits them."""
+
+    def __init__(self, total: int, write_buffer_ratio: float) -> None:
+        self.cache = rocksdict.Cache(int((3 - write_buffer_ratio) * total / 3))
+        self.write_buffers = rocksdict.WriteBufferManager.new_write_buffer_manager_with_cache(
+            int(2 * write_buffer_ratio * total / 3), False, self.cache
+        )
+
+
+_slots: WeakValueDictionary[tuple[str, int, int], SlotMemory] = WeakValueDictionary()
+_slots_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of one operator subtask."""
+
+    memory: SlotMemory
+    local_dir: str | None = None
+    write_buffer_size: int = 64 << 20
+    block_size: int = 4 << 10
+    bloom_filter: bool = True
+    threads: int = 2
+    cache_entries: int = 100_000
+    cache_bytes: int = 64 << 20
+
+    @staticmethod
+    def of(context: BackendContext) -> Settings:
+        get = Configuration(context.configuration).get
+        total = get(ConfigOptions.ROCKSDB_MEMORY_PER_SLOT)
+        # Subtasks of the same number share a slot, unless the job says otherwise.
+        slot = context.job_id, context.subtask_index, total
+        with _slots_lock:
+            memory = _slots.get(slot)
+            if memory is None:
+                memory = SlotMemory(total, get(ConfigOptions.ROCKSDB_WRITE_BUFFER_RATIO))
+                _slots[slot] = memory
+        return Settings(
+            memory,
+            get(ConfigOptions.ROCKSDB_LOCAL_DIR),
+            get(ConfigOptions.ROCKSDB_WRITE_BUFFER_SIZE),
+            get(ConfigOptions.ROCKSDB_BLOCK_SIZE),
+            get(ConfigOptions.ROCKSDB_BLOOM_FILTER),
+            get(ConfigOptions.ROCKSDB_THREADS),
+            get(ConfigOptions.ROCKSDB_CACHE_ENTRIES),
+            get(ConfigOptions.ROCKSDB_CACHE_MEMORY),
+        )
+
+
+def _options(settings: Settings) -> Any:
+    blocks = rocksdict.BlockBasedOptions()
+    blocks.set_block_cache(settings.memory.cache)
+    blocks.set_block_size(settings.block_size)
+    blocks.set_format_version(5)
+    # They count against the budget then, and the first ones are not evicted.
+    blocks.set_cache_index_and_filter_blocks(True)
+    blocks.set_pin_l0_filter_and_index_blocks_in_cache(True)
+    blocks.set_data_block_index_type(rocksdict.DataBlockIndexType.binary_and_hash())
+    if settings.bloom_filter:
+        blocks.set_bloom_filter(10, False)
+    options = rocksdict.Options(raw_mode=True)
+    options.create_if_missing(True)
+    options.create_missing_column_families(True)
+    options.set_atomic_flush(True)  # without a log the column families must not drift apart
+    options.set_block_based_table_factory(blocks)
+    options.set_write_buffer_manager(settings.memory.write_buffers)
+    options.set_write_buffer_size(settings.write_buffer_size)
+    options.set_compression_type(rocksdict.DBCompressionType.lz4())
+    options.set_level_compaction_dynamic_level_bytes(True)
+    options.set_max_background_jobs(settings.threads)
+    options.set_keep_log_file_num(1)
+    options.set_max_log_file_size(1 << 20)
+    options.set_stats_dump_period_sec(0)
+    return options
+
+
+class ColumnFamily:
+    """The rows of one state."""
+
+    def __init__(self, database: Any, name: str) -> None:
+        self.rows = database.get_column_family(name)
+        self.handle = database.get_column_family_handle(name)
+        self.get = self.rows.get
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """One after the other, without holding up other threads."""
+        found: list[bytes | None] = self.rows.get(list(keys))
+        return found
+
+    def scan(self, prefix: bytes, start: bytes | None = None) -> Iterator[Row]:
+        """Rows whose keys begin with ``prefix``, from ``start`` on, as they are now."""
+        rows: Iterator[Row] = self.rows.items(
+            from_key=prefix if start is None else start, read_opt=_until(end_of(prefix))
+        )
+        return rows
+
+    def delete_prefix(self, batch: Any, prefix: bytes) -> None:
+        """Have a batch delete all rows whose keys begin with ``prefix``.
+
+        A few one by one: RocksDB has to look at every deleted range again and again.
+        """
+        first = list(islice(self.scan(prefix), _ONE_BY_ONE_MAX))
+        if len(first) < _ONE_BY_ONE_MAX:
+            for row, _ in first:
+                batch.delete(row, self.handle)
+        else:
+            batch.delete_range(prefix, end_of(prefix) or _END, self.handle)
+
+    def range(self, lower: bytes, upper: bytes) -> Iterator[Row]:
+        """Rows from ``lower`` (inclusive) to ``upper`` (exclusive)."""
+        rows: Iterator[Row] = self.rows.items(from_key=lower, read_opt=_until(upper))
+        return rows
+
+    def seeker(self, upper: bytes) -> Callable[[bytes], bytes | None]:
+        """What finds the first key from its argument on, of those before ``upper``."""
+        iterator = self.rows.iter(_until(upper))
+
+        def seek(start: bytes) -> bytes | None:
+            iterator.seek(start)
+            found: bytes | None = iterator.key() if iterator.valid() else None
+            return found
+
+        return seek
+
+
+def _until(upper: bytes | None) -> Any:
+    options = rocksdict.ReadOptions()
+    if upper is not None:
+        options.set_iterate_upper_bound(upper)
+    return options
+
+
+class Database:
+    """One RocksDB. Everything but ``flush`` and ``link_into`` is for the task's thread."""
+
+    def __init__(self, path: Path, settings: Settings, read_only: bool = False) -> None:
+        """Opens what is there, or a new one. Raises JobExecutionError."""
+        self.path = path
+        self._settings = settings
+        self._without_log = rocksdict.WriteOptions()
+        self._without_log.disable_wal = True  # type: ignore[method-assign,assignment]
+        options = _options(settings)
+        try:
+            exists = (path / "CURRENT").exists()
+            names = rocksdict.Rdict.list_cf(str(path), options) if exists else []
+            access = rocksdict.AccessType
+            self._rdict = rocksdict.Rdict(
+                str(path),
+                options,
+                column_families={name: _options(settings) for name in names if name != _DEFAULT},
+                access_type=access.read_only(False) if read_only else access.read_write(),
+            )
+        except Exception as error:
+            raise JobExecutionError(f"RocksDB cannot open {path}: {error}") from error
+        self._families = {
+            name: ColumnFamily(self._rdict, name) for name in names if name != _DEFAULT
+        }
+
+    def names(self) -> list[str]:
+        return list(self._families)
+
+    def family(self, name: str) -> ColumnFamily:
+        found = self._families.get(name)
+        if found is None:
+            self._rdict.create_column_family(name, _options(self._settings))
+            found = self._families[name] = ColumnFamily(self._rdict, name)
+        return found
+
+    def new_batch(self) -> Any:
+        return rocksdict.WriteBatch(raw_mode=True)
+
+    def write(self, batch: Any) -> None:
+        """Raises JobExecutionError, such as for a full disk."""
+        try:
+            self._rdict.write(batch, self._without_log)
+        except Exception as error:
+            raise JobExecutionError(
+                f"RocksDB cannot write to {self.path}: {error}; free some disk space, or set "
+                "state.backend.rocksdb.localdir to another disk"
+            ) from error
+
+    def flush(self) -> None:
+        """Write all buffers to files. Other threads go on meanwhile."""
+        self._rdict.flush()
+
+    def link_into(self, path: Path) -> None:
+        """Make a folder with hard links to all files, as of now."""
+        rocksdict.Checkpoint(self._rdict).create_checkpoint(str(path))
+
+    def estimated_keys(self) -> int:
+        """Of all states."""
+        return sum(
+            family.rows.property_int_value("rocksdb.estimate-num-keys") or 0
+            for family in self._families.values()
+        )
+
+    def close(self) -> None:
+        self._families.clear()
+        self._rdict.close()

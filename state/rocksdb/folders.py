@@ -1,0 +1,84 @@
+"""Folders on the local disk that go with their process, also when it is killed.
+
+Beside each folder lies a lock file that its process holds. One that nobody holds is a leftover of a
+crash: the next process that uses the disk removes it with its folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import tempfile
+import uuid
+from pathlib import Path
+
+from dataflow.errors import JobExecutionError
+
+_PARENT = "dataflow-rocksdb"
+_LOCK = ".lock"
+
+_swept: set[Path] = set()  # parents whose leftovers this process has removed
+
+
+class LocalFolder:
+    """A new empty folder, held until ``remove``."""
+
+    def __init__(self, parent: str | None, name: str) -> None:
+        """``parent`` is by default the system's temporary folder. Raises JobExecutionError."""
+        base = Path(parent or tempfile.gettempdir()) / _PARENT
+        safe = re.sub(r"[^A-Za-z0-9_.-]+", "_", name)[:60]
+        try:
+            base.mkdir(parents=True, exist_ok=True)
+            if base not in _swept:
+                _swept.add(base)
+                remove_leftovers(base)
+            self.path = base / f"{safe}-{uuid.uuid4().hex}"
+            self._lock = _hold(self.path.with_name(self.path.name + _LOCK))
+            self.path.mkdir()
+        except OSError as error:
+            raise JobExecutionError(
+                f"state on disk needs a folder in {base}: {error}; set "
+                "state.backend.rocksdb.localdir to a folder that TaskManagers can write to"
+            ) from error
+
+    def remove(self) -> None:
+        """Delete everything in it; what cannot be deleted is left to ``remove_leftovers``."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        if self._lock is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(self.path.with_name(self.path.name + _LOCK))
+            os.close(self._lock)
+            self._lock = None
+
+
+def _hold(lock: Path) -> int | None:
+    """Create a lock file and hold it. A sweep may take one away before it is held: again then."""
+    while True:
+        file = os.open(lock, os.O_CREAT | os.O_RDWR, 0o600)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            if os.fstat(file).st_ino == os.stat(lock).st_ino:
+                return file
+        except FileNotFoundError:
+            pass
+        os.close(file)
+
+
+def remove_leftovers(base: Path) -> None:
+    """Remove the folders in ``base`` that no process holds any more."""
+    for lock in base.glob(f"*{_LOCK}"):
+        try:
+            file = os.open(lock, os.O_RDWR)
+        except OSError:
+            continue  # gone already, or somebody else's
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.with_name(lock.name.removesuffix(_LOCK)), ignore_errors=True)
+            os.unlink(lock)
+        except OSError:
+            pass  # it is held
+        finally:
+            os.close(file)

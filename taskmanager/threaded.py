@@ -111,6 +111,9 @@ class ThreadedTaskManager:
                 self._stores[key] = open_store(root, descriptor.job_id)
             return self._stores[key]
 
+    def state_folder(self, folder: str) -> CheckpointStore:
+        return CheckpointStore.in_folder(*parse(folder), signing_key())
+
     def wake_up(self, task: Task) -> None:
         wake = self._wakes.get(task)
         if wake is not None:
@@ -178,8 +181,13 @@ class ThreadedTaskManager:
 def open_store(root: str, job_id: str) -> CheckpointStore:
     """The checkpoint store of a job; manifests are signed if DATAFLOW_HMAC_KEY is set."""
     file_system, path = parse(root)
+    return CheckpointStore(file_system, path, job_id, signing_key())
+
+
+def signing_key() -> bytes | None:
+    """What DATAFLOW_HMAC_KEY says."""
     key = os.environ.get("DATAFLOW_HMAC_KEY")
-    return CheckpointStore(file_system, path, job_id, key.encode() if key else None)
+    return key.encode() if key else None
 
 
 def _monotonic_ns() -> int:

@@ -171,6 +171,15 @@ class StreamExecutionEnvironment:
         self._configuration.set(ConfigOptions.STATE_BACKEND, state_backend.name)
         return self
 
+    def set_default_savepoint_directory(self, directory: str) -> StreamExecutionEnvironment:
+        """Where savepoints are written for which no directory is named."""
+        self._configuration.set(ConfigOptions.SAVEPOINT_DIR, directory)
+        return self
+
+    def get_default_savepoint_directory(self) -> str | None:
+        """None if there is none."""
+        return self._configuration.get(ConfigOptions.SAVEPOINT_DIR)
+
     def set_restart_strategy(
         self, restart_strategy: RestartStrategyConfiguration
     ) -> StreamExecutionEnvironment:

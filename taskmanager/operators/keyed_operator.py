@@ -10,6 +10,7 @@ from dataflow.common.batch import MAX_TIMESTAMP
 from dataflow.datastream.functions import KeyedStateStore
 from state.backend import KeyedStateBackend
 from state.backends import create_backend
+from state.checkpoint_options import SnapshotKind
 from state.keyed_state import HeapKeyedStateStore
 from state.snapshot import OperatorSnapshot
 from taskmanager.operators.base import OperatorContext, Output
@@ -80,7 +81,8 @@ class KeyedOperator(FunctionOperator):
         self.backend.restore_state(snapshot)
 
     def snapshot(self, checkpoint_id: int) -> OperatorSnapshot:
-        return self.backend.snapshot_state(checkpoint_id)
+        canonical = self.checkpoint_options.kind is SnapshotKind.SAVEPOINT
+        return self.backend.snapshot_state(checkpoint_id, canonical)
 
     def notify_checkpoint_complete(self, checkpoint_id: int) -> None:
         super().notify_checkpoint_complete(checkpoint_id)

@@ -590,3 +590,33 @@ def test_a_savepoint_of_one_backend_is_read_by_every_other(
     read(END, second)
     second.wait()
     assert place.lines() == sorted(set(expected()) - set(expected(WINDOW)))
+
+
+# ------------------------------------------------------------------- state that does not fit
+
+
+def counted(numbers: Any, output: str) -> None:
+    """Another kind of state under the uid of the windows."""
+    (
+        numbers.key_by(key_of)
+        .reduce(lambda a, b: a + b)
+        .uid("windows")
+        .map(str)
+        .sink_to(FileSink.for_row_format(output, Encoder.simple_string_encoder()).build())
+        .uid("files")
+    )
+
+
+def test_another_kind_of_state_under_an_old_name_is_refused_before_a_record_is_read(
+    place: Place,
+) -> None:
+    first = place.start("first")
+    read(250, first)
+    path = first.stop_with_savepoint(False, place.savepoints).result(PATIENCE_S)
+    GATE.read.clear()
+    GATE.allowed = END
+    with pytest.raises(JobExecutionError, match=r"Reduce|windows") as caught:
+        place.start("second", savepoint=path, program=counted).wait()
+    assert not GATE.read, "no task has started"
+    assert caught.value.exit_code in (3, 5)
+    print(caught.value)

@@ -18,7 +18,6 @@ from taskmanager.accumulators import TaskAccumulators
 from taskmanager.operators.base import Operator
 from taskmanager.operators.factory import create_operator
 
-
 #: Where the state of operators is kept whose configuration does not say: ``state.backend.type``.
 state_backend = os.environ.get("DATAFLOW_TEST_STATE_BACKEND", "hashmap")
 

@@ -169,7 +169,7 @@ class Database:
         """Opens what is there, or a new one. Raises JobExecutionError."""
         self.path = path
         self._settings = settings
-        self._without_log = rocksdict.WriteOptions()
+        self._without_log: Any = rocksdict.WriteOptions()  # its type stubs are wrong
         self._without_log.disable_wal = True
         options = _options(settings)
         try:

@@ -41,7 +41,8 @@ from jobmanager.job_manager import execute_in_store
 from jobmanager.job_master import JobMaster
 from jobmanager.settings import job_settings, restart_backoff
 from state.checkpoint_store import CheckpointStore
-from state.snapshot import OperatorSnapshot, TaskSnapshot, decode, encode
+from state.snapshot import OperatorSnapshot, TaskSnapshot
+from state.snapshot_format import decode, encode
 from taskmanager.elements import Attempt
 from taskmanager.messages import (
     Cancel,

@@ -12,7 +12,8 @@ from typing import Any
 from dataflow.common.keys import KeyGroupRange
 from dataflow.graph.job_graph import JobEdge, Partitioning
 from state.heap_backend import HeapKeyedStateBackend
-from state.snapshot import OperatorSnapshot, TaskSnapshot, decode, encode
+from state.snapshot import OperatorSnapshot, TaskSnapshot
+from state.snapshot_format import decode, encode
 from taskmanager.alignment import BarrierAligner
 from taskmanager.channel import ChannelLimits
 from taskmanager.elements import Attempt, ChannelId

@@ -11,6 +11,8 @@ Invariants:
 * at most one checkpoint is pending or publishing;
 * a checkpoint is published only after every task of the *expected attempt* acknowledged it;
 * a commit is sent only with the permit that the store gave after publishing;
+* what an incremental snapshot may refer to stays until its manifest has it: from the newest
+  checkpoint on that every task knew to be completed when the one now pending was triggered;
 * an outcome of the store that is not known is never taken as "not written": publishing is
   repeated until it is known, or a new attempt resolves it by recovering from the store.
 """
@@ -92,9 +94,13 @@ class Commit:
 
 @dataclass(frozen=True)
 class MarkCommitted:
-    """Store operation: every task has committed; then old checkpoints may be collected."""
+    """Store operation: every task has committed; then old checkpoints may be collected.
+
+    Tasks may still refer to ``keep_from`` and everything newer, in snapshots that are under way.
+    """
 
     permit: CommitPermit
+    keep_from: int
     delay_ms: int = 0
 
 
@@ -121,6 +127,7 @@ class PendingCheckpoint:
 
     checkpoint_id: int
     started: int
+    known: int  # the newest that every task knew to be completed
     acks: dict[TaskId, CheckpointAcknowledged] = field(default_factory=dict)
     publishing: CheckpointManifest | None = None
     publish_at: int | None = None  # when to try (again); None while one try is under way
@@ -179,6 +186,7 @@ class CheckpointCoordinator:
         self._attempts: dict[TaskId, Attempt] | None = None  # None: the job is not running
         self._pending: PendingCheckpoint | None = None
         self._committing: list[CompletedCheckpoint] = []  # by id, oldest first
+        self._known: int | None = None  # the newest that every task knows to be completed
         self._trigger_at = 0
         self._failures_in_a_row = 0
         self._drained = False
@@ -188,10 +196,14 @@ class CheckpointCoordinator:
 
     # ------------------------------------------------------------------------- the job
 
-    def job_running(self, attempts: dict[TaskId, Attempt], now: int) -> None:
-        """Every task runs (again): checkpoints may be triggered."""
+    def job_running(
+        self, attempts: dict[TaskId, Attempt], now: int, restored: int | None = None
+    ) -> None:
+        """Every task runs (again), some from the checkpoint ``restored``: more may be triggered."""
         assert set(attempts) == set(self._tasks)
         self._attempts = dict(attempts)
+        known = restored or 0
+        self._known = known if self._known is None else min(self._known, known)
         self._trigger_at = now + self._settings.interval
         self._drained = False
         self._settled = False
@@ -236,7 +248,7 @@ class CheckpointCoordinator:
             return []
         checkpoint_id = self._next_id
         self._next_id += 1
-        self._pending = PendingCheckpoint(checkpoint_id, now)
+        self._pending = PendingCheckpoint(checkpoint_id, now, self._known or 0)
         return [Trigger(checkpoint_id)]
 
     def next_tick_at(self) -> int | None:
@@ -379,7 +391,7 @@ class CheckpointCoordinator:
         statistics.completed += 1
         statistics.last_id = checkpoint_id
         statistics.last_duration = now - pending.started
-        statistics.last_bytes = sum(ack.handle.size for ack in pending.acks.values())
+        statistics.last_bytes = sum(ack.handle.total_size for ack in pending.acks.values())
         statistics.last_completed_at = now
         return [Commit(permit, self._settled)]
 
@@ -396,8 +408,15 @@ class CheckpointCoordinator:
             completed.uncommitted.discard(task)
             if not completed.uncommitted and not completed.marking:
                 completed.marking = True
-                actions.append(MarkCommitted(completed.permit))
+                self._known = max(self._known or 0, completed.permit.checkpoint_id)
+                actions.append(self._mark(completed))
         return actions
+
+    def _mark(self, completed: CompletedCheckpoint, delay_ms: int = 0) -> MarkCommitted:
+        known = [self._known or 0]
+        if self._pending is not None:
+            known.append(self._pending.known)
+        return MarkCommitted(completed.permit, min(known), delay_ms)
 
     def recommit(self, permit: CommitPermit) -> list[CheckpointAction]:
         """The restored checkpoint may not have been committed everywhere: do it again."""
@@ -414,7 +433,7 @@ class CheckpointCoordinator:
                 continue
             if error is not None:
                 # Without the marker a recovery commits again, which is harmless: no hurry.
-                return [MarkCommitted(completed.permit, self._settings.publish_retry)]
+                return [self._mark(completed, self._settings.publish_retry)]
             self._committing.remove(completed)
             if not completed.restored:
                 self._settled = True

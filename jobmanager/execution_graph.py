@@ -1,10 +1,14 @@
-"""The JobGraph expanded: one task per subtask, the channels between them, and their regions."""
+"""The JobGraph expanded: one task per subtask, the channels between them, and their regions.
+
+Regions are what pipelined channels hold together: such tasks can only run and restart together.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from dataflow.graph.job_graph import JobEdge, JobGraph, JobVertex, Partitioning
+from dataflow.graph.stages import blocking_edges
 from taskmanager.messages import TaskId
 
 
@@ -35,10 +39,19 @@ class ExecutionGraph:
         self.tasks_in: dict[int, list[TaskId]] = {slot.index: [] for slot in self.slots}
         for task in self.tasks:
             self.tasks_in[self.slot_of[task]].append(task)
+        self.blocking = blocking_edges(job_graph)  # ids of edges
         self.regions = _pipelined_regions(self)
 
     def vertex(self, task: TaskId) -> JobVertex:
         return self.vertices[task.vertex_id]
+
+    def describe(self, task: TaskId) -> str:
+        """For people."""
+        vertex = self.vertex(task)
+        return f"{vertex.name} ({task.subtask + 1}/{vertex.parallelism})"
+
+    def has_sink(self, task: TaskId) -> bool:
+        return any(operator.kind == "sink" for operator in self.vertex(task).operators)
 
     def downstream(self, edge: JobEdge, subtask: int) -> range:
         """The subtasks of the edge's target that one upstream subtask sends to."""
@@ -104,7 +117,7 @@ def _share_slots(
 
 
 def _pipelined_regions(graph: ExecutionGraph) -> tuple[tuple[TaskId, ...], ...]:
-    """Tasks connected by channels, directly or not: they can only restart together."""
+    """Tasks connected by pipelined channels, directly or not."""
     parent = {task: task for task in graph.tasks}
 
     def find(task: TaskId) -> TaskId:
@@ -114,6 +127,8 @@ def _pipelined_regions(graph: ExecutionGraph) -> tuple[tuple[TaskId, ...], ...]:
         return task
 
     for edge in graph.job_graph.edges:
+        if edge.id in graph.blocking:
+            continue
         ups = range(graph.vertices[edge.source].parallelism)
         channels = ((up, down) for up in ups for down in graph.downstream(edge, up))
         if not edge.partitioning.pointwise:  # all with all: enough of the channels to join them

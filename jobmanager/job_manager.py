@@ -521,13 +521,13 @@ def execute_in_store(
                 return Published(checkpoint_id, outcome, permit)
             except DataflowError as error:
                 return Published(checkpoint_id, None, error=str(error))
-        case MarkCommitted(permit):
+        case MarkCommitted(permit, keep_from):
             try:
                 store.mark_committed(permit)
             except DataflowError as error:
                 return Marked(permit.checkpoint_id, str(error))
             try:
-                store.collect_garbage(generation, retained, in_use=set())
+                store.collect_garbage(generation, retained, keep_from)
             except DataflowError as error:
                 logger.warning("old checkpoints remain for now: %s", error)
             return Marked(permit.checkpoint_id)

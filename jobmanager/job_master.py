@@ -10,6 +10,10 @@ A job's regions (tasks connected by channels) run and restart separately:
     DEPLOYING → until every task is ready
     RUNNING
     CANCELING → after a failure, until every task has stopped or its TaskManager is gone
+    FINISHED
+
+In BATCH mode regions are stages or parts of them: a region also waits for the results that it reads
+(``Exchange``), and ends when it has drained, unless it has a sink: sinks commit when all is done.
 
 Every restart recovers from the store, also without a change of JobManager: the epoch records are
 the truth, what this object remembers is not. Each deployment of a region has a new Attempt.
@@ -33,6 +37,7 @@ from jobmanager import checkpoint_coordinator as checkpointing
 from jobmanager.checkpoint_coordinator import CheckpointCoordinator
 from jobmanager.deployment import Deployment, Restore
 from jobmanager.execution_graph import ExecutionGraph
+from jobmanager.failover import to_restart
 from jobmanager.job_events import (
     Action,
     CancelJob,
@@ -53,8 +58,9 @@ from jobmanager.job_events import (
 )
 from jobmanager.region import Region, Regions, RegionState
 from jobmanager.restart_backoff import RestartBackoff
-from jobmanager.restore import plan_restore
+from jobmanager.restore import plan_restore, refuse_fall_back
 from jobmanager.slot_pool import SlotPool
+from jobmanager.watermark_alignment import WatermarkAlignment
 from state.checkpoint_store import (
     CommitPermit,
     Recovery,
@@ -62,6 +68,7 @@ from state.checkpoint_store import (
 from taskmanager.elements import Attempt
 from taskmanager.messages import (
     AbortCheckpoint,
+    AlignWatermark,
     Cancel,
     CheckpointAcknowledged,
     CheckpointDeclined,
@@ -71,7 +78,10 @@ from taskmanager.messages import (
     Finish,
     Heartbeat,
     PeerUnreachable,
+    ReleaseResults,
     Report,
+    ResultLost,
+    SendResults,
     Start,
     TaskCanceled,
     TaskDrained,
@@ -81,6 +91,7 @@ from taskmanager.messages import (
     TaskMetrics,
     TaskReady,
     TriggerCheckpoint,
+    WatermarkReached,
 )
 
 
@@ -107,6 +118,7 @@ class JobMaster:
         self._settings = settings
         self._backoff = restart_backoff
         self._regions = Regions(self._cut_regions(), self.graph.slot_of)
+        self._regions.connect(self.graph)
         self._pool = SlotPool(
             self.graph.slots,
             settings.slots_per_taskmanager,
@@ -114,6 +126,7 @@ class JobMaster:
             settings.slot_request_timeout,
             f"tm-{generation}-",
         )
+        self._alignment = WatermarkAlignment()
         self._attempts = 0
         self._recovering = False  # a Recover is under way
         self._recover_failures = 0
@@ -140,14 +153,16 @@ class JobMaster:
         )
 
     def _cut_regions(self) -> Iterable[tuple[TaskId, ...]]:
-        return self.graph.regions if self._settings.failover_region else [self.graph.tasks]
+        if self._settings.failover_region or self.graph.blocking:
+            return self.graph.regions
+        return [self.graph.tasks]
 
     # ------------------------------------------------------------------------------ events
 
     def start(self, now: int) -> list[Action]:
         """Ask for slots and for what is to be restored."""
         actions: list[Action] = []
-        actions.extend(self._pool.request_missing(now))
+        self._request_slots(now, actions)
         self._recover(actions)
         return actions
 
@@ -171,7 +186,9 @@ class JobMaster:
                         actions,
                     )
             case Marked(checkpoint_id, error):
-                self._on_marked(checkpoint_id, error, now, actions)
+                if self.coordinator is not None:
+                    marked = self.coordinator.marked(checkpoint_id, error, now)
+                    self._coordinate(marked, now, actions)
             case CancelJob():
                 self._end(JobStatus.CANCELLING, None, now, actions)
             case Tick():
@@ -205,16 +222,21 @@ class JobMaster:
             case Heartbeat(taskmanager_id, metrics):
                 self._pool.on_heartbeat(taskmanager_id, now)
                 for (task, attempt), values in metrics.items():
-                    if self._current(task, attempt):
-                        self.metrics[task] = values
+                    self._measured(self._current(task, attempt), task, values)
             case TaskReady(task, attempt):
                 region = self._current(task, attempt)
                 if region is not None and region.state is RegionState.DEPLOYING:
                     region.ready.add(task)
-            case TaskDrained(task, attempt):
+            case TaskDrained(task, attempt, snapshot, metrics):
                 region = self._current(task, attempt)
                 if region is not None and region.state is RegionState.RUNNING:
                     region.drained.add(task)
+                    self._alignment.forget([task])
+                    if snapshot is not None:
+                        region.snapshots[task] = snapshot
+                    self._measured(region, task, metrics)
+                    if region.has_drained:
+                        self._end_stage(region, actions)
                     self._on_drained(now, actions)
             case TaskFinished(task, attempt) | TaskCanceled(task, attempt):
                 region = self._current(task, attempt)
@@ -222,8 +244,10 @@ class JobMaster:
                     region.stopping.discard(task)  # it may have finished just before the cancel
                 elif region is not None and isinstance(report, TaskFinished):
                     region.finished.add(task)
-                    if report.metrics is not None:
-                        self.metrics[task] = report.metrics
+                    self._measured(region, task, report.metrics)
+                    if self.coordinator is None and len(region.finished) == len(region.tasks):
+                        region.finish()
+                        self._give_slots_back(actions)
             case TaskFailed(task, attempt, error, restartable, corrupt_checkpoint):
                 region = self._current(task, attempt)
                 if region is None:
@@ -234,6 +258,11 @@ class JobMaster:
                 if corrupt_checkpoint is not None:
                     self._excluded |= {corrupt_checkpoint}
                 self._fail_regions([region], error, now, actions, {task}, restartable)
+            case ResultLost(task, attempt, error):
+                region = self._current(task, attempt)
+                if region is not None and region.has_results and region.is_needed:
+                    error = f"results of {self.graph.describe(task)} cannot be read: {error}"
+                    self._fail_regions([region], error, now, actions)
             case PeerUnreachable(_, peer_id, attempt, error):
                 # The death of the peer is reported on its own; this is for a network that is cut.
                 regions = [r for r in self._regions if r.attempt == attempt]
@@ -254,6 +283,12 @@ class JobMaster:
                         now,
                         actions,
                     )
+            case WatermarkReached(task, attempt, group, watermark):
+                region = self._current(task, attempt)
+                # One that has drained says no more: this is a message that came twice.
+                if region and region.state is RegionState.RUNNING and task not in region.drained:
+                    lowest = self._alignment.reached(group, task, watermark)
+                    self._send(AlignWatermark, region, [task], actions, watermark=lowest)
             case _:
                 pass  # chunks for the client are the shell's
 
@@ -261,6 +296,11 @@ class JobMaster:
         """The task's region if the report is of its present attempt."""
         region = self._regions.of_task.get(task)
         return region if region is not None and region.attempt == attempt else None
+
+    def _measured(self, region: Region | None, task: TaskId, metrics: TaskMetrics | None) -> None:
+        """Tasks that only commit again have nothing to say about what they did before."""
+        if region is not None and metrics is not None and not region.recommits:
+            self.metrics[task] = metrics
 
     # --------------------------------------------------------------------------- advancing
 
@@ -273,12 +313,13 @@ class JobMaster:
             if not region.stopping:
                 region.stopped()
         if not self._ending:
+            self._request_slots(now, actions)
             self._deploy_waiting(now, actions)
             self._start_ready(now, actions)
             if self.coordinator is not None:
                 self._coordinate(self.coordinator.tick(now), now, actions)
             self._finish_if_done(now, actions)
-        if self._ending and self._regions.all_are(RegionState.WAITING):
+        if self._ending and self._regions.all_are(RegionState.WAITING, RegionState.FINISHED):
             canceled = self.status is JobStatus.CANCELLING
             self._terminate(JobStatus.CANCELED if canceled else JobStatus.FAILED, actions)
 
@@ -332,16 +373,22 @@ class JobMaster:
         actions.append(StopTaskManager(taskmanager_id))
         for region in hit:
             region.stopping -= gone
+            if region.state is RegionState.FINISHED and not region.is_needed:
+                region.released = True
         if self._ending:
             pass
-        elif info.ready:  # another one starts while the tasks are canceled
-            actions.extend(self._pool.request_missing(now))
-        else:  # it never came up: the wait, and its limit, go on
-            retry = self._settings.start_retry
-            actions.extend(self._pool.request_missing(info.requested_at, retry))
+        elif not info.ready:  # it never came up: the wait, and its limit, go on
+            self._request_slots(info.requested_at, actions, self._settings.start_retry)
+        elif not self.graph.blocking:  # another one starts while the tasks are canceled
+            self._request_slots(now, actions)
         self._fail_regions(
             hit, f"TaskManager {taskmanager_id} was lost: {reason}", now, actions, gone
         )
+
+    def _request_slots(self, since: int, actions: list[Action], delay_ms: int = 0) -> None:
+        if self._pool.lacks_slots:
+            wanted = self._regions.wanted_slots()
+            actions.extend(self._pool.request_missing(since, wanted, delay_ms))
 
     # ------------------------------------------------------------- asked by the shell
 
@@ -358,15 +405,7 @@ class JobMaster:
 
     def describe_taskmanagers(self) -> dict[str, str]:
         """TaskManager id to the tasks it holds, for people."""
-        described: dict[str, list[str]] = {t: [] for t in self._pool}
-        for task in self.graph.tasks:
-            location = self.location(task)
-            if location in described:
-                vertex = self.graph.vertex(task)
-                described[location].append(
-                    f"{vertex.name} ({task.subtask + 1}/{vertex.parallelism})"
-                )
-        return {t: ", ".join(tasks) or "starting" for t, tasks in described.items()}
+        return self._pool.describe(self.graph)
 
     # ----------------------------------------------------------------------------- failover
 
@@ -380,7 +419,7 @@ class JobMaster:
         restartable: bool = True,
     ) -> None:
         """Cancel the regions and, if the strategy allows, restart them; ``gone`` need no cancel."""
-        regions = [region for region in regions if region.active]
+        regions = [region for region in regions if region.can_fail]
         if not regions or self._ending:
             for region in regions:
                 self._cancel_region(region, now, actions, gone)
@@ -391,16 +430,25 @@ class JobMaster:
             self._end(JobStatus.FAILING, error, now, actions, gone)
             return
         if self._finishing:
-            # Tasks that have finished cannot take part in another checkpoint: all start again.
-            regions = [region for region in self._regions if region.active]
             self._finishing = False
+            if self.coordinator is not None:
+                # Tasks that have finished cannot take part in another checkpoint: all start again.
+                regions = [region for region in self._regions if region.active]
         self.restarts += 1
-        delay = self._backoff.delay_ms()
+        deploy_at = now + self._backoff.delay_ms()
         self._stop_checkpoints(error, actions)
         self._set_status(JobStatus.RESTARTING, actions, error)
-        for region in regions:
+        failed = [region for region in regions if not region.can_recommit]
+        if failed and self.graph.blocking and not self._settings.failover_region:
+            failed = list(self._regions)
+        anew = to_restart(failed)
+        for region in dict.fromkeys((*anew, *regions)):
+            region.deploy_at = deploy_at
             self._cancel_region(region, now, actions, gone)
-            region.deploy_at = now + delay
+            if region.state is RegionState.FINISHED:
+                self._send(ReleaseResults, region, region.tasks, actions)
+                region.stopped()
+            region.begin_anew(recommits=region not in anew)
         self._recovery = None
         self._recover(actions)
 
@@ -409,6 +457,7 @@ class JobMaster:
     ) -> None:
         if not region.active:
             return
+        self._alignment.forget(region.tasks)  # others wait for nobody who is not running
         left = set(region.tasks).difference(gone)
         region.cancel(now, {task for task in left if self.location(task) is not None})
         self._send(Cancel, region, sorted(region.stopping), actions)
@@ -476,7 +525,7 @@ class JobMaster:
             self._recover(actions, self._settings.recover_retry)
             return
         self._recover_failures = 0
-        refusal = self._refuse_fall_back(recovery)
+        refusal = refuse_fall_back(recovery, self._settings.fall_back_past_commits)
         if refusal is not None:
             self._end(JobStatus.FAILING, refusal, now, actions, kind=RestoreError)
             return
@@ -487,21 +536,6 @@ class JobMaster:
             self._end(JobStatus.FAILING, "\n".join(faults), now, actions, kind=RestoreError)
             return
         self._recovery, self._permit = recovery, event.permit
-
-    def _refuse_fall_back(self, recovery: Recovery) -> str | None:
-        """Falling back to an older checkpoint must not lose or repeat output silently."""
-        if not recovery.skipped:
-            return None
-        skipped = "; ".join(f"checkpoint {id_}: {reason}" for id_, reason in recovery.skipped)
-        manifest = recovery.manifest
-        assert manifest is not None, "the store refuses to start from nothing then"
-        if manifest.needs_commit and not self._settings.fall_back_past_commits:
-            return (
-                f"the newest checkpoint cannot be used ({skipped}), and going back to checkpoint "
-                f"{manifest.checkpoint_id} would write again what was committed since; "
-                "set execution.state-recovery.fall-back-past-commits to accept these duplicates"
-            )
-        return None
 
     def _fence(self, reason: str, actions: list[Action]) -> None:
         actions.extend(StopTaskManager(taskmanager_id) for taskmanager_id in self._pool.clear())
@@ -517,7 +551,8 @@ class JobMaster:
         if self._ending or self._recovery is None or self._recovering:
             return []
         located = self._pool.located
-        return [r for r in self._regions.within(RegionState.WAITING) if r.slots <= located]
+        waiting = self._regions.within(RegionState.WAITING)
+        return [r for r in waiting if r.slots <= located and r.can_read]
 
     def _deploy_waiting(self, now: int, actions: list[Action]) -> None:
         for region in self._deployable():
@@ -528,11 +563,7 @@ class JobMaster:
         self._attempts += 1
         attempt = Attempt(self.generation, self._attempts)
         region.deploy(attempt)
-        located = ((task, self.location(task)) for task in region.tasks)
-        deployment = Deployment(
-            self.graph, {task: there for task, there in located if there is not None}
-        )
-        messages = deployment.messages(
+        messages = Deployment(self.graph, region, self.location).messages(
             self.job_id, attempt, self.restarts, self._restore, self._settings.history_id
         )
         actions.extend(Send(there, deploy) for there, deploy in messages.items())
@@ -544,25 +575,34 @@ class JobMaster:
                 region.run()
                 started = True
                 self._send(Start, region, region.tasks, actions)
-        if started and self._regions.all_are(RegionState.RUNNING):
+                self._send_results(region, actions)
+        if started and self._regions.all_run():
             self._all_running(now, actions)
+
+    def _send_results(self, region: Region, actions: list[Action]) -> None:
+        """Have what it reads sent to it, if it reads any."""
+        if region.consumes and not region.recommits:
+            assert region.attempt is not None
+            found = Deployment(self.graph, region, self.location).results(self._regions)
+            for there, results in found.items():
+                actions.append(Send(there, SendResults(tuple(results), region.attempt)))
 
     def _all_running(self, now: int, actions: list[Action]) -> None:
         self._set_status(JobStatus.RUNNING, actions)
+        if self.coordinator is None:
+            return
         recovery, permit = self._recovery, self._permit
         self._recovery = None  # used up: the next restart asks again
         if recovery is not None and recovery.manifest is not None:
             self.restored_checkpoint = recovery.manifest.checkpoint_id
             self.restored_end = recovery.manifest.covers_end and self.restarts == 0
-        if self.coordinator is None:
-            return
         attempts = {
             task: region.attempt
             for region in self._regions
             for task in region.tasks
             if region.attempt is not None
         }
-        self.coordinator.job_running(attempts, now)
+        self.coordinator.job_running(attempts, now, self.restored_checkpoint)
         if permit is not None:
             self._permit = None
             self._coordinate(self.coordinator.recommit(permit), now, actions)
@@ -613,14 +653,6 @@ class JobMaster:
                 case checkpointing.Fenced(reason):
                     self._fence(reason, actions)
 
-    def _on_marked(
-        self, checkpoint_id: int, error: str | None, now: int, actions: list[Action]
-    ) -> None:
-        if self.coordinator is not None:
-            self._coordinate(
-                self.coordinator.marked(checkpoint_id, error, now), now, actions
-            )
-
     # ---------------------------------------------------------------------------- the end
 
     def _on_drained(self, now: int, actions: list[Action]) -> None:
@@ -628,14 +660,30 @@ class JobMaster:
         if drained and self.coordinator is not None:
             self._coordinate(self.coordinator.all_drained(now), now, actions)
 
+    def _end_stage(self, region: Region, actions: list[Action]) -> None:
+        """It has drained: drop what nobody else will read, and end it if it has no sink."""
+        for producer in region.needs_no_more():
+            producer.released = True
+            self._send(ReleaseResults, producer, producer.tasks, actions)
+        self._give_slots_back(actions)
+        if region.produces and not any(self.graph.has_sink(task) for task in region.tasks):
+            self._send(Finish, region, region.tasks, actions)
+
+    def _give_slots_back(self, actions: list[Action]) -> None:
+        """Those that no stage needs any more."""
+        if self.graph.blocking and not self._finishing:
+            given_back = self._pool.give_back(self._regions.slots_to_keep())
+            actions.extend(StopTaskManager(taskmanager_id) for taskmanager_id in given_back)
+
     def _finish_if_done(self, now: int, actions: list[Action]) -> None:
         regions = self._regions
-        if not all(region.has_drained for region in regions):
+        if not all(region.is_done for region in regions):
             return
         if not self._finishing and (self.coordinator is None or self.coordinator.finished):
             self._finishing = True
             for region in regions:
-                self._send(Finish, region, region.tasks, actions)
+                if region.active:
+                    self._send(Finish, region, region.tasks, actions)
         if self._finishing and all(len(r.finished) == len(r.tasks) for r in regions):
             self.error = None  # of an earlier attempt
             self._terminate(JobStatus.FINISHED, actions)

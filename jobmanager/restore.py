@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataflow.graph.job_graph import JobGraph
-from state.checkpoint_store import CheckpointManifest
+from state.checkpoint_store import CheckpointManifest, Recovery
 from taskmanager.messages import RestoreDescriptor
 
 
@@ -49,3 +49,19 @@ def plan_restore(
                         "execution.state-recovery.ignore-unclaimed-state: true to drop it"
                     )
     return plan, faults
+
+
+def refuse_fall_back(recovery: Recovery, accept_duplicates: bool) -> str | None:
+    """Why not: falling back to an older checkpoint must not lose or repeat output silently."""
+    if not recovery.skipped:
+        return None
+    skipped = "; ".join(f"checkpoint {id_}: {reason}" for id_, reason in recovery.skipped)
+    manifest = recovery.manifest
+    assert manifest is not None, "the store refuses to start from nothing then"
+    if manifest.needs_commit and not accept_duplicates:
+        return (
+            f"the newest checkpoint cannot be used ({skipped}), and going back to checkpoint "
+            f"{manifest.checkpoint_id} would write again what was committed since; "
+            "set execution.state-recovery.fall-back-past-commits to accept these duplicates"
+        )
+    return None

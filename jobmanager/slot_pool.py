@@ -6,11 +6,11 @@ Pure book-keeping: what to do about a TaskManager that is silent or overdue is t
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, KeysView
+from collections.abc import Container, Iterator, KeysView
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
-from jobmanager.execution_graph import Slot
+from jobmanager.execution_graph import ExecutionGraph, Slot
 from jobmanager.job_events import StartTaskManager
 
 
@@ -67,12 +67,30 @@ class SlotPool:
         """The slots of ready TaskManagers."""
         return self._location.keys()
 
-    def request_missing(self, since: int, delay_ms: int = 0) -> list[StartTaskManager]:
-        """TaskManagers for every slot that nobody offers; they are wanted ``since``."""
+    def describe(self, graph: ExecutionGraph) -> dict[str, str]:
+        """TaskManager id to the tasks of its slots, for people."""
+        return {
+            taskmanager_id: ", ".join(
+                graph.describe(task) for slot in info.slots for task in graph.tasks_in[slot]
+            )
+            if info.ready
+            else "starting"
+            for taskmanager_id, info in self._taskmanagers.items()
+        }
+
+    @property
+    def lacks_slots(self) -> bool:
+        """There are some that nobody offers and that have not been asked for."""
+        return bool(self._unoffered)
+
+    def request_missing(
+        self, since: int, wanted: Container[int], delay_ms: int = 0
+    ) -> list[StartTaskManager]:
+        """TaskManagers for every slot of these that nobody offers; they are wanted ``since``."""
         missing: dict[tuple[tuple[str, float], ...], list[int]] = {}
-        for index in sorted(self._unoffered):
+        for index in sorted(slot for slot in self._unoffered if slot in wanted):
             missing.setdefault(self._slots[index].resources, []).append(index)
-        self._unoffered.clear()
+            self._unoffered.discard(index)
         requests = []
         for resources, slots in missing.items():
             for first in range(0, len(slots), self._slots_per_taskmanager):
@@ -99,6 +117,17 @@ class SlotPool:
         if taskmanager_id in self._heard:
             self._heard[taskmanager_id] = now
             self._heard.move_to_end(taskmanager_id)
+
+    def give_back(self, wanted: Container[int]) -> list[str]:
+        """Remove the ready TaskManagers that offer none of these slots; their ids."""
+        unwanted = [
+            taskmanager_id
+            for taskmanager_id, info in self._taskmanagers.items()
+            if info.ready and not any(slot in wanted for slot in info.slots)
+        ]
+        for taskmanager_id in unwanted:
+            self.remove(taskmanager_id)
+        return unwanted
 
     def remove(self, taskmanager_id: str) -> TaskManagerInfo | None:
         """Its slots are missing from now on; None when it was not there any more."""

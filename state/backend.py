@@ -225,12 +225,15 @@ class KeyedStateBackend(ABC):
 
     @abstractmethod
     def snapshot_state(self, checkpoint_id: int, canonical: bool = False) -> OperatorSnapshot:
-        """Everything as of now. What takes long belongs into the ``asynchronous_part``.
+        """Everything as of now. What takes long belongs into ``taking`` or ``asynchronous_part``.
 
         Either ``keyed`` blocks in the form that every backend reads (``state.heap_backend``), which
         a ``canonical`` snapshot must be, or ``native`` files of the backend's own. Raises
         JobExecutionError naming operator and state when a value cannot be encoded.
         """
+
+    def notify_checkpoint_complete(self, checkpoint_id: int) -> None:  # noqa: B027
+        """The checkpoint is completed: a snapshot may extend it, or share its files."""
 
     @abstractmethod
     def restore_state(self, snapshot: OperatorSnapshot) -> None:

@@ -23,6 +23,7 @@ RECORD_BYTES_MAX = 64 << 10
 VERTICES_MAX = 10_000
 SUBTASKS_MAX = 100_000  # of all vertices together
 OPERATORS_MAX = 100_000
+FILES_MAX = 100_000  # of one subtask
 TEXT_CHARS_MAX = 1024
 INT_MAX = 2**63 - 1
 
@@ -34,11 +35,21 @@ _STATE_PATH = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class StateHandle:
-    """An immutable object holding the state of one subtask."""
+    """An immutable object holding the state of one subtask, or a part of it.
+
+    ``sha256`` is that of its content; of a snapshot (see ``snapshot_format``) that of its index,
+    which has those of the rest. ``files`` are further objects that a snapshot refers to.
+    """
 
     path: str  # relative to the job's root
     size: int
     sha256: str
+    files: tuple[StateHandle, ...] = ()
+
+    @property
+    def total_size(self) -> int:
+        """Bytes with those of its files."""
+        return self.size + sum(file.size for file in self.files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +86,11 @@ class CheckpointManifest:
 
     def handles(self) -> list[StateHandle]:
         """Every object it refers to; some may lie in the folders of earlier checkpoints."""
+        snapshots = self.snapshots()
+        return snapshots + [file for handle in snapshots for file in handle.files]
+
+    def snapshots(self) -> list[StateHandle]:
+        """The snapshots of its subtasks."""
         subtasks = (s for vertex in self.vertices for s in vertex.subtasks)
         return [s.handle for s in subtasks if s.handle is not None]
 
@@ -186,14 +202,24 @@ def _encode_vertex(vertex: VertexState) -> dict[str, Any]:
             {
                 "subtask": s.subtask,
                 "drained": s.drained,
-                "state": s.handle
-                and {"path": s.handle.path, "size": s.handle.size, "sha256": s.handle.sha256},
+                "state": s.handle and _encode_handle(s.handle),
             }
             for s in vertex.subtasks
         ],
         # Only where it holds, so that the manifests of most jobs are what they always were.
         **({"shares_state": True} if vertex.shares_state else {}),
     }
+
+
+def _encode_handle(handle: StateHandle) -> dict[str, Any]:
+    encoded: dict[str, Any] = {
+        "path": handle.path,
+        "size": handle.size,
+        "sha256": handle.sha256,
+    }
+    if handle.files:
+        encoded["files"] = [_encode_handle(file) for file in handle.files]
+    return encoded
 
 
 def _decode_body(body: Any) -> CheckpointManifest:
@@ -246,11 +272,17 @@ def _decode_subtask(data: Any) -> SubtaskState:
     )
 
 
-def _decode_handle(data: Any) -> StateHandle:
-    f = _fields(data, {"path", "size", "sha256"})
+def _decode_handle(data: Any, depth: int = 0) -> StateHandle:
+    refers = depth == 0 and isinstance(data, dict) and "files" in data
+    f = _fields(data, {"path", "size", "sha256"} | ({"files"} if refers else set()))
+    files = _items(f["files"], FILES_MAX, "files") if refers else []
     handle = StateHandle(
-        _text(f["path"], "path"), _number(f["size"], "size", 0), _text(f["sha256"], "sha256")
+        _text(f["path"], "path"),
+        _number(f["size"], "size", 0),
+        _text(f["sha256"], "sha256"),
+        tuple(_decode_handle(file, depth + 1) for file in files),
     )
+    _require(refers == bool(files), "at least one of files, if there are any")
     check_handle(handle)
     return handle
 

@@ -105,32 +105,33 @@ def plan_garbage(
     manifests: Mapping[Attempt, CheckpointManifest],
     generation: int,
     retain: int,
-    in_use: Iterable[int],
+    keep_from: int | None = None,
 ) -> list[str]:
     """What generation ``generation`` may delete, in the order in which to delete it.
 
     ``manifests`` holds every manifest there is. The newest ``retain`` committed checkpoints stay,
     and with them everything newer: checkpoints still committing and uploads of this generation.
     What an older generation never published goes as soon as a newer checkpoint is canonical; what
-    can never become canonical goes at once. A file that a remaining manifest refers to stays,
-    wherever it lies.
+    can never become canonical goes at once. Canonical checkpoints from the id ``keep_from`` on
+    stay: snapshots that are under way may refer to them. A file that a remaining manifest refers
+    to stays, wherever it lies.
     """
     present = sorted(attempt_of(r) for r in canonical(records.values()))
     present = [attempt for attempt in present if attempt in manifests]
     committed = [a for a in present if not manifests[a].needs_commit or a in listing.committed]
     oldest_kept = committed[-retain] if len(committed) >= retain else (0, 0)
     newest = present[-1] if present else (0, 0)
-    protected = set(in_use)
 
     def kept(attempt: Attempt) -> bool:
         record = records.get(attempt[1])
         state = state_of(attempt, attempt in listing.manifests, record, False, False)
-        if attempt[0] > generation or attempt[1] in protected:
+        if attempt[0] > generation:
             return True
         if state is CheckpointState.ORPHANED:
             return False
         if state in (CheckpointState.READY, CheckpointState.COMMITTING):
-            return attempt >= oldest_kept
+            referable = keep_from is not None and attempt[1] >= keep_from
+            return referable or attempt >= oldest_kept
         return attempt >= (oldest_kept if attempt[0] == generation else newest)
 
     attempts = sorted({*listing.files, *map(attempt_of, records.values())})

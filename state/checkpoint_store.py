@@ -62,6 +62,7 @@ log = logging.getLogger(__name__)
 
 CLAIMS_MAX = 1000  # other claimants that may get in between while one generation is claimed
 CLAIM_RACES_MAX = 10
+TRANSFERS = 8
 JOB_BYTES_MAX = 1 << 30
 _JOBS = "_jobs"
 
@@ -126,9 +127,17 @@ class CheckpointStore:
     """See the module's text. Every method may raise StorageError."""
 
     def __init__(
-        self, fs: FileSystem, root: str, job_id: str, hmac_key: bytes | None = None
+        self,
+        fs: FileSystem,
+        root: str,
+        job_id: str,
+        hmac_key: bytes | None = None,
+        transfers: int = TRANSFERS,
     ) -> None:
-        """``root`` is a folder of ``fs`` shared by all jobs; with a key, records are signed."""
+        """``root`` is a folder of ``fs`` shared by all jobs; with a key, records are signed.
+
+        Of the state of a task, ``transfers`` objects or parts of them are moved at a time.
+        """
         if hmac_key is not None and len(hmac_key) < 16:
             raise ConfigError("the checkpoint signing key must have at least 16 bytes")
         self._fs = fs
@@ -136,6 +145,7 @@ class CheckpointStore:
         self._root = f"{self._jobs_root}/{check_job_id(job_id)}"
         self._key = hmac_key
         self.job_id = job_id
+        self.transfers = transfers
         # generation -> the earlier generation's checkpoint it has recovered from
         self._recovered: dict[int, Attempt] = {}
 
@@ -184,24 +194,38 @@ class CheckpointStore:
         return seal("job", body, self._key) + b"\n"
 
     def write_state(
-        self, generation: int, checkpoint_id: int, name: str, data: bytes
+        self, generation: int, checkpoint_id: int, name: str, data: bytes, sha256: str | None = None
     ) -> StateHandle:
-        """Upload the state of one subtask; ``name`` tells the subtasks of a checkpoint apart."""
-        digest = hashlib.sha256(data).hexdigest()
+        """Upload state of one subtask; ``name`` tells the subtasks of a checkpoint apart.
+
+        ``sha256`` is the handle's, if what it stands for is not the SHA-256 of the content.
+        """
+        digest = sha256 or hashlib.sha256(data).hexdigest()
         path = JobPaths.state((generation, checkpoint_id), name, digest)
         self._fs.put(self._path(path), data)
         return StateHandle(path, len(data), digest)
 
     def read_state(self, handle: StateHandle) -> bytes:
-        """Verified in full before a byte is used. Raises ObjectNotFound, CorruptObject."""
+        """Whole, and verified before a byte is used. Raises ObjectNotFound, CorruptObject.
+
+        Not for snapshots, whose handles have the SHA-256 of their index: see ``snapshot_store``.
+        """
+        data = self.read_range(handle, 0, handle.size + 1)
+        if len(data) != handle.size or hashlib.sha256(data).hexdigest() != handle.sha256:
+            raise CorruptObject(f"{self.location(handle)} is not what was written")
+        return data
+
+    def read_range(self, handle: StateHandle, offset: int, length: int) -> bytes:
+        """A part, as it is: to be verified. Raises ObjectNotFound, CorruptObject."""
         try:
             check_handle(handle)
         except ValueError as error:
             raise CorruptObject(f"not a handle to state: {error}") from None
-        data = self._fs.read(self._path(handle.path), 0, handle.size + 1)
-        if len(data) != handle.size or hashlib.sha256(data).hexdigest() != handle.sha256:
-            raise CorruptObject(f"{self._path(handle.path)} is not the state that was written")
-        return data
+        return self._fs.read(self._path(handle.path), offset, length)
+
+    def location(self, handle: StateHandle) -> str:
+        """Where it is, for people."""
+        return self._path(handle.path)
 
     # ------------------------------------------------------------------------------- publish
 
@@ -286,7 +310,7 @@ class CheckpointStore:
         """The newest checkpoint that ``generation`` can go on from.
 
         Every object it refers to must exist in its full size (checksums are verified when it is
-        read; pass ``verify_checksums`` to do so now), and ``verify`` must accept it. A canonical
+        read), and ``verify`` must accept it. A canonical
         checkpoint that fails is skipped with a warning. Raises RestoreError when all of them
         fail: starting without state would be silent data loss.
         """
@@ -330,15 +354,6 @@ class CheckpointStore:
             else:
                 return listing
         raise StorageError(f"other JobManagers keep publishing checkpoints of {self._root}")
-
-    def verify_checksums(self, manifest: CheckpointManifest) -> str | None:
-        """Read all state of a checkpoint; says what is wrong, or None. For ``recover``."""
-        for handle in manifest.handles():
-            try:
-                self.read_state(handle)
-            except (ObjectNotFound, CorruptObject) as error:
-                return str(error)
-        return None
 
     def _check(
         self, record: EpochRecord, listing: JobListing, verify: Verify | None
@@ -390,12 +405,14 @@ class CheckpointStore:
 
     # ------------------------------------------------------------------------------- clean up
 
-    def collect_garbage(self, generation: int, retain: int, in_use: set[int]) -> list[str]:
+    def collect_garbage(
+        self, generation: int, retain: int, keep_from: int | None = None
+    ) -> list[str]:
         """Delete what ``generation`` no longer needs; returns the paths deleted.
 
         Keeps the newest ``retain`` committed checkpoints, everything newer, and those whose ids
-        are ``in_use``. Everything is classified before the first delete; if any metadata is
-        malformed, or another generation is current, nothing is deleted.
+        are ``keep_from`` or higher. Everything is classified before the first delete; if any
+        metadata is malformed, or another generation is current, nothing is deleted.
         """
         if retain < 1:
             raise ValueError(f"at least one checkpoint must be retained, not {retain}")
@@ -406,7 +423,9 @@ class CheckpointStore:
         except CorruptObject as error:
             log.error("nothing of %s is cleaned up: %s", self._root, error)
             return []
-        doomed = protocol.plan_garbage(listing, records, manifests, generation, retain, in_use)
+        doomed = protocol.plan_garbage(
+            listing, records, manifests, generation, retain, keep_from
+        )
         if not doomed or not self.is_current(generation):
             return []
         # The records of a checkpoint one by one, in their order; its state, which may be thousands

@@ -1,58 +1,53 @@
 """Keyed state of one operator in one subtask, as Python objects on the heap.
 
-A ``HeapStateTable`` per state name holds one plain dict from key to value for every namespace
-(None, or a window). Operators on the hot path take that dict and work on it directly; nothing is
-encoded before a snapshot.
+A table per state name holds a dict from key to value for every namespace (None, or a window).
+Operators on the hot path take that dict and work on it directly; nothing is encoded before a
+snapshot, which is taken while they go on (``heap_capture``). With a changelog a snapshot has only
+what has changed since the last completed checkpoint.
 
-A snapshot has one block per key group::
-
-    b"DFKS" | version (1 byte) | pickle of (watermark, {name: (kind, state)})
-    state = pickle of {namespace: {key: value}}; in version 1 not pickled by itself
-
-so that a job restored at another parallelism hands every subtask the blocks of its own groups, and
-a state whose classes have changed too much can be named.
 Names that start with ``$`` belong to the operators (window contents, timers), others to the user.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from itertools import islice
 from typing import Any
 
-from dataflow.common.codec import dumps_data, dumps_state, loads_state
-from dataflow.common.dataclass_state import SchemaMismatch
+from dataflow.common.config_options import ConfigOptions
+from dataflow.common.configuration import Configuration
 from dataflow.common.keys import KeyGroupRange
-from dataflow.errors import JobExecutionError, RestoreError
-from state.aliasing import is_immutable
+from dataflow.errors import RestoreError
+from state.aliasing import all_immutable
 from state.backend import BackendContext, Cleaner, Expiring, KeyedStateBackend, StateTable
+from state.changelog import Changelog, Changes, extent_of
+from state.heap_capture import Capture, TableCapture
+from state.heap_maps import Namespaces, Watch, unwatch, watch
+from state.keyed_blocks import DROP, PUT, Frame, KeyedBlock
 from state.snapshot import OperatorSnapshot
-
-_MAGIC = b"DFKS"
-FORMAT_VERSION = 2
-READABLE_VERSIONS = (1, 2)
-
-Namespaced = dict[Any, dict[Any, Any]]
 
 
 class HeapStateTable(StateTable):
-    """A dict of dicts."""
+    """Dicts, which are watched while somebody has to know what becomes of them."""
 
-    __slots__ = ("cleanup", "kind", "name", "namespaces", "purge")
+    __slots__ = ("cleanup", "kind", "name", "namespaces", "purge", "watch")
 
-    namespaces: Namespaced  # type: ignore[assignment]  # as a whole it is set here alone
+    namespaces: Namespaces  # type: ignore[assignment]  # a MutableMapping of dicts
 
     def __init__(self, name: str, kind: str) -> None:
         self.name = name
         self.kind = kind
-        self.namespaces = {}
+        self.watch = Watch()
+        self.namespaces = Namespaces(self.watch)
         self.purge = None
         self.cleanup = None
 
     def namespace(self, namespace: Any) -> dict[Any, Any]:
         values = self.namespaces.get(namespace)
         if values is None:
-            values = self.namespaces[namespace] = {}
+            self.namespaces[namespace] = {}
+            values = self.namespaces[namespace]
         return values
 
     def drop(self, namespace: Any) -> None:
@@ -60,6 +55,28 @@ class HeapStateTable(StateTable):
 
     def cleaner(self, cells: Expiring, nested: bool, keys_per_run: int) -> Cleaner:
         return HeapCleaner(self.namespaces, cells, nested, keys_per_run)
+
+    def take_changes(self) -> Changes:
+        """What was touched since they were last taken; noted from now on."""
+        noted = Changes(self.watch.changed or {}, self.watch.dropped)
+        self.watch.changed, self.watch.dropped = {}, set()
+        return noted
+
+    def apply(self, change: Frame, mine: Callable[[Any], bool]) -> None:
+        """Do what a frame of a snapshot says, to the keys that are ``mine``."""
+        if change.operation == PUT:
+            for namespace, values in change.body.items():
+                self.namespace(namespace).update(values)
+            return
+        for namespace in change.body:
+            values = self.namespaces.get(namespace)
+            if values is None:
+                continue
+            dropped = change.operation == DROP
+            for key in list(filter(mine, values)) if dropped else change.body[namespace]:
+                values.pop(key, None)
+            if not values and namespace is not None:
+                self.drop(namespace)
 
 
 class HeapCleaner:
@@ -72,7 +89,7 @@ class HeapCleaner:
     __slots__ = ("_cells", "_keys_per_run", "_namespaces", "_nested", "_round")
 
     def __init__(
-        self, namespaces: Namespaced, cells: Expiring, nested: bool, keys_per_run: int
+        self, namespaces: Namespaces, cells: Expiring, nested: bool, keys_per_run: int
     ) -> None:
         self._namespaces = namespaces
         self._cells = cells
@@ -90,12 +107,16 @@ class HeapCleaner:
     def purge(self) -> None:
         """Look at all of them."""
         for values, key in self._keys():
-            self._cells.drop_expired(values, key, self._nested)
+            self.expire(values, key)
+
+    def expire(self, values: Any, key: Any) -> None:
+        """Look at one."""
+        self._cells.drop_expired(values, key, self._nested)
 
     def _look_at(self, count: int) -> int:
         looked_at = 0
         for values, key in islice(self._round, count):
-            self._cells.drop_expired(values, key, self._nested)
+            self.expire(values, key)
             looked_at += 1
         return looked_at
 
@@ -114,9 +135,12 @@ class HeapKeyedStateBackend(KeyedStateBackend):
         key_group_range: KeyGroupRange,
         operator_name: str = "operator",
         processing_time: Callable[[], int] = lambda: 0,
+        changelog: bool = False,
     ) -> None:
         super().__init__(max_parallelism, key_group_range, operator_name, processing_time)
         self._tables: dict[str, HeapStateTable] = {}
+        self._changelog = Changelog() if changelog else None
+        self._capture: Capture | None = None
 
     @classmethod
     def of(cls, context: BackendContext) -> HeapKeyedStateBackend:
@@ -125,6 +149,7 @@ class HeapKeyedStateBackend(KeyedStateBackend):
             context.key_group_range,
             context.operator_name,
             context.processing_time,
+            Configuration(context.configuration).get(ConfigOptions.STATE_CHANGELOG_ENABLED),
         )
 
     # ------------------------------------------------------------------------------------- access
@@ -133,6 +158,9 @@ class HeapKeyedStateBackend(KeyedStateBackend):
         table = self._tables.get(name)
         if table is None:
             table = self._tables[name] = HeapStateTable(name, kind)
+            if self._changelog is not None:
+                watch(table.namespaces)
+                table.watch.changed = {}
         self.check_kind(table, kind)
         return table
 
@@ -166,7 +194,59 @@ class HeapKeyedStateBackend(KeyedStateBackend):
     # --------------------------------------------------------------------------- snapshot, restore
 
     def snapshot_state(self, checkpoint_id: int, canonical: bool = False) -> OperatorSnapshot:
-        return OperatorSnapshot(keyed=self.snapshot())
+        if self._capture is not None:
+            self._capture.cancel()  # of a checkpoint that has been aborted
+        tables = list(self._tables.values())
+        extends: int | None = None
+        changes: dict[str, Changes] = {}
+        if self._changelog is not None:
+            noted = {table.name: table.take_changes() for table in tables}
+            extends, changes = self._changelog.begin(checkpoint_id, noted, full=canonical)
+        if extends is None:
+            parts = [_everything_of(table) for table in tables]
+        else:
+            parts = [_changes_of(table, changes.get(table.name, Changes())) for table in tables]
+        if self._changelog is None:
+            for table in tables:
+                watch(table.namespaces)
+        capture = self._capture = Capture(
+            parts,
+            self.key_group,
+            self.key_group_range,
+            self.watermarks,
+            self.operator_name,
+            partial(self._captured, tables),
+        )
+        return OperatorSnapshot(
+            taking=capture,
+            asynchronous_part=partial(self._encoded, checkpoint_id, capture, extends),
+        )
+
+    def _captured(self, tables: list[HeapStateTable]) -> None:
+        self._capture = None
+        if self._changelog is None:
+            for table in tables:
+                unwatch(table.namespaces)
+
+    def _encoded(
+        self, checkpoint_id: int, capture: Capture, extends: int | None
+    ) -> OperatorSnapshot:
+        """On an I/O thread."""
+        blocks = capture.blocks()
+        if self._changelog is not None:
+            self._changelog.written(checkpoint_id, sum(map(len, blocks.values())))
+        return OperatorSnapshot(keyed=blocks, extends=extends)
+
+    def notify_checkpoint_complete(self, checkpoint_id: int) -> None:
+        if self._changelog is not None:
+            self._changelog.completed(checkpoint_id)
+
+    def snapshot(self) -> dict[int, bytes]:
+        """Everything at once, one block per key group that holds something.
+
+        Raises JobExecutionError naming operator and state when a value cannot be encoded.
+        """
+        return self.snapshot_state(0, canonical=True).completed().keyed
 
     def restore_state(self, snapshot: OperatorSnapshot) -> None:
         for native in snapshot.native:
@@ -175,120 +255,91 @@ class HeapKeyedStateBackend(KeyedStateBackend):
                 f"{native.backend!r}, which only that one reads: restore with it, or from a "
                 "savepoint, which every backend reads"
             )
-        self.restore(snapshot.keyed)
+        self.restore(snapshot.keyed, snapshot.earlier)
+        if self._changelog is not None:
+            extent = extent_of(snapshot.earlier, snapshot.keyed)
+            self._changelog = Changelog(snapshot.extends, extent)
+            for table in self._tables.values():
+                table.take_changes()
 
-    def snapshot(self) -> dict[int, bytes]:
-        """Encode everything, one block per key group that holds something.
-
-        Raises JobExecutionError naming operator and state when a value cannot be encoded.
-        """
-        blocks: dict[int, dict[str, tuple[str, Namespaced]]] = {
-            group: {} for group in self.watermarks
-        }
-        for table in self._tables.values():
-            if table.purge is not None:
-                table.purge()
-            for namespace, values in table.namespaces.items():
-                for group, part in self._by_group(values).items():
-                    states = blocks.setdefault(group, {})
-                    _, namespaces = states.setdefault(table.name, (table.kind, {}))
-                    namespaces[namespace] = part
-        return {group: self._encode(group, states) for group, states in sorted(blocks.items())}
-
-    def _by_group(self, values: dict[Any, Any]) -> dict[int, dict[Any, Any]]:
-        known = self._memo.known
-        parts: dict[int, dict[Any, Any]] = {}
-        for key, value in values.items():
-            group = known.get(key)
-            if group is None:
-                group = self.key_group(key)
-            part = parts.get(group)
-            if part is None:
-                parts[group] = {key: value}
-            else:
-                part[key] = value
-        return parts
-
-    def _encode(self, group: int, states: dict[str, tuple[str, Namespaced]]) -> bytes:
-        try:
-            encoded = {
-                name: (kind, dumps_state(namespaces)) for name, (kind, namespaces) in states.items()
-            }
-        except Exception as error:
-            raise JobExecutionError(self._why_not_encodable(states)) from error
-        body = dumps_data((self.watermarks.get(group), encoded))
-        return _MAGIC + bytes([FORMAT_VERSION]) + body
-
-    def _why_not_encodable(self, states: dict[str, tuple[str, Namespaced]]) -> str:
-        for name, (_, namespaces) in states.items():
-            for values in namespaces.values():
-                for entry in values.items():
-                    for what, item in zip(("key", "value"), entry, strict=True):
-                        try:
-                            dumps_state(item)
-                        except Exception as error:
-                            return (
-                                f"state {name!r} of operator {self.operator_name!r} holds a {what} "
-                                f"of type {type(item).__name__} that cannot be encoded for the "
-                                f"checkpoint: {type(error).__name__}: {error}"
-                            )
-        return f"the state of operator {self.operator_name!r} cannot be encoded for the checkpoint"
-
-    def restore(self, blocks: Mapping[int, bytes]) -> None:
+    def restore(
+        self, blocks: Mapping[int, bytes], earlier: Mapping[int, Iterable[bytes]] | None = None
+    ) -> None:
         """Load blocks of the subtask's key groups into an empty backend.
 
-        Everything is checked before anything is used. Raises RestoreError.
+        ``blocks`` are applied on top of ``earlier`` ones. Raises RestoreError, before anything is
+        loaded if states have other kinds.
         """
-        decoded = {group: self._decode(group, block) for group, block in blocks.items()}
+        earlier = earlier or {}
+        found = {
+            group: [
+                self._block(group, block)
+                for block in (*earlier.get(group, ()), blocks.get(group))
+                if block is not None
+            ]
+            for group in sorted({*earlier, *blocks})
+        }
         kinds = {name: table.kind for name, table in self._tables.items()}
-        for _, states in decoded.values():
-            for name, (kind, _) in states.items():
+        for of_group in found.values():
+            for name, kind in (pair for block in of_group for pair in block.kinds()):
                 if kinds.setdefault(name, kind) != kind:
                     raise RestoreError(
                         f"state {name!r} of operator {self.operator_name!r} is {kind} in the "
                         f"checkpoint and {kinds[name]} here"
                     )
-        for group, (watermark, states) in decoded.items():
-            if watermark is not None:
-                self.watermarks[group] = watermark
-            for name, (kind, namespaces) in states.items():
-                table = self.table(name, kind)
-                self._restored.add(name)
-                for namespace, values in namespaces.items():
-                    table.namespace(namespace).update(values)
-                    if not self.shares_mutable and not name.startswith("$"):
-                        self.shares_mutable = not all(map(is_immutable, values.values()))
+        for group, of_group in found.items():
+            for block in of_group:
+                self._load(group, block)
 
-    def _decode(
-        self, group: int, block: bytes
-    ) -> tuple[int | None, dict[str, tuple[str, Namespaced]]]:
-        where = f"key group {group} of operator {self.operator_name!r}"
+    def _block(self, group: int, block: bytes) -> KeyedBlock:
         if group not in self.key_group_range:
             raise RestoreError(
-                f"{where} does not belong to this subtask, which owns "
-                f"[{self.key_group_range.start}, {self.key_group_range.end})"
+                f"key group {group} of operator {self.operator_name!r} does not belong to this "
+                f"subtask, which owns [{self.key_group_range.start}, {self.key_group_range.end})"
             )
-        header = len(_MAGIC) + 1
-        if len(block) < header or block[: len(_MAGIC)] != _MAGIC:
-            raise RestoreError(f"{where} is not a keyed state block")
-        version = block[len(_MAGIC)]
-        if version not in READABLE_VERSIONS:
-            raise RestoreError(
-                f"{where} has format version {version}; this release reads up to {FORMAT_VERSION}"
-            )
-        name: str | None = None
-        try:
-            watermark, states = loads_state(memoryview(block)[header:])
-            if version > 1:
-                for name, (kind, state) in states.items():
-                    states[name] = kind, loads_state(state)
-        except SchemaMismatch as error:
-            state_name = "the state" if name is None else f"state {name!r}"
-            raise RestoreError(
-                f"{state_name} of operator {self.operator_name!r} does not fit the program: {error}"
-            ) from error
-        except Exception as error:
-            raise RestoreError(
-                f"{where} cannot be decoded: {type(error).__name__}: {error}"
-            ) from error
-        return watermark, states
+        return KeyedBlock(block, group, self.operator_name)
+
+    def _load(self, group: int, block: KeyedBlock) -> None:
+        if block.watermark is not None:
+            self.watermarks[group] = block.watermark
+
+        def of_group(key: Any) -> bool:
+            return self.key_group(key) == group
+
+        for change in block.frames():
+            table = self.table(change.name, change.kind)
+            self._restored.add(change.name)
+            table.apply(change, of_group)
+            if (
+                change.operation == PUT
+                and not self.shares_mutable
+                and not change.name.startswith("$")
+            ):
+                self.shares_mutable = not all(
+                    all_immutable(values.values()) for values in change.body.values()
+                )
+
+
+def _everything_of(table: HeapStateTable) -> TableCapture:
+    return TableCapture(
+        table.name, table.kind, table.namespaces, table.watch, expire=_expiry_of(table)
+    )
+
+
+def _changes_of(table: HeapStateTable, changes: Changes) -> TableCapture:
+    return TableCapture(
+        table.name,
+        table.kind,
+        table.namespaces,
+        table.watch,
+        changes.keys,
+        changes.dropped,
+        _expiry_of(table),
+    )
+
+
+def _expiry_of(table: HeapStateTable) -> Callable[[Any, Any], None] | None:
+    """What looks at a key before it is taken, if expired values are not to be in snapshots."""
+    if table.purge is None or not isinstance(table.cleanup, HeapCleaner):
+        return None
+    return table.cleanup.expire

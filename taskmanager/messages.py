@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from dataflow.graph.cached_files import CachedFile
 from dataflow.graph.job_graph import JobEdge, JobVertex
 from state.checkpoint_store import CommitPermit, StateHandle
 from taskmanager.elements import Attempt, ChannelId
@@ -34,6 +35,7 @@ class InputDescriptor:
     subtask: int
     first: int  # upstream subtask
     peers: tuple[str, ...]  # the TaskManager of each, from the first on
+    feedback: bool = False
 
     @property
     def channels(self) -> list[tuple[ChannelId, str]]:
@@ -52,7 +54,8 @@ class OutputDescriptor:
     max_parallelism: int  # of the target
     subtask: int
     first: int  # downstream subtask
-    peers: tuple[str, ...]  # the TaskManager of each, from the first on
+    peers: tuple[str, ...]  # the TaskManager of each, from the first on; "" where not known yet
+    blocking: bool = False  # kept on disk: the other end is deployed when all is there
 
     @property
     def channels(self) -> list[tuple[ChannelId, str]]:
@@ -93,6 +96,29 @@ class TaskDeploymentDescriptor:
     restore: tuple[RestoreDescriptor, ...] = ()  # empty: a fresh start
     main_classes: bytes = b""
     history_id: str = ""
+    cached_files: tuple[CachedFile, ...] = ()
+    #: Without checkpoints: what the task left when it had drained (see TaskDrained).
+    drained: bytes | None = None
+
+
+@dataclass(frozen=True)
+class ResultDescriptor:
+    """A blocking result of a task that has drained, and which of its channels are wanted where."""
+
+    producer: TaskId
+    produced_by: Attempt
+    edge_id: str
+    first: int  # downstream subtask of the producer
+    downstream: tuple[int, ...]  # those that want it
+    peers: tuple[str, ...]  # the TaskManager of each
+
+    @property
+    def channels(self) -> list[tuple[ChannelId, str]]:
+        """With the TaskManager at the other end of each."""
+        return [
+            (ChannelId(self.edge_id, self.producer.subtask, down), peer)
+            for down, peer in zip(self.downstream, self.peers, strict=True)
+        ]
 
 
 # ---------------------------------------------------------------------- JobManager to TaskManager
@@ -108,6 +134,22 @@ class Deploy:
 @dataclass(frozen=True)
 class Start:
     """Every task of the region is ready: run."""
+
+    tasks: tuple[TaskId, ...]
+    attempt: Attempt
+
+
+@dataclass(frozen=True)
+class SendResults:
+    """Send blocking results that are here to tasks of that attempt, which are ready for them."""
+
+    results: tuple[ResultDescriptor, ...]
+    attempt: Attempt
+
+
+@dataclass(frozen=True)
+class ReleaseResults:
+    """Nobody needs the blocking results of these tasks any more."""
 
     tasks: tuple[TaskId, ...]
     attempt: Attempt
@@ -147,7 +189,10 @@ class AbortCheckpoint:
 
 @dataclass(frozen=True)
 class Finish:
-    """Every task of the job has drained and everything is committed: end."""
+    """Every task of the job has drained and everything is committed: end.
+
+    In BATCH mode tasks without a sink end when their region has drained.
+    """
 
     tasks: tuple[TaskId, ...]
     attempt: Attempt
@@ -162,6 +207,15 @@ class Cancel:
 
 
 @dataclass(frozen=True)
+class AlignWatermark:
+    """Sources: the lowest watermark of your group, None if nobody has one; answers a report."""
+
+    tasks: tuple[TaskId, ...]
+    attempt: Attempt
+    watermark: int | None
+
+
+@dataclass(frozen=True)
 class ClientAcknowledged:
     """The client has taken the chunk with that number (see ``ClientChunk``)."""
 
@@ -173,11 +227,14 @@ class ClientAcknowledged:
 ControlMessage = (
     Deploy
     | Start
+    | SendResults
+    | ReleaseResults
     | TriggerCheckpoint
     | CommitCheckpoint
     | AbortCheckpoint
     | Finish
     | Cancel
+    | AlignWatermark
     | ClientAcknowledged
 )
 
@@ -194,10 +251,16 @@ class TaskReady:
 
 @dataclass(frozen=True)
 class TaskDrained:
-    """Processed its last input; it still takes part in checkpoints."""
+    """Processed its last input; it still takes part in checkpoints.
+
+    Without checkpoints ``snapshot`` is what its sinks have to commit: who gets it, instead of the
+    input, commits the same.
+    """
 
     task: TaskId
     attempt: Attempt
+    snapshot: bytes | None = None
+    metrics: TaskMetrics | None = None
 
 
 @dataclass(frozen=True)
@@ -226,6 +289,15 @@ class TaskFailed:
     error: str
     restartable: bool = True  # False: the same would happen again (RestoreError)
     corrupt_checkpoint: int | None = None  # its state could not be read back as it was written
+
+
+@dataclass(frozen=True)
+class ResultLost:
+    """The blocking results of the task cannot be read (any more)."""
+
+    task: TaskId
+    attempt: Attempt  # that produced them
+    error: str
 
 
 @dataclass(frozen=True)
@@ -259,6 +331,19 @@ class CommitSucceeded:
     task: TaskId
     attempt: Attempt
     checkpoint_id: int
+
+
+@dataclass(frozen=True)
+class WatermarkReached:
+    """How far a source is that is aligned with its group; None: nobody need wait for it.
+
+    Answered by AlignWatermark.
+    """
+
+    task: TaskId
+    attempt: Attempt
+    group: str
+    watermark: int | None
 
 
 @dataclass(frozen=True)
@@ -314,9 +399,11 @@ Report = (
     | TaskFinished
     | TaskCanceled
     | TaskFailed
+    | ResultLost
     | CheckpointAcknowledged
     | CheckpointDeclined
     | CommitSucceeded
+    | WatermarkReached
     | ClientChunk
     | Heartbeat
     | PeerUnreachable

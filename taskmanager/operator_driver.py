@@ -28,11 +28,13 @@ from dataflow.datastream.state import (
     ValueStateDescriptor,
 )
 from dataflow.errors import JobExecutionError
+from dataflow.graph.cached_files import CachedFile
 from dataflow.graph.job_graph import Partitioning
 from dataflow.graph.specs import OperatorSpec
 from dataflow.graph.transformation import Input
 from state.backend import KeyedStateBackend
-from state.snapshot import TaskSnapshot, decode, encode, redistribute
+from state.snapshot import TaskSnapshot, redistribute
+from state.snapshot_format import decode, encode
 from taskmanager.accumulators import TaskAccumulators
 from taskmanager.operators.base import Operator
 from taskmanager.operators.factory import create_operator
@@ -72,6 +74,7 @@ class _Context:
         self.attempt_number = 0
         self.configuration = configuration
         self.accumulators = TaskAccumulators()
+        self.cached_files = driver.cached_files
         self.metrics: dict[str, Callable[[], float]] = {}
 
     def processing_time(self) -> int:
@@ -99,6 +102,9 @@ class _Context:
 
     def request_split(self) -> None:
         raise JobExecutionError("a source has no place in an operator test: use a ScriptedSource")
+
+    def report_watermark(self, group: str, watermark: int | None) -> None:
+        """There is no source."""
 
     def send_to_client(self, channel: str, payload: bytes, done: Callable[[], None] | None) -> None:
         if done is not None:
@@ -150,10 +156,12 @@ class OperatorDriver:
         configuration: dict[str, str],
         snapshots: Sequence[bytes],
         now: int,
+        cached_files: tuple[CachedFile, ...] = (),
     ) -> None:
         self.parallelism = parallelism
         self.max_parallelism = max_parallelism
         self.now = now
+        self.cached_files = cached_files
         self.events: list[Event] = []
         self.side: dict[str, list[tuple[Any, int | None]]] = {}
         self._inputs = inputs

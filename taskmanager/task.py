@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from enum import Enum
 from functools import partial
 from typing import Any
@@ -28,16 +28,17 @@ from dataflow.errors import (
     CorruptObject,
     ObjectNotFound,
     RestoreError,
-    UploadLost,
     UserFunctionError,
 )
 from dataflow.graph.job_graph import OperatorNode
 from dataflow.graph.pickling import install_main_classes
-from state.checkpoint_store import CheckpointStore, CommitPermit, StateHandle
-from state.snapshot import TaskSnapshot, encode
+from state.checkpoint_store import CheckpointStore, CommitPermit
+from state.snapshot import TaskSnapshot
+from state.snapshot_format import decode, encode
+from state.snapshot_store import Written
 from taskmanager.accumulators import TaskAccumulators
-from taskmanager.alignment import BarrierAligner
 from taskmanager.channel import ChannelLimits
+from taskmanager.completion import Start, when_all_done
 from taskmanager.elements import (
     END_OF_INPUT,
     Barrier,
@@ -52,8 +53,6 @@ from taskmanager.error_report import describe_error, shorten
 from taskmanager.input_gate import InputGate
 from taskmanager.latency_markers import LatencyMarkers
 from taskmanager.messages import (
-    CheckpointAcknowledged,
-    CheckpointDeclined,
     ClientChunk,
     CommitSucceeded,
     DataMessage,
@@ -68,10 +67,13 @@ from taskmanager.messages import (
 )
 from taskmanager.operator_chain import OperatorChain
 from taskmanager.operators.enumerator import EnumeratorOperator
-from taskmanager.operators.sink import SinkOperator
+from taskmanager.operators.metrics import measured
+from taskmanager.operators.sink import SinkOperator, final_committables
 from taskmanager.operators.source import SourceOperator
+from taskmanager.partition_file import PartitionFile
 from taskmanager.restore import load_snapshot
 from taskmanager.result_partition import TaskOutputs
+from taskmanager.subtask_checkpoints import SubtaskCheckpoints
 from taskmanager.task_context import TaskOperatorContext
 from taskmanager.task_services import TaskServices
 from taskmanager.watermark_valve import WatermarkValve
@@ -100,8 +102,14 @@ class Task:
     """See the module's text. Methods are for the task's thread unless they say otherwise."""
 
     def __init__(
-        self, descriptor: TaskDeploymentDescriptor, services: TaskServices, limits: ChannelLimits
+        self,
+        descriptor: TaskDeploymentDescriptor,
+        services: TaskServices,
+        limits: ChannelLimits,
+        files: Mapping[str, PartitionFile] | None = None,
     ) -> None:
+        """``files``, by edge, are for blocking results; they outlive the task if it finishes."""
+        self._files = files or {}
         self.descriptor = descriptor
         self.id = descriptor.task
         self.attempt = descriptor.attempt
@@ -116,22 +124,19 @@ class Task:
         ]
         self._peers = {cid: peer for i in descriptor.inputs for cid, peer in i.channels}
         self._gate = InputGate(channels, limits) if channels else None
-        self._aligner = BarrierAligner(len(channels)) if channels else None
         self._valve = WatermarkValve(len(channels))
-        self._open_channels = len(channels)  # those whose EndOfInput has not come
-        self._aligned_exactly = (
-            descriptor.configuration.get("execution.checkpointing.mode", "EXACTLY_ONCE")
-            != "AT_LEAST_ONCE"
-        )
+        # Those whose EndOfInput has not come, without feedback: that ends after this task does.
+        self._open_channels = sum(len(i.peers) for i in descriptor.inputs if not i.feedback)
+        self._feedback_edges = {i.edge_id for i in descriptor.inputs if i.feedback}
         self._store: CheckpointStore | None = None
-        self._aborted_checkpoint = 0  # the newest that will not complete
-        self._triggered_checkpoint = 0  # the newest that was started here
+        self._checkpoints = SubtaskCheckpoints(self)
         self._requests_handled: dict[ChannelId, int] = {}
         self._chunks_sent = 0
         self._chunk_callbacks: dict[int, Callable[[], None]] = {}
         self._metrics: dict[str, Callable[[], float]] = {}
         self._accumulators = TaskAccumulators()
         self._restored_drained = False
+        self._finishing = False
         self._settled = False  # whether a commit has said so
         self._opened = False
         self._input_ended = False
@@ -177,7 +182,7 @@ class Task:
                 if isinstance(operator, SinkOperator)
             ),
             watermark=None if watermark == MIN_TIMESTAMP else watermark,
-            extra=self._extra_metrics(),
+            extra=measured(self._metrics),
             latencies=self._markers.histograms(),
             accumulators=self._encoded_accumulators(),
         )
@@ -189,16 +194,6 @@ class Task:
             error = raised
             self.post(lambda: self.fail(error))
             return ()
-
-    def _extra_metrics(self) -> dict[str, float]:
-        """What operators and users measure; a metric that raises is left out, not the heartbeat."""
-        measured = {}
-        for name, value in list(self._metrics.items()):
-            try:
-                measured[name] = value()
-            except Exception as error:
-                logger.debug("metric %s raised %r", name, error)
-        return measured
 
     # --------------------------------------------------------------------------- stepping
 
@@ -229,8 +224,9 @@ class Task:
                 self._chain.on_processing_time(now)
             if self._input_ended:
                 self._finish_chain()
-        if has_room and not self._chain.blocked():
+        if self._stores_input or (has_room and not self._chain.blocked()):
             progressed = self._process_input()
+        progressed |= self._checkpoints.take_more()
         self._outputs.flush()
         self._send_feedback()
         return progressed or bool(self._mail)
@@ -288,12 +284,16 @@ class Task:
                 self._advance_watermark(self._valve.on_watermark(position, timestamp))
             case WatermarkStatus(idle):
                 self._on_status(position, idle)
-            case Barrier(checkpoint_id):
-                self._on_barrier(position, checkpoint_id)
+            case Barrier():
+                self._checkpoints.on_barrier(position, element)
             case LatencyMarker():
-                if self.state is TaskState.RUNNING:
+                # What waits for its round is not late, and a marker could go round for ever.
+                if self.state is TaskState.RUNNING and not self._stores_input:
                     self._markers.process(element)
             case EndOfInput():
+                assert self._gate is not None
+                if self._gate.channels[position].id.edge in self._feedback_edges:
+                    return
                 self._open_channels -= 1
                 if self._open_channels > 0 or self._input_ended or self._is_drained:
                     return
@@ -337,8 +337,23 @@ class Task:
 
     def _become_drained(self) -> None:
         self._outputs.broadcast(END_OF_INPUT)
+        self._outputs.finish()
         self.state = TaskState.DRAINED
-        self._services.report(TaskDrained(self.id, self.attempt))
+        left = self.descriptor.drained
+        if self._store is not None or left is not None:
+            self._services.report(TaskDrained(self.id, self.attempt, left))
+            return
+        # Somebody else can commit this from now on, with the input gone and the TaskManager lost.
+        snapshot = TaskSnapshot(final_committables(self._chain), drained=True)
+        if not snapshot.operators:
+            self._report_drained(encode(snapshot), None)
+        else:
+            self._call_async(lambda: encode(snapshot.completed()), self._report_drained)
+
+    def _report_drained(self, snapshot: bytes | None, error: BaseException | None) -> None:
+        if error is not None:
+            raise error
+        self._services.report(TaskDrained(self.id, self.attempt, snapshot, self.metrics()))
 
     def _send_feedback(self) -> None:
         if self._gate is None:
@@ -359,6 +374,7 @@ class Task:
         descriptor = self.descriptor
         install_main_classes(descriptor.main_classes)
         self._store = self._services.checkpoint_store(descriptor)
+        self._checkpoints.open_store()
         self._outputs = TaskOutputs(
             descriptor.outputs,
             self.id.subtask,
@@ -366,11 +382,15 @@ class Task:
             self._limits,
             self._services.transport,
             lambda: self._services.wake_up(self),
+            self._files,
         )
+        if self._files:
+            self._metrics["resultBytesOnDisk"] = lambda: sum(f.size for f in self._files.values())
         self._chain = OperatorChain(descriptor.vertex, self._outputs, self._context_for)
         into = self._chain.inputs
         self._into = [into[c.input_index] for c in self._gate.channels] if self._gate else []
         head = self._chain.head
+        self._stores_input = head.stores_input
         self._source = head if isinstance(head, SourceOperator) else None
         self._enumerator = head if isinstance(head, EnumeratorOperator) else None
         self._markers = LatencyMarkers(
@@ -380,23 +400,28 @@ class Task:
             self._chain.add_timer(self._markers)
         if self._enumerator is not None:
             self._enumerator.reader_parallelism = len(self._outputs.channels)
-        if not descriptor.restore:
+        if descriptor.drained is not None:
+            self._restored_drained = True
+            self._open(decode(descriptor.drained))
+        elif not descriptor.restore:
             self._open(TaskSnapshot())
         else:
             self._call_async(self._load_snapshot, self._on_snapshot_loaded)
 
-    def _load_snapshot(self) -> TaskSnapshot:
+    def _load_snapshot(self) -> tuple[TaskSnapshot, Written]:
         """On an I/O thread."""
         if self._store is None:
             raise RestoreError("the job is restored from a checkpoint but has no storage")
         return load_snapshot(self.descriptor, self._store)
 
     def _on_snapshot_loaded(
-        self, snapshot: TaskSnapshot | None, error: BaseException | None
+        self, loaded: tuple[TaskSnapshot, Written] | None, error: BaseException | None
     ) -> None:
         if error is not None:
             raise error
-        assert snapshot is not None
+        assert loaded is not None
+        snapshot, written = loaded
+        self._checkpoints.adopt(self.descriptor.restore[0].checkpoint_id, written)
         self._restored_drained = snapshot.drained
         self._open(snapshot)
 
@@ -421,10 +446,16 @@ class Task:
             self._outputs.broadcast(Watermark(MAX_TIMESTAMP))
             self._become_drained()
 
+    def align_watermark(self, watermark: int | None) -> None:
+        """The slowest source of the group has come that far."""
+        if self.state is TaskState.RUNNING and self._source is not None:
+            self._source.align(watermark)
+
     def finish(self) -> None:
         """The whole job has drained. Without checkpoints, sinks commit now."""
-        if self.state is not TaskState.DRAINED:
+        if self.state is not TaskState.DRAINED or self._finishing:
             return
+        self._finishing = True
         commits = [] if self._store is not None else [o.commit_at_end for o in self._sinks]
         self._when_all_done(
             commits, lambda: self._abort_abandoned(self._finished), "the commit at the end"
@@ -480,6 +511,8 @@ class Task:
         return None
 
     def _close_quietly(self) -> None:
+        for file in self._files.values():
+            file.close()
         chain = getattr(self, "_chain", None)
         if chain is not None:
             error = chain.close()
@@ -492,82 +525,14 @@ class Task:
         """A task without inputs starts the checkpoint."""
         if self.state not in (TaskState.RUNNING, TaskState.DRAINED):
             return
-        if checkpoint_id <= max(self._triggered_checkpoint, self._aborted_checkpoint):
-            return
-        assert self._gate is None, "only tasks without inputs are triggered"
-        self._checkpoint(checkpoint_id)
-
-    def _on_barrier(self, position: int, checkpoint_id: int) -> None:
-        assert self._aligner is not None
-        assert self._gate is not None
-        result = self._aligner.on_barrier(position, checkpoint_id)
-        for aborted in result.aborted:
-            self._decline(aborted, f"superseded by checkpoint {checkpoint_id}")
-        if self._aligned_exactly:
-            if position in self._aligner.blocked and not result.aborted:
-                self._gate.block(position)  # one more: no need to look at all channels
-            else:
-                self._gate.set_blocked(self._aligner.blocked)
-        if result.completed is not None:
-            self._checkpoint(result.completed)
-
-    def _checkpoint(self, checkpoint_id: int) -> None:
-        """The barrier has come on every input: pass it on, snapshot, upload."""
-        self._triggered_checkpoint = checkpoint_id
-        self._chain.prepare_barrier(checkpoint_id)
-        self._outputs.broadcast(Barrier(checkpoint_id))
-        snapshot = TaskSnapshot(self._chain.snapshot(checkpoint_id), drained=self._is_drained)
-        store = self._store
-        if store is None:
-            self._decline(checkpoint_id, "the job has no checkpoint storage")
-            return
-        commits = any(isinstance(o, SinkOperator) and o.needs_commit for o in self._chain.operators)
-        name = f"{self.id.vertex_id}-{self.id.subtask}-{self.attempt.number}"
-        generation = self.attempt.generation
-
-        def upload() -> tuple[StateHandle, TaskSnapshot]:
-            completed = snapshot.completed()
-            handle = store.write_state(generation, checkpoint_id, name, encode(completed))
-            return handle, completed
-
-        def uploaded(
-            result: tuple[StateHandle, TaskSnapshot] | None, error: BaseException | None
-        ) -> None:
-            if isinstance(error, UploadLost):
-                raise error
-            if error is not None or result is None:
-                self._decline(checkpoint_id, f"{self.name}: upload failed: {error}")
-            elif checkpoint_id > self._aborted_checkpoint:
-                handle, completed = result
-                self._services.report(
-                    CheckpointAcknowledged(
-                        self.id,
-                        self.attempt,
-                        checkpoint_id,
-                        handle,
-                        completed.stateful_uids,
-                        completed.drained,
-                        commits,
-                        completed.shares_state,
-                    )
-                )
-
-        self._call_async(upload, uploaded)
-
-    def _decline(self, checkpoint_id: int, reason: str) -> None:
-        if not self.state.ended:
-            self._services.report(
-                CheckpointDeclined(self.id, self.attempt, checkpoint_id, reason[:1_000])
-            )
+        self._checkpoints.trigger(checkpoint_id)
 
     def abort_checkpoint(self, checkpoint_id: int) -> None:
         """The coordinator gave the checkpoint up."""
-        self._aborted_checkpoint = max(self._aborted_checkpoint, checkpoint_id)
+        self._checkpoints.forget(checkpoint_id)
         if self.state not in (TaskState.RUNNING, TaskState.DRAINED):
             return
-        if self._aligner is not None and self._gate is not None:
-            self._aligner.abort(checkpoint_id)
-            self._gate.set_blocked(self._aligner.blocked if self._aligned_exactly else set())
+        self._checkpoints.stop_aligning(checkpoint_id)
         for operator in self._chain.operators:
             operator.notify_checkpoint_aborted(checkpoint_id)
             operator.abort_checkpoint(checkpoint_id)
@@ -580,6 +545,7 @@ class Task:
         if self.state not in (TaskState.RUNNING, TaskState.DRAINED):
             return
         checkpoint_id = permit.checkpoint_id
+        self._checkpoints.completed(checkpoint_id)
         for operator in self._chain.operators:
             operator.notify_checkpoint_complete(checkpoint_id)
 
@@ -595,29 +561,8 @@ class Task:
             self._settled = True
             self._abort_abandoned(lambda: None)
 
-    def _when_all_done(
-        self,
-        starts: Sequence[Callable[[Callable[[BaseException | None], None]], None]],
-        then: Callable[[], None],
-        what: str,
-    ) -> None:
-        """Start several asynchronous things; ``then`` once all have succeeded."""
-        left = len(starts)
-        if not starts:
-            then()
-
-        def done(error: BaseException | None) -> None:
-            nonlocal left
-            if self.state.ended:
-                return
-            if error is not None:
-                raise RuntimeError(f"{what} failed: {error}") from error
-            left -= 1
-            if left == 0:
-                then()
-
-        for start in starts:
-            start(done)
+    def _when_all_done(self, starts: Sequence[Start], then: Mail, what: str) -> None:
+        when_all_done(starts, then, what, lambda: self.state.ended)
 
     # ---------------------------------------------------------------- given to operators
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from dataflow.common.keys import KeyGroupRange
 from dataflow.graph.job_graph import OperatorNode
+from taskmanager.messages import WatermarkReached
 
 if TYPE_CHECKING:
     from taskmanager.task import Task
@@ -33,6 +34,7 @@ class TaskOperatorContext:
         self.attempt = str(descriptor.attempt)
         self.attempt_number = descriptor.attempt_number
         self.configuration = descriptor.configuration
+        self.cached_files = descriptor.cached_files
         self.processing_time = task._services.processing_time
         self.call_async = task._call_async
         self.run_coroutine = task._run_coroutine
@@ -46,6 +48,10 @@ class TaskOperatorContext:
         gate = self._task._gate
         if gate is not None:
             gate.request_split()
+
+    def report_watermark(self, group: str, watermark: int | None) -> None:
+        task = self._task
+        task._services.report(WatermarkReached(task.id, task.attempt, group, watermark))
 
     def add_metric(self, name: str, value: Callable[[], float]) -> None:
         self._task._metrics[f"{self.operator_name}.{name}"] = value

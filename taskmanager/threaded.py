@@ -78,7 +78,7 @@ class ThreadedTaskManager:
         done: Callable[[Any, BaseException | None], None],
         delay_ms: int = 0,
     ) -> None:
-        caller = threading.current_thread().name
+        caller = threading.current_thread().name.removesuffix(" I/O")
 
         def run() -> None:
             # Log lines of the work name the task it is done for.
@@ -142,6 +142,7 @@ class ThreadedTaskManager:
         for task in self.executor.tasks():
             while not task.state.ended and time.monotonic() < deadline:
                 threading.Event().wait(0.005)
+        self.executor.close()
         self._delays.stop()
         self._event_loop.stop()
         self._io.shutdown(wait=False, cancel_futures=True)

@@ -43,6 +43,7 @@ class Context:
     to_client: list[tuple[str, bytes, Callable[[], None] | None]] = field(default_factory=list)
     metrics: dict[str, Callable[[], float]] = field(default_factory=dict)
     requests: int = 0
+    reported: list[tuple[str, int | None]] = field(default_factory=list)
 
     def processing_time(self) -> int:
         return self.now
@@ -57,6 +58,9 @@ class Context:
 
     def request_split(self) -> None:
         self.requests += 1
+
+    def report_watermark(self, group: str, watermark: int | None) -> None:
+        self.reported.append((group, watermark))
 
     def send_to_client(self, channel: str, payload: bytes, done: Callable[[], None] | None) -> None:
         self.to_client.append((channel, payload, done))

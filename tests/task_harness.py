@@ -15,7 +15,9 @@ from dataflow.datastream.functions import MapFunction
 from dataflow.filesystem.memory import MemoryFileSystem
 from dataflow.graph.job_graph import JobEdge, JobVertex, OperatorNode, Partitioning, Target
 from dataflow.graph.specs import OperatorSpec
-from state.checkpoint_store import CheckpointStore
+from state.checkpoint_store import CheckpointStore, StateHandle
+from state.snapshot import TaskSnapshot
+from state.snapshot_store import SnapshotWriter
 from taskmanager.channel import ChannelLimits
 from taskmanager.elements import Attempt, ChannelId, Element
 from taskmanager.messages import (
@@ -123,6 +125,7 @@ class TaskHarness:
         configuration: dict[str, str] | None = None,
         limits: ChannelLimits | None = None,
         edge: JobEdge = EDGE,
+        drained: bytes | None = None,
     ) -> None:
         self.services = Services(store)
         descriptor = TaskDeploymentDescriptor(
@@ -139,6 +142,7 @@ class TaskHarness:
             ),
             outputs=(OutputDescriptor(edge, 128, 0, 0, ("peer",) * outputs),) if outputs else (),
             configuration={"metrics.latency.interval": "0 ms", **(configuration or {})},
+            drained=drained,
         )
         if restore:
             ids = {acknowledged.checkpoint_id for acknowledged in restore}
@@ -253,3 +257,8 @@ _stores = itertools.count()
 def memory_store() -> CheckpointStore:
     """A new one: all that bear one name hold the same."""
     return CheckpointStore(MemoryFileSystem(), f"memory://task{next(_stores)}/ckpt", "job")
+
+
+def write_snapshot(store: CheckpointStore, name: str, snapshot: TaskSnapshot) -> StateHandle:
+    """Of checkpoint 1 of generation 1."""
+    return SnapshotWriter(store, 1, name).prepare(1, snapshot)().handle

@@ -128,11 +128,23 @@ class ConfigOptions:
         "BATCH takes all input of a keyed operator before its first result, sorted by key, without "
         "checkpoints; AUTOMATIC means BATCH if every source ends",
     )
+    BATCH_SHUFFLE_MODE = _option(
+        "execution.batch-shuffle-mode",
+        one_of("ALL_EXCHANGES_BLOCKING", "ALL_EXCHANGES_PIPELINED"),
+        "ALL_EXCHANGES_BLOCKING",
+        "Of a job in BATCH: whether it runs in stages, the results of each on disk, or all at once",
+    )
     SORTED_INPUTS_MEMORY = _option(
         "execution.sorted-inputs.memory",
         size(1 << 20, 1 << 40),
         128 << 20,
-        "Of one keyed operator subtask in BATCH; what does not fit is sorted on disk",
+        "Of one keyed operator subtask in BATCH; what does not fit is on disk",
+    )
+    ITERATION_MEMORY = _option(
+        "execution.iteration.memory",
+        size(1 << 20, 1 << 40),
+        128 << 20,
+        "Of one subtask of an iteration, for what has been fed back; what does not fit is on disk",
     )
     BUFFER_TIMEOUT = _option(
         "execution.buffer-timeout.interval",
@@ -219,6 +231,12 @@ class ConfigOptions:
         "hashmap",
         "Where working state is kept: hashmap (in memory), rocksdb (on disk), or the name of an "
         "entry point; see state.md",
+    )
+    STATE_CHANGELOG_ENABLED = _option(
+        "state.changelog.enabled",
+        parse_boolean,
+        False,
+        "Whether a checkpoint of hashmap has only what changed since the one before; see state.md",
     )
     ROCKSDB_LOCAL_DIR = _option(
         "state.backend.rocksdb.localdir",

@@ -52,6 +52,10 @@ class KeyGroupRange:
     def __iter__(self) -> Any:
         return iter(range(self.start, self.end))
 
+    def overlaps(self, other: KeyGroupRange) -> bool:
+        """Whether they have a key group in common."""
+        return max(self.start, other.start) < min(self.end, other.end)
+
     @staticmethod
     def of(max_parallelism: int, parallelism: int, subtask: int) -> KeyGroupRange:
         """The groups of one subtask: those whose ``subtask_for`` it is (Flink's formula)."""

@@ -19,6 +19,8 @@ from dataflow.common.callables import require_arity
 from dataflow.common.time import DurationLike, to_millis
 from dataflow.errors import ConfigError, JobGraphError
 
+DEFAULT_UPDATE_INTERVAL_MS = 1_000
+
 
 class TimestampAssigner(ABC):
     """Takes the event time out of a record."""
@@ -62,7 +64,7 @@ class WatermarkGenerator(ABC):
 
     @abstractmethod
     def on_periodic_emit(self) -> int | None:
-        """Called every ``pipeline.auto-watermark-interval``."""
+        """Called every ``pipeline.auto-watermark-interval``; with alignment, after batches too."""
 
     def on_batch(self, batch: Batch) -> int | None:
         """Many records at once; what it returns is emitted after all of them."""
@@ -123,15 +125,25 @@ class NoWatermarks(WatermarkGenerator):
 
 
 @dataclass(frozen=True)
+class WatermarkAlignmentParams:
+    """How far a source may be ahead of the slowest one of its group. Times in ms."""
+
+    group: str
+    max_drift_ms: int
+    update_interval_ms: int
+
+
+@dataclass(frozen=True)
 class WatermarkStrategy:
     """What to do about event time; ``with_*`` return a changed copy.
 
-    ``idle_timeout_ms`` None never calls a source idle.
+    ``idle_timeout_ms`` None never calls a source idle, ``alignment`` None never holds it back.
     """
 
     generator: Callable[[], WatermarkGenerator]
     timestamp_assigner: TimestampAssigner | None = None
     idle_timeout_ms: int | None = None
+    alignment: WatermarkAlignmentParams | None = None
 
     @staticmethod
     def for_monotonous_timestamps() -> WatermarkStrategy:
@@ -190,10 +202,28 @@ class WatermarkStrategy:
         max_allowed_watermark_drift: DurationLike,
         update_interval: DurationLike | None = None,
     ) -> WatermarkStrategy:
-        """Refused for now: a source that runs ahead of others is not held back."""
-        raise ConfigError(
-            f"with_watermark_alignment({watermark_group!r}) is not supported yet; leave it out"
+        """Let no source run far ahead of others; for a strategy that goes to ``from_source``.
+
+        All subtasks of all sources with the same ``watermark_group`` are a group. What is ahead of
+        the lowest watermark in it by more than ``max_allowed_watermark_drift``, be it a subtask or
+        one of its splits, is not read until the others have caught up. Who is idle, has ended or
+        has no watermark yet holds nobody back. Subtasks report their watermark every
+        ``update_interval`` (1 s) and are then told the lowest.
+
+        In BATCH mode it has no effect. Raises ConfigError for a group without a name, a negative
+        drift or an interval below 1 ms.
+        """
+        what = "with_watermark_alignment"
+        if not isinstance(watermark_group, str) or not watermark_group:
+            raise ConfigError(f"{what}: the group needs a name, not {watermark_group!r:.80}")
+        if update_interval is None:
+            update_interval = DEFAULT_UPDATE_INTERVAL_MS
+        alignment = WatermarkAlignmentParams(
+            watermark_group,
+            to_millis(max_allowed_watermark_drift, f"{what}: the drift"),
+            to_millis(update_interval, f"{what}: the update interval", at_least=1),
         )
+        return replace(self, alignment=alignment)
 
     def create_generator(self) -> WatermarkGenerator:
         """A new generator. Raises JobGraphError if the user's supplier makes something else."""

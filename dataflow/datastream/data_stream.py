@@ -49,6 +49,7 @@ from dataflow.datastream.functions import (
     as_reduce_function,
 )
 from dataflow.datastream.interval_join import IntervalJoin
+from dataflow.datastream.iteration import Body, iterate
 from dataflow.datastream.operator_settings import OperatorSettings
 from dataflow.datastream.output_tag import OutputTag
 from dataflow.datastream.partition_windowed_stream import PartitionWindowedStream
@@ -160,16 +161,43 @@ class DataStream(OperatorSettings):
         return self._operate("process", title_of("Process", func), spec, output_type)
 
     def assign_timestamps_and_watermarks(self, watermark_strategy: WatermarkStrategy) -> DataStream:
-        """Give every record a timestamp and the stream watermarks, replacing what it had."""
+        """Give every record a timestamp and the stream watermarks, replacing what it had.
+
+        Raises JobGraphError for a strategy with alignment, which only a source can keep.
+        """
         strategy = instance_of(
             "assign_timestamps_and_watermarks", watermark_strategy, WatermarkStrategy
         )
+        if strategy.alignment is not None:
+            raise JobGraphError(
+                "assign_timestamps_and_watermarks: with_watermark_alignment holds sources back, "
+                "and this is behind one; give that strategy to from_source"
+            )
         spec = TimestampsSpec(strategy)
         return self._operate("timestamps", "Timestamps/Watermarks", spec, self._type)
 
     def full_window_partition(self) -> PartitionWindowedStream:
         """All records of each subtask as one piece; in BATCH mode only."""
         return PartitionWindowedStream(self, None)
+
+    def iterate(
+        self,
+        body: Body,
+        max_rounds: int | None = None,
+        until: Callable[[Any], Any] | None = None,
+    ) -> DataStream:
+        """Repeat ``body`` in rounds, of which the first works on this stream.
+
+        ``body(stream)`` is called once, now, and returns the stream to feed back: its records of
+        one round are the input of the next. Within the body the event time is the round, counted
+        from 1. The iteration ends after ``max_rounds``, after a round in which ``until(record)``
+        is true of every record fed back, and in any case after one in which nothing is fed back.
+        The result are the records fed back in the last round; or, if the body returns
+        ``(feedback, output)``, all records of ``output``, of all rounds.
+
+        For streams that end, in jobs without checkpoints. Raises JobGraphError.
+        """
+        return iterate(self, body, max_rounds, until)
 
     def _operate(
         self,

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from dataflow.common.config_options import ConfigOption, ConfigOptions, validate
@@ -30,6 +32,7 @@ from dataflow.datastream.execution_mode import RuntimeExecutionMode
 from dataflow.datastream.slot_sharing_group import SlotSharingGroup
 from dataflow.datastream.state_backend import StateBackend
 from dataflow.errors import ConfigError, JobGraphError
+from dataflow.graph.cached_files import Registered, registered, shipped
 from dataflow.graph.job_graph import JobGraph
 from dataflow.graph.specs import SourceSpec
 from dataflow.graph.transformation import GraphSettings, Input, Transformation
@@ -53,8 +56,10 @@ class StreamExecutionEnvironment:
         self._checkpoint_config = CheckpointConfig(self._configuration)
         self._execution_config = ExecutionConfig(self._configuration)
         self._transformations: list[Transformation] = []
+        self._iteration: Transformation | None = None  # the one whose body is being called
         self._slot_profiles: dict[str, dict[str, float]] = {}
         self._python_files: list[str] = []
+        self._cached_files: dict[str, Registered] = {}
         self._requirements: str | None = None
 
     @staticmethod
@@ -221,6 +226,20 @@ class StreamExecutionEnvironment:
             "add_python_file() and read data through a file source"
         )
 
+    def register_cached_file(self, file_path: str, name: str, executable: bool = False) -> None:
+        """Have a file or folder where functions run: ``get_distributed_cache().get_file(name)``.
+
+        One on this machine is read when the job is executed and travels with it: at most 64 MiB,
+        all together. One in a store that all nodes reach, such as ``s3://bucket/model``, is
+        fetched by every process that asks for it. Raises ConfigError.
+        """
+        file = registered(file_path, name, executable)
+        if self._cached_files.setdefault(name, file) != file:
+            raise ConfigError(
+                f"register_cached_file({file_path!r}, {name!r}): "
+                f"{self._cached_files[name].path} is registered under this name already"
+            )
+
     # --------------------------------------------------------------------------------- sources
 
     def from_source(
@@ -299,6 +318,11 @@ class StreamExecutionEnvironment:
         """Compile the program as it stands. Raises JobGraphError with every fault of it."""
         from dataflow.graph.generator import build_job_graph
 
+        if self._iteration is not None:
+            raise JobGraphError(
+                f"{self._iteration.name}: the body of an iteration builds a part of the program; "
+                "run the program after iterate()"
+            )
         configuration = self._configuration.to_dict()
         settings = GraphSettings(
             parallelism=self._setting(ConfigOptions.PARALLELISM),
@@ -314,7 +338,8 @@ class StreamExecutionEnvironment:
         )
         if job_name is None:
             job_name = self._setting(ConfigOptions.PIPELINE_NAME) or DEFAULT_JOB_NAME
-        return build_job_graph(job_name, self._transformations, settings)
+        job_graph = build_job_graph(job_name, self._transformations, settings)
+        return replace(job_graph, cached_files=shipped(self._cached_files.values()))
 
     def _setting(self, option: ConfigOption[T]) -> T:
         """The option's value; its default if that is faulty, which is reported with the rest."""
@@ -368,6 +393,28 @@ class StreamExecutionEnvironment:
 
     def _add(self, transformation: Transformation) -> None:
         self._transformations.append(transformation)
+
+    @contextmanager
+    def _iterating(self, head: Transformation) -> Iterator[Callable[[], Sequence[Transformation]]]:
+        """While an iteration is built; what is given tells what its body has added.
+
+        An iteration that cannot be built leaves nothing behind.
+        """
+        if self._iteration is not None:
+            raise JobGraphError(
+                f"{head.name}: an iteration within another ({self._iteration.name}) is not "
+                "possible; iterate over the result of one, or let one body do both"
+            )
+        self._iteration = head
+        before = len(self._transformations)
+        self._add(head)
+        try:
+            yield lambda: self._transformations[before + 1 :]
+        except BaseException:
+            del self._transformations[before:]
+            raise
+        finally:
+            self._iteration = None
 
     def __reduce__(self) -> Any:
         raise TypeError(

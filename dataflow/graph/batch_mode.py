@@ -17,6 +17,9 @@ from dataflow.graph.specs import (
     BY_KEY,
     BroadcastFirstSpec,
     BroadcastProcessSpec,
+    ColumnarBatchWindowSpec,
+    ColumnarWindowSpec,
+    CoProcessSpec,
     OnErrorSpec,
     OperatorSpec,
     PartitionSpec,
@@ -31,7 +34,7 @@ from dataflow.graph.stream_graph import StreamGraph
 def is_batch(graph: StreamGraph) -> bool:
     """Whether the program is to be executed in BATCH mode."""
     mode = graph.settings.runtime_mode
-    return mode == "BATCH" or (mode == "AUTOMATIC" and not any(_endless(graph)))
+    return mode == "BATCH" or (mode == "AUTOMATIC" and not any(endless(graph)))
 
 
 def batch_faults(graph: StreamGraph) -> Iterator[str]:
@@ -44,14 +47,15 @@ def batch_faults(graph: StreamGraph) -> Iterator[str]:
                 "call env.set_runtime_mode(RuntimeExecutionMode.BATCH)"
             )
     if graph.settings.runtime_mode == "BATCH":
-        for label in _endless(graph):
+        for label in endless(graph):
             yield (
                 f"{label} never ends, and in BATCH mode nothing comes out before all input is in: "
                 "use a source that ends, or the STREAMING mode"
             )
 
 
-def _endless(graph: StreamGraph) -> Iterator[str]:
+def endless(graph: StreamGraph) -> Iterator[str]:
+    """How faults name the sources that never end."""
     for node in graph.nodes:
         spec = node.transformation.spec
         if isinstance(spec, SourceSpec) and spec.source.boundedness is not Boundedness.BOUNDED:
@@ -63,12 +67,15 @@ def in_batch(spec: OperatorSpec) -> OperatorSpec:
     if isinstance(spec, SourceSpec):
         strategy = spec.watermarks
         if strategy is not None:
-            strategy = replace(strategy, generator=NoWatermarks)
+            strategy = replace(strategy, generator=NoWatermarks, alignment=None)
         return replace(spec, watermarks=strategy, own_watermarks=False)
     if isinstance(spec, TimestampsSpec):
         return replace(spec, strategy=replace(spec.strategy, generator=NoWatermarks))
     if isinstance(spec, BroadcastProcessSpec):
         return BroadcastFirstSpec(spec)
+    if isinstance(spec, ColumnarWindowSpec):
+        # No record is late: lateness would only keep what nobody asks for.
+        return ColumnarBatchWindowSpec(replace(spec, allowed_lateness_ms=0))
     plain = spec.operator if isinstance(spec, OnErrorSpec) else spec
     if isinstance(plain, BY_KEY) and not _unkeyed(plain):
         return SortedInputSpec(spec)
@@ -76,10 +83,13 @@ def in_batch(spec: OperatorSpec) -> OperatorSpec:
 
 
 def _unkeyed(spec: OperatorSpec) -> bool:
+    if isinstance(spec, CoProcessSpec):
+        return spec.key_selectors is None
     return isinstance(spec, (ProcessSpec, PartitionSpec)) and spec.key_selector is None
 
 
-def without_checkpoints(configuration: dict[str, str]) -> dict[str, str]:
-    """The job's configuration in BATCH mode."""
+def batch_configuration(configuration: dict[str, str]) -> dict[str, str]:
+    """The job's configuration in BATCH mode: without checkpoints, and AUTOMATIC no more."""
     interval = ConfigOptions.CHECKPOINTING_INTERVAL.key
-    return {key: value for key, value in configuration.items() if key != interval}
+    kept = {key: value for key, value in configuration.items() if key != interval}
+    return kept | {ConfigOptions.RUNTIME_MODE.key: "BATCH"}

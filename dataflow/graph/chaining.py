@@ -32,7 +32,8 @@ class Chain:
         # Children come after their parent, so the reversed order sees them first.
         names: dict[Node, str] = {}
         for node in reversed(self.nodes):
-            below = list(dict.fromkeys(o.target for o in node.outputs if o.target in inside))
+            inner = (o for o in node.outputs if o.target in inside and not o.feedback)
+            below = list(dict.fromkeys(link.target for link in inner))
             name = node.transformation.name
             if len(below) == 1:
                 name = f"{name} -> {names[below[0]]}"

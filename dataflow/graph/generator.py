@@ -13,9 +13,12 @@ from dataclasses import replace
 
 from dataflow.common.config_options import ConfigOptions
 from dataflow.datastream.output_tag import OutputTag
+from dataflow.datastream.windowing.assigners import GlobalWindows
+from dataflow.datastream.windowing.triggers import never_purges
 from dataflow.errors import FunctionPicklingError, JobGraphError
-from dataflow.graph.batch_mode import batch_faults, in_batch, is_batch, without_checkpoints
+from dataflow.graph.batch_mode import batch_configuration, batch_faults, in_batch, is_batch
 from dataflow.graph.chaining import Chain, build_chains
+from dataflow.graph.iterations import iteration_faults
 from dataflow.graph.job_graph import (
     JobEdge,
     JobGraph,
@@ -25,7 +28,7 @@ from dataflow.graph.job_graph import (
     Target,
 )
 from dataflow.graph.pickling import dump_function, dump_main_classes, dump_spec
-from dataflow.graph.specs import CAN_SKIP, OnErrorSpec, OperatorSpec
+from dataflow.graph.specs import CAN_SKIP, OnErrorSpec, OperatorSpec, WindowSpec
 from dataflow.graph.stream_graph import Link, Node, StreamGraph, build_stream_graph, stable_id
 from dataflow.graph.transformation import GraphSettings, Transformation
 from dataflow.graph.validation import find_faults
@@ -40,15 +43,16 @@ def build_job_graph(
     graph = build_stream_graph(transformations, settings)
     batch = is_batch(graph)
     if batch:
-        configuration = without_checkpoints(settings.configuration)
+        configuration = batch_configuration(settings.configuration)
         graph.settings = settings = replace(settings, configuration=configuration)
-    faults = [*find_faults(name, graph), *batch_faults(graph)]
+    faults = [*find_faults(name, graph), *batch_faults(graph), *iteration_faults(graph)]
     blobs = _Blobs(graph, batch)
     if faults:
         raise JobGraphError(faults + blobs.faults)
     if blobs.faults:
         raise FunctionPicklingError(blobs.faults)
     _warn_of_generated_uids(graph)
+    _warn_of_endless_windows(graph)
     chains = build_chains(graph)
     edges = _edges(chains, blobs)
     return JobGraph(
@@ -70,7 +74,7 @@ class _Blobs:
         self.main_classes = b""
         for node in graph.nodes:
             try:
-                spec = operator_spec(node.transformation, batch)
+                spec = operator_spec(node.transformation, batch and not node.in_iteration)
                 self.specs[node] = dump_spec(spec, node.label)
                 for link in node.inputs:
                     if link.input.function is not None:
@@ -115,6 +119,7 @@ def _edges(chains: list[Chain], blobs: _Blobs) -> dict[Link, JobEdge]:
                 partitioning=link.partitioning,
                 input_index=link.input.index,
                 function=blobs.functions.get(link),
+                feedback=link.feedback,
             )
     return edges
 
@@ -179,6 +184,25 @@ def _profile_holders(chains: list[Chain], settings: GraphSettings) -> dict[Chain
             widest[group] = chain
     profiles = settings.slot_profiles
     return {chain: profiles[group] for group, chain in widest.items() if group in profiles}
+
+
+def _warn_of_endless_windows(graph: StreamGraph) -> None:
+    """Whatever a global window keeps is kept as long as the job lives, unless a trigger purges."""
+    for node in graph.nodes:
+        spec = node.transformation.spec
+        if (
+            isinstance(spec, WindowSpec)
+            and isinstance(spec.assigner, GlobalWindows)
+            and (spec.reduce, spec.aggregate, spec.evictor) == (None, None, None)
+            and spec.trigger is not None
+            and never_purges(spec.trigger)
+        ):
+            _log.warning(
+                "%s keeps every record of a key for ever, because its %s never empties the "
+                "window: give trigger() a PurgingTrigger.of(...) of it, or set an evictor()",
+                node.label,
+                type(spec.trigger).__name__,
+            )
 
 
 def _warn_of_generated_uids(graph: StreamGraph) -> None:

@@ -15,6 +15,7 @@ from enum import Enum
 from typing import Any
 
 from dataflow.errors import CorruptObject
+from dataflow.graph.cached_files import CachedFile
 
 FORMAT_VERSION = 1
 
@@ -82,19 +83,21 @@ class JobEdge:
     source: str  # JobVertex.id
     target: str  # JobVertex.id
     partitioning: Partitioning
-    input_index: int = 0  # which input of a two-input head
+    input_index: int = 0  # which input of a head with several
     function: bytes | None = None  # cloudpickled key selector or (partitioner, key selector)
+    feedback: bool = False  # closes a loop: goes back to a vertex that comes before
 
 
 @dataclass(frozen=True)
 class JobGraph:
-    """A whole job: vertices in topological order, edges, and its configuration."""
+    """A whole job: vertices in topological order (but for feedback), edges, and configuration."""
 
     name: str
     vertices: tuple[JobVertex, ...]
     edges: tuple[JobEdge, ...]
     configuration: dict[str, str] = field(default_factory=dict)
     main_classes: bytes = b""  # cloudpickled {name: class} of the script's __main__
+    cached_files: tuple[CachedFile, ...] = ()
 
     def vertex(self, vertex_id: str) -> JobVertex:
         for vertex in self.vertices:
@@ -135,12 +138,20 @@ def _b64(blob: bytes) -> str:
     return base64.b64encode(blob).decode()
 
 
+def _from_b64(text: str) -> bytes:
+    return base64.b64decode(text)
+
+
 def _encode_graph(graph: JobGraph) -> dict[str, Any]:
     return {
         "version": FORMAT_VERSION,
         "name": graph.name,
         "configuration": graph.configuration,
         "main_classes": _b64(graph.main_classes),
+        "cached_files": [
+            {**vars(file), "content": None if file.content is None else _b64(file.content)}
+            for file in graph.cached_files
+        ],
         "vertices": [
             {
                 "id": v.id,
@@ -173,6 +184,7 @@ def _encode_graph(graph: JobGraph) -> dict[str, Any]:
                 "partitioning": e.partitioning.value,
                 "input_index": e.input_index,
                 "function": None if e.function is None else _b64(e.function),
+                "feedback": e.feedback,
             }
             for e in graph.edges
         ],
@@ -217,6 +229,7 @@ def _decode_graph(data: dict[str, Any]) -> JobGraph:
             partitioning=Partitioning(e["partitioning"]),
             input_index=e["input_index"],
             function=None if e["function"] is None else base64.b64decode(e["function"]),
+            feedback=e["feedback"],
         )
         for e in data["edges"]
     )
@@ -226,4 +239,8 @@ def _decode_graph(data: dict[str, Any]) -> JobGraph:
         edges=edges,
         configuration=data["configuration"],
         main_classes=base64.b64decode(data["main_classes"]),
+        cached_files=tuple(
+            CachedFile(**{**f, "content": None if (c := f["content"]) is None else _from_b64(c)})
+            for f in data.get("cached_files", ())
+        ),
     )

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from dataflow.graph.job_graph import JobGraph, JobVertex, OperatorNode, Target
+from dataflow.graph.stages import stage_numbers
 
 
 class PlanReady(BaseException):
@@ -26,7 +27,8 @@ class PlanReady(BaseException):
 def plan_as_json(graph: JobGraph) -> str:
     """Operators as ``nodes`` in the shape of Flink's plan, chains as ``vertices``.
 
-    A node's ``id`` is its position; ``side`` is the name of the side output that is read, if any.
+    A node's ``id`` is its position; ``side`` is the name of the side output that is read, if any;
+    ``feedback`` is there where a loop closes.
     """
     ids = {
         (vertex.id, index): position
@@ -38,12 +40,16 @@ def plan_as_json(graph: JobGraph) -> str:
         for target in vertex.operators[index].targets:
             if target.edge is None:
                 assert target.chained is not None
-                reader, strategy = (vertex.id, target.chained), "FORWARD"
+                reader, strategy, feedback = (vertex.id, target.chained), "FORWARD", False
             else:
                 edge = edges[target.edge]
                 reader, strategy = (edge.target, 0), edge.partitioning.value
+                feedback = edge.feedback
             entry: dict[str, Any] = {"id": ids[vertex.id, index], "ship_strategy": strategy}
+            if feedback:
+                entry["feedback"] = True
             predecessors[reader].append(entry | {"side": target.tag})
+    stages = stage_numbers(graph)
     plan = {
         "name": graph.name,
         "nodes": [
@@ -65,6 +71,7 @@ def plan_as_json(graph: JobGraph) -> str:
                 "parallelism": vertex.parallelism,
                 "max_parallelism": vertex.max_parallelism,
                 "slot_sharing_group": vertex.slot_sharing_group,
+                "stage": stages[vertex.id],
                 "resources": vertex.resources,
                 "nodes": [ids[vertex.id, index] for index in range(len(vertex.operators))],
             }
@@ -96,6 +103,9 @@ def plan_as_text(graph: JobGraph) -> str:
         f"job '{graph.name}': {_count(len(graph.vertices), 'vertex', 'vertices')}, "
         f"{_count(subtasks, 'subtask')}, {_count(graph.slots_required, 'slot')}"
     ]
+    stages = max(stage_numbers(graph).values(), default=1)
+    if stages > 1:
+        lines[0] += f", {stages} stages"
     drawing = _Drawing(graph)
     for vertex in graph.vertices:
         lines.append("")
@@ -113,14 +123,21 @@ class _Drawing:
         self._edges = {edge.id: edge for edge in graph.edges}
         self._numbers = {vertex.id: n for n, vertex in enumerate(graph.vertices, start=1)}
         self._heads = {vertex.id: vertex.operators[0] for vertex in graph.vertices}
+        self._stages = stage_numbers(graph)
 
     def vertex(self, vertex: JobVertex) -> Iterator[str]:
         facts = [f"parallelism {vertex.parallelism}"]
         if vertex.slot_sharing_group != "default":
             facts.append(f"slot sharing group '{vertex.slot_sharing_group}'")
+        if max(self._stages.values()) > 1:
+            facts.append(f"stage {self._stages[vertex.id]}")
         facts += [f"{name} {amount:g}" for name, amount in sorted(vertex.resources.items())]
-        reads = [f"[{self._numbers[edge.source]}]" for edge in self._graph.inputs(vertex.id)]
+        edges = self._graph.inputs(vertex.id)
+        reads = [f"[{self._numbers[edge.source]}]" for edge in edges if not edge.feedback]
+        back = {f"[{self._numbers[edge.source]}]" for edge in edges if edge.feedback}
         inputs = f"  ◀── {', '.join(reads)}" if reads else ""
+        if back:
+            inputs += f", and rounds from {', '.join(sorted(back))}"
         head = vertex.operators[0]
         number = self._numbers[vertex.id]
         yield f"[{number}] {_describe(head)}  ({', '.join(facts)}){inputs}"
@@ -142,7 +159,8 @@ class _Drawing:
         assert target.edge is not None
         edge = self._edges[target.edge]
         name = self._heads[edge.target].name
-        return f"{edge.partitioning.value} ──▶ [{self._numbers[edge.target]}] {name}"
+        arrow = "──▶ back to" if edge.feedback else "──▶"
+        return f"{edge.partitioning.value} {arrow} [{self._numbers[edge.target]}] {name}"
 
 
 def _describe(operator: OperatorNode) -> str:

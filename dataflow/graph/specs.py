@@ -261,8 +261,8 @@ class OnErrorSpec(OperatorSpec):
     side_output: OutputTag | None
 
 
-#: Operators with an error policy: those that work a record at a time.
-CAN_SKIP = (MapSpec, FlatMapSpec, FilterSpec, ProcessSpec, ReduceSpec)
+#: Operators with an error policy: those that work a record, or a match, at a time.
+CAN_SKIP = (MapSpec, FlatMapSpec, FilterSpec, ProcessSpec, ReduceSpec, CepSpec)
 
 
 @dataclass(frozen=True)
@@ -278,10 +278,48 @@ class PartitionSpec(OperatorSpec):
 
 
 @dataclass(frozen=True)
+class IterationInputSpec(OperatorSpec):
+    """Where a stream from outside enters an iteration: its time becomes round 0."""
+
+
+@dataclass(frozen=True)
+class IterationHeadSpec(OperatorSpec):
+    """Where the rounds begin; its inputs are the initial records, the feedback, and reports.
+
+    ``max_rounds`` None sets no bound. ``keeps_last``: what the last round has fed back comes out
+    of the side output LAST_ROUND.
+    """
+
+    max_rounds: int | None
+    keeps_last: bool
+
+
+@dataclass(frozen=True)
+class IterationTailSpec(OperatorSpec):
+    """Where a round ends: hands the feedback on, and in ROUND_REPORTS how much is left to do.
+
+    That is the number of records that ``until`` is not true of; None is true of no record.
+    """
+
+    until: Callable[[Any], Any] | None
+
+
+#: Side outputs, by the ids of their tags.
+LAST_ROUND, ROUND_REPORTS = "$last-round", "$round-reports"
+
+
+@dataclass(frozen=True)
 class SortedInputSpec(OperatorSpec):
     """In BATCH: ``operator``, of BY_KEY and perhaps in OnErrorSpec, gets its input key by key."""
 
     operator: OperatorSpec
+
+
+@dataclass(frozen=True)
+class ColumnarBatchWindowSpec(OperatorSpec):
+    """In BATCH: ``operator`` takes all its input, and then fires one window after the other."""
+
+    operator: ColumnarWindowSpec
 
 
 @dataclass(frozen=True)
@@ -294,8 +332,16 @@ class BroadcastFirstSpec(OperatorSpec):
     operator: BroadcastProcessSpec
 
 
-#: Keyed operators that can do with one key at a time. The others are as right without.
-BY_KEY = (ProcessSpec, ReduceSpec, WindowSpec, PartitionSpec)
+#: Keyed operators that can do with one key at a time. Those on columns keep an accumulator per key.
+BY_KEY = (
+    ProcessSpec,
+    ReduceSpec,
+    WindowSpec,
+    PartitionSpec,
+    CoProcessSpec,
+    IntervalJoinSpec,
+    CepSpec,
+)
 
 
 @dataclass(frozen=True)

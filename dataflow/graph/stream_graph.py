@@ -19,6 +19,8 @@ from dataflow.graph.job_graph import Partitioning
 from dataflow.graph.specs import (
     ColumnarWindowSpec,
     EnumeratorSpec,
+    IterationInputSpec,
+    IterationTailSpec,
     SourceSpec,
     ToColumnsSpec,
 )
@@ -48,6 +50,7 @@ class Link:
     input: Input
     partitioning: Partitioning
     ordinal: int  # position among the target's inputs
+    feedback: bool = False  # closes a loop: the target stands before the source
 
     @property
     def tag(self) -> str | None:
@@ -72,10 +75,15 @@ class Node:
     def generated_uid(self) -> bool:
         return self.transformation.uid is None
 
+    @property
+    def in_iteration(self) -> bool:
+        """Whether it is a part of a loop, whose operators work round by round, all at a time."""
+        return self.transformation.iteration is not None
+
 
 @dataclass
 class StreamGraph:
-    """All operators, each after those it reads from."""
+    """All operators, each after those it reads from (but for feedback)."""
 
     nodes: list[Node]
     settings: GraphSettings
@@ -99,13 +107,17 @@ def build_stream_graph(
             _link(enumerator, node, Input(enumerator.transformation, None, Partitioning.SPLITS))
         for read in transformation.inputs:
             source = nodes[read.source]
-            before = _before_shuffle(node, source, read)
-            if before is not None:
-                _link(source, before, before.transformation.inputs[0])
-                nodes[before.transformation] = source = before
-                read = replace(read, source=before.transformation, tag=None)
+            for extra in (_iteration_input, _before_shuffle):
+                before = extra(node, source, read)
+                if before is not None:
+                    _link(source, before, before.transformation.inputs[0])
+                    nodes[before.transformation] = source = before
+                    read = replace(read, source=before.transformation, tag=None)
             _link(source, node, read)
         nodes[transformation] = node
+    for transformation, node in nodes.items():
+        for read in transformation.feedback:
+            _link(nodes[read.source], node, read, feedback=True)
     _label(list(nodes.values()))
     return StreamGraph(list(nodes.values()), settings)
 
@@ -135,6 +147,8 @@ def _settle(
     parallelism = settings.parallelism if t.parallelism is None else t.parallelism
     if t.non_parallel and t.parallelism is None:
         parallelism = 1
+    if isinstance(t.spec, IterationTailSpec) and t.iteration is not None:
+        parallelism = nodes[t.iteration].parallelism
     max_parallelism = t.max_parallelism
     if max_parallelism is None:
         max_parallelism = settings.max_parallelism
@@ -172,6 +186,21 @@ def _enumerator(node: Node) -> Node | None:
     return Node(transformation, f"{node.uid}-enumerator", 1, 1, group, node.inherited_group)
 
 
+def _iteration_input(node: Node, source: Node, read: Input) -> Node | None:
+    """The extra operator at the end of what ``node`` reads, where that enters an iteration."""
+    iteration = node.transformation.iteration
+    if iteration is None or source.transformation.iteration is iteration:
+        return None
+    transformation = Transformation(
+        kind="iteration_input",
+        name=f"Into {iteration.name}"[:NAME_CHARS_MAX],
+        spec=IterationInputSpec(),
+        inputs=(replace(read, partitioning=Partitioning.FORWARD, function=None, index=0),),
+        uid=None if node.generated_uid else f"{node.uid}-input-{len(node.inputs)}",
+    )
+    return _inserted(transformation, f"{node.uid}-input-{len(node.inputs)}", source)
+
+
 def _before_shuffle(node: Node, source: Node, read: Input) -> Node | None:
     """The extra operator at the end of what ``node`` reads, for a window on columns."""
     spec = node.transformation.spec
@@ -186,10 +215,16 @@ def _before_shuffle(node: Node, source: Node, read: Input) -> Node | None:
         inputs=(replace(read, partitioning=Partitioning.FORWARD, function=None),),
         # Its uid is as much given or generated as that of the window.
         uid=None if node.generated_uid else f"{node.uid}-before-{len(node.inputs)}",
+        iteration=node.transformation.iteration,
     )
+    return _inserted(transformation, f"{node.uid}-before-{len(node.inputs)}", source)
+
+
+def _inserted(transformation: Transformation, uid: str, source: Node) -> Node:
+    """Beside ``source``, so that they can be chained."""
     return Node(
         transformation,
-        f"{node.uid}-before-{len(node.inputs)}",
+        uid,
         source.parallelism,
         source.max_parallelism,
         source.slot_sharing_group,
@@ -197,12 +232,12 @@ def _before_shuffle(node: Node, source: Node, read: Input) -> Node | None:
     )
 
 
-def _link(source: Node, target: Node, read: Input) -> None:
+def _link(source: Node, target: Node, read: Input, feedback: bool = False) -> None:
     partitioning = read.partitioning
     if partitioning is None:
         equal = source.parallelism == target.parallelism
         partitioning = Partitioning.FORWARD if equal else Partitioning.REBALANCE
-    link = Link(source, target, read, partitioning, len(target.inputs))
+    link = Link(source, target, read, partitioning, len(target.inputs), feedback)
     source.outputs.append(link)
     target.inputs.append(link)
 

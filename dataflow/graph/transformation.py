@@ -25,7 +25,7 @@ class Input:
 
     ``partitioning`` None leaves the choice to the compiler: forward between equal parallelisms,
     otherwise rebalance. ``function`` is the key selector of HASH, and the pair of partitioner and
-    key selector of CUSTOM. ``index`` is the input it feeds of an operator with two: 0 or 1.
+    key selector of CUSTOM. ``index`` is the input it feeds of an operator with several, from 0 on.
     """
 
     source: Transformation
@@ -61,6 +61,9 @@ class Transformation:
     resources: dict[str, float] = field(default_factory=dict)
     on_error: Any = "fail"  # or "skip" or an OutputTag
     stateful: bool = False
+    #: The head of the iteration that it is a part of, and of a head what comes back to it.
+    iteration: Transformation | None = field(default=None, repr=False)
+    feedback: tuple[Input, ...] = field(default=(), repr=False)
 
     @property
     def is_source(self) -> bool:

@@ -14,7 +14,7 @@ from dataflow.graph.specs import CAN_SKIP, ProcessSpec, SourceSpec
 from dataflow.graph.stream_graph import NAME_CHARS_MAX, Node, StreamGraph
 
 #: Operators that the compiler adds; they have the uid of the one that they were added for.
-INSERTED_KINDS = ("enumerator", "before_shuffle")
+INSERTED_KINDS = ("enumerator", "before_shuffle", "iteration_input", "iteration_tail")
 SUBTASKS_MAX = 10_000
 
 
@@ -148,8 +148,9 @@ def _error_policy_faults(node: Node) -> Iterator[str]:
         yield f"{node.label}: on_error({policy!r:.60}) is not 'fail', 'skip' or an OutputTag"
     elif policy != "fail" and not isinstance(node.transformation.spec, CAN_SKIP):
         yield (
-            f"{node.label}: on_error({policy!r}) is possible for map, flat_map, filter, process "
-            "and reduce only, which work on one record at a time; here an error fails the job"
+            f"{node.label}: on_error({policy!r}) is possible for map, flat_map, filter, process, "
+            "reduce and patterns only, which work on one record or match at a time; here an error "
+            "fails the job"
         )
 
 

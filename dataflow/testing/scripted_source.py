@@ -126,6 +126,7 @@ class ScriptedReader(SourceReader[Any, ScriptSplit]):
         self._context = context
         self._playing: deque[_Playing] = deque()
         self._snapshots: dict[int, dict[int, int]] = {}  # checkpoint -> script -> position
+        self._paused: set[str] = set()
 
     def add_splits(self, splits: Sequence[ScriptSplit]) -> None:
         # A split comes from the beginning or from the checkpoint that holds all before it.
@@ -138,14 +139,20 @@ class ScriptedReader(SourceReader[Any, ScriptSplit]):
                 output.mark_split_finished(playing.split.split_id)
                 continue
             self._playing.append(playing)
-            if self._play(playing, output):
+            if playing.split.split_id not in self._paused and self._play(playing, output):
                 return InputStatus.MORE_AVAILABLE
         if self._playing or not self._source.bounded:
             return InputStatus.NOTHING_AVAILABLE
         return InputStatus.END_OF_INPUT
 
     def next_poll_at(self) -> int | None:
-        return min((p.wait_until for p in self._playing if p.wait_until is not None), default=None)
+        waiting = (p for p in self._playing if p.split.split_id not in self._paused)
+        return min((p.wait_until for p in waiting if p.wait_until is not None), default=None)
+
+    def pause_or_resume_splits(
+        self, splits_to_pause: Sequence[str], splits_to_resume: Sequence[str]
+    ) -> None:
+        self._paused = self._paused.union(splits_to_pause).difference(splits_to_resume)
 
     def snapshot_state(self, checkpoint_id: int) -> list[ScriptSplit]:
         splits = [playing.split for playing in self._playing]

@@ -194,8 +194,11 @@ class RocksDBKeyedStateBackend(KeyedStateBackend):
         except Exception as error:
             freeze.release()
             raise self._cannot_snapshot(error) from error
+        encoded = metadata.encoded()
         return OperatorSnapshot(
-            native=(NativeState(NAME, metadata.encoded(), files, shared, freeze.release),)
+            native=(
+                NativeState(NAME, self.key_group_range, encoded, files, shared, freeze.release),
+            )
         )
 
     def _canonical(self, freeze: Freeze, metadata: Metadata) -> OperatorSnapshot:

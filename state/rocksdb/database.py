@@ -169,8 +169,8 @@ class Database:
         """Opens what is there, or a new one. Raises JobExecutionError."""
         self.path = path
         self._settings = settings
-        self._without_log: Any = rocksdict.WriteOptions()  # its type stubs are wrong
-        self._without_log.disable_wal = True
+        self._without_log = rocksdict.WriteOptions()
+        self._without_log.disable_wal = True  # type: ignore[method-assign,assignment]
         options = _options(settings)
         try:
             exists = (path / "CURRENT").exists()

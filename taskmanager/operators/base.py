@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from dataflow.common.batch import ArrowBatch, Batch, RowBatch
 from dataflow.common.keys import KeyGroupRange
 from dataflow.datastream.output_tag import OutputTag
+from dataflow.graph.cached_files import CachedFile
 from state.snapshot import OperatorSnapshot
 from taskmanager.accumulators import TaskAccumulators
 
@@ -53,6 +54,7 @@ class OperatorContext(Protocol):
     attempt_number: int
     configuration: dict[str, str]
     accumulators: TaskAccumulators
+    cached_files: tuple[CachedFile, ...]
 
     def processing_time(self) -> int:
         """In milliseconds since the epoch; it never jumps (virtual in a simulation)."""
@@ -81,6 +83,9 @@ class OperatorContext(Protocol):
     def request_split(self) -> None:
         """Source readers only: ask the enumerator upstream for one more split."""
 
+    def report_watermark(self, group: str, watermark: int | None) -> None:
+        """Sources only: tell the JobManager how far this one is; the answer is ``align``."""
+
     def send_to_client(self, channel: str, payload: bytes, done: Callable[[], None] | None) -> None:
         """Hand a chunk to whoever waits for the job (print, collect).
 
@@ -96,6 +101,9 @@ class Operator:
 
     #: Whether ``process_batch`` takes ArrowBatch; if not, the chain converts to rows first.
     accepts_arrow = False
+
+    #: Whether input is taken also while the task's outputs have no room; nothing is emitted then.
+    stores_input = False
 
     output: Output
     context: OperatorContext
@@ -199,6 +207,10 @@ class TwoInputOperator(Operator):
     It always is the head of its chain, because a chain has one way in. Watermarks and idleness
     come to it as those of all its channels together, and barriers are aligned over all of them.
     """
+
+    #: In BATCH: whether records of one key must come in the order of their times over both inputs,
+    #: as opposed to those of each input.
+    one_order = True
 
     def process_batch2(self, batch: RowBatch | ArrowBatch) -> None:
         """Records of the second input."""

@@ -18,12 +18,16 @@ from dataflow.graph.specs import (
     BroadcastFirstSpec,
     BroadcastProcessSpec,
     CepSpec,
+    ColumnarBatchWindowSpec,
     ColumnarWindowSpec,
     CoProcessSpec,
     EnumeratorSpec,
     FilterSpec,
     FlatMapSpec,
     IntervalJoinSpec,
+    IterationHeadSpec,
+    IterationInputSpec,
+    IterationTailSpec,
     MapBatchesSpec,
     MapSpec,
     OnErrorSpec,
@@ -41,7 +45,7 @@ from dataflow.graph.specs import (
     WindowSpec,
 )
 from taskmanager.operators.async_wait import AsyncWaitOperator
-from taskmanager.operators.base import Operator
+from taskmanager.operators.base import Operator, TwoInputOperator
 from taskmanager.operators.broadcast import (
     BroadcastProcessOperator,
     KeyedBroadcastProcessOperator,
@@ -52,12 +56,18 @@ from taskmanager.operators.broadcast_first import (
 )
 from taskmanager.operators.cep import CepOperator
 from taskmanager.operators.co_process import CoProcessOperator, KeyedCoProcessOperator
+from taskmanager.operators.columnar.batch_window import ColumnarBatchWindowOperator
 from taskmanager.operators.columnar.pre_aggregate import PreAggregateOperator, ToColumnsOperator
 from taskmanager.operators.columnar.running import RunningAggregateOperator
 from taskmanager.operators.columnar.window import ColumnarWindowOperator
 from taskmanager.operators.enumerator import EnumeratorOperator
 from taskmanager.operators.error_policy import Skip
 from taskmanager.operators.interval_join import IntervalJoinOperator
+from taskmanager.operators.iteration import (
+    IterationHeadOperator,
+    IterationInputOperator,
+    IterationTailOperator,
+)
 from taskmanager.operators.keyed_operator import KeyedOperator
 from taskmanager.operators.partition import KeyedPartitionOperator, PartitionOperator
 from taskmanager.operators.process import KeyedProcessOperator, ProcessOperator
@@ -65,7 +75,7 @@ from taskmanager.operators.reduce import FinalReduceOperator, ReduceOperator, Sk
 from taskmanager.operators.session_window import SessionWindowOperator
 from taskmanager.operators.sink import SinkOperator
 from taskmanager.operators.sliding_window import SlidingWindowOperator, can_share_slices
-from taskmanager.operators.sorted_input import SortedInputOperator
+from taskmanager.operators.sorted_input import SortedInputOperator, SortedInputsOperator
 from taskmanager.operators.source import SourceOperator
 from taskmanager.operators.stateless import (
     FilterOperator,
@@ -110,9 +120,11 @@ _AS_PROCESS: dict[type[OperatorSpec], Callable[[Any], Any]] = {
 
 def _on_error(spec: OnErrorSpec) -> Operator:
     operator: Any = spec.operator
-    skip = Skip(spec.side_output, tagged=isinstance(operator, ProcessSpec))
+    skip = Skip(spec.side_output, tagged=isinstance(operator, (ProcessSpec, CepSpec)))
     if isinstance(operator, ReduceSpec):
         return SkippingReduceOperator(operator, skip)
+    if isinstance(operator, CepSpec):
+        return CepOperator(operator, skip)
     if isinstance(operator, ProcessSpec):
         return _process(operator, skip)
     adapt = _AS_PROCESS[type(operator)]
@@ -124,7 +136,12 @@ def _sorted_input(spec: SortedInputSpec) -> Operator:
         return SortedInputOperator(FinalReduceOperator(spec.operator))
     operator = create_operator(spec.operator)
     assert isinstance(operator, KeyedOperator)
-    return SortedInputOperator(operator)
+    two = isinstance(operator, TwoInputOperator)
+    return SortedInputsOperator(operator) if two else SortedInputOperator(operator)
+
+
+def _columnar_batch_window(spec: ColumnarBatchWindowSpec) -> Operator:
+    return ColumnarBatchWindowOperator(ColumnarWindowOperator(spec.operator))
 
 
 def _partition(spec: PartitionSpec) -> Operator:
@@ -163,10 +180,14 @@ _OPERATORS: dict[type[OperatorSpec], Callable[[Any], Operator]] = {
     ToColumnsSpec: ToColumnsOperator,
     PreAggregateSpec: PreAggregateOperator,
     ColumnarWindowSpec: ColumnarWindowOperator,
+    ColumnarBatchWindowSpec: _columnar_batch_window,
     RunningAggregateSpec: RunningAggregateOperator,
     CepSpec: CepOperator,
     OnErrorSpec: _on_error,
     PartitionSpec: _partition,
+    IterationInputSpec: IterationInputOperator,
+    IterationHeadSpec: IterationHeadOperator,
+    IterationTailSpec: IterationTailOperator,
     SortedInputSpec: _sorted_input,
     SinkSpec: SinkOperator,
 }

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from dataflow.metrics import Counter, Distribution, Meter, MetricGroup
+
+logger = logging.getLogger(__name__)
 
 SAMPLES_MAX = 60  # of a meter's count, over its time span
 
 Add = Callable[[str, Callable[[], float]], None]
+
+
+def measured(metrics: Mapping[str, Callable[[], float]]) -> dict[str, float]:
+    """What operators and users measure; a metric that raises is left out, not the heartbeat."""
+    found = {}
+    for name, value in list(metrics.items()):
+        try:
+            found[name] = value()
+        except Exception as error:
+            logger.debug("metric %s raised %r", name, error)
+    return found
 
 
 class OperatorCounter(Counter):

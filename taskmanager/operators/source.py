@@ -6,14 +6,16 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from dataflow.common.batch import MIN_TIMESTAMP, ArrowBatch, Batch, RowBatch
-from dataflow.common.codec import dumps_data, loads_data
+from dataflow.common.codec import dumps_state, loads_data
 from dataflow.datastream.connectors.base import InputStatus, SourceReader
 from dataflow.graph.specs import SourceSpec
+from state.operator_state import read_item
 from state.snapshot import OperatorSnapshot
 from taskmanager.operators.base import OperatorContext
 from taskmanager.operators.batch_size import BatchSize
 from taskmanager.operators.enumerator import SplitAssignment
 from taskmanager.operators.function_operator import FunctionOperator
+from taskmanager.operators.source_alignment import SourceAlignment
 from taskmanager.operators.source_watermarks import SourceWatermarks
 
 STATE = "splits"
@@ -36,17 +38,23 @@ class SourceOperator(FunctionOperator):
         self._reader: SourceReader[Any, Any] | None = None
         self._restored: list[Any] | None = None
         self._no_more_splits = False
+        self._alignment: SourceAlignment | None = None
         self.records_read = 0
         self.batch_size = BatchSize()
 
     def restore(self, snapshot: OperatorSnapshot) -> None:
-        self._restored = [loads_data(item) for item in snapshot.operator.get(STATE, ())]
+        name = self.context.operator_name
+        items = snapshot.operator.get(STATE, ())
+        self._restored = [read_item(item, "a split", name) for item in items]
 
     def open(self) -> None:
         context = self.context
         self._watermarks = SourceWatermarks(self._strategy, self)
         self._reader_output = _ReaderOutput(self)
-        self._reader = self._source.create_reader(_ReaderContext(context))
+        self._reader = reader = self._source.create_reader(_ReaderContext(context))
+        alignment = None if self._strategy is None else self._strategy.alignment
+        if alignment is not None:
+            self._alignment = SourceAlignment(alignment, self._watermarks, reader, context)
         splits = self._source.static_splits(context.parallelism)
         static = splits is not None
         if self._restored is not None:
@@ -62,6 +70,10 @@ class SourceOperator(FunctionOperator):
     def poll(self) -> InputStatus:
         """Emit about one batch. END_OF_INPUT is final; the maximum watermark is the task's."""
         assert self._reader is not None
+        alignment = self._alignment
+        if alignment is not None and alignment.held:
+            self._watermarks.held_back()
+            return InputStatus.NOTHING_AVAILABLE
         self._watermarks.before_poll()
         began, read_before = self.context.processing_time(), self.records_read
         status = self._reader.poll_next(self._reader_output)
@@ -69,12 +81,24 @@ class SourceOperator(FunctionOperator):
         if read := self.records_read - read_before:
             self.batch_size.on_batch(read, self.context.processing_time() - began)
         self._watermarks.after_poll(status)
+        if alignment is not None:
+            if status is InputStatus.END_OF_INPUT:
+                alignment.end()
+            else:
+                alignment.update()
         return status
 
     def next_poll_at(self) -> int | None:
         """Processing time (ms) of the next poll after NOTHING_AVAILABLE, besides wake-ups."""
         assert self._reader is not None
+        if self._alignment is not None and self._alignment.held:
+            return None
         return self._reader.next_poll_at()
+
+    def align(self, watermark: int | None) -> None:
+        """The lowest watermark of the group; None if there is nobody to wait for."""
+        if self._alignment is not None:
+            self._alignment.on_answer(watermark)
 
     def process_batch(self, batch: RowBatch | ArrowBatch) -> None:
         """Split assignments from the enumerator."""
@@ -118,15 +142,23 @@ class SourceOperator(FunctionOperator):
         self._watermarks.remove_split(split_id)
 
     def next_timer_at(self) -> int | None:
-        return None if self._reader is None else self._watermarks.next_emission_at
+        if self._reader is None:
+            return None
+        emission_at = self._watermarks.next_emission_at
+        if self._alignment is None or emission_at is None:
+            return emission_at
+        return min(emission_at, self._alignment.next_report_at)
 
     def on_processing_time(self, now: int) -> None:
         self._watermarks.on_processing_time(now)
+        if self._alignment is not None:
+            self._alignment.update()
+            self._alignment.on_processing_time(now)
 
     def snapshot(self, checkpoint_id: int) -> OperatorSnapshot:
         assert self._reader is not None
         splits = self._reader.snapshot_state(checkpoint_id)
-        return OperatorSnapshot(operator={STATE: [dumps_data(split) for split in splits]})
+        return OperatorSnapshot(operator={STATE: [dumps_state(split) for split in splits]})
 
     def commit(self, checkpoint_id: int, done: Callable[[BaseException | None], None]) -> None:
         assert self._reader is not None

@@ -3,12 +3,13 @@
 The watermark of the source is the minimum over its splits that are not idle. A split is idle when
 it has had no record for the strategy's timeout, the source when all its splits are, or when it has
 none for that long. Time during which the source was not polled, because of back-pressure, is no
-idleness: a gap between polls that the source did not ask for counts for one interval at most.
+idleness: a gap between polls that the source did not ask for counts for one interval at most. Nor
+is time for which the source or a split is held back because it is ahead of others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from itertools import repeat
 from operator import index
@@ -36,6 +37,7 @@ class _Split:
     active_at: int  # in polled time, see ``_polled_ms``
     watermark: int = MIN_TIMESTAMP
     idle: bool = False
+    paused: bool = False
 
 
 class SourceWatermarks:
@@ -47,6 +49,7 @@ class SourceWatermarks:
         self._strategy = strategy
         self._assigner = None if strategy is None else strategy.timestamp_assigner
         self._idle_timeout_ms = None if strategy is None else strategy.idle_timeout_ms
+        self._aligned = strategy is not None and strategy.alignment is not None
         self._output = operator.output
         self._splits: dict[str, _Split] = {}
         self._emitted = MIN_TIMESTAMP
@@ -83,6 +86,38 @@ class SourceWatermarks:
         self._splits.pop(split_id, None)
         self._active_at = self._polled_ms
 
+    @property
+    def reached(self) -> int | None:
+        """The watermark of the source, emitted or about to be; None if idle or without one."""
+        reached = max(self._emitted, self._combined())
+        return None if self._idle or reached == MIN_TIMESTAMP else reached
+
+    @property
+    def split_ids(self) -> Set[str]:
+        """The splits that have not ended."""
+        return self._splits.keys()
+
+    def ahead_of(self, limit: int) -> set[str]:
+        """The splits with a watermark above the limit, but for those that are idle."""
+        return {
+            split_id
+            for split_id, split in self._splits.items()
+            if split.watermark > limit and not split.idle
+        }
+
+    def set_paused(self, split_ids: set[str]) -> None:
+        """These, and no others, are not read: that is not idleness."""
+        for split_id, split in self._splits.items():
+            paused = split_id in split_ids
+            if paused != split.paused:
+                split.paused, split.active_at = paused, self._polled_ms
+
+    def held_back(self) -> None:
+        """The source is not polled now, by no wish of its own."""
+        if self._idle_timeout_ms is not None:
+            self._count_polled_time(self._operator.context.processing_time())
+            self._waiting, self._gap_left_ms = False, 0
+
     def before_poll(self) -> None:
         if self._idle_timeout_ms is not None:
             self._count_polled_time(self._operator.context.processing_time())
@@ -107,6 +142,8 @@ class SourceWatermarks:
             batch = self._with_timestamps(batch, self._assigner)
         if self._advance(split, split.generator.on_batch, batch):
             self._due = True
+        if self._aligned:  # how far it is must be known before the next batch, though not emitted
+            self._advance(split, split.generator.on_periodic_emit)
         return batch
 
     def _advance(self, split: _Split, ask: Callable[..., int | None], *given: Batch) -> bool:
@@ -151,9 +188,12 @@ class SourceWatermarks:
             self._advance(split, split.generator.on_periodic_emit)
         self._emit_combined()
 
-    def _emit_combined(self) -> None:
+    def _combined(self) -> int:
         active = [split.watermark for split in self._splits.values() if not split.idle]
-        combined = min(active, default=MIN_TIMESTAMP)
+        return min(active, default=MIN_TIMESTAMP)
+
+    def _emit_combined(self) -> None:
+        combined = self._combined()
         if combined > self._emitted:
             self._emitted = combined
             self._output.emit_watermark(combined)
@@ -161,6 +201,8 @@ class SourceWatermarks:
     def _check_idle(self, since: int) -> None:
         """Whoever was last active at or before ``since`` is idle."""
         for split in self._splits.values():
+            if split.paused:
+                split.active_at = self._polled_ms
             split.idle = split.active_at <= since
         if self._splits:
             self._set_idle(all(split.idle for split in self._splits.values()))

@@ -5,7 +5,7 @@ Each canary is a context manager around ``run_seed``, with the options that give
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,10 +13,11 @@ from unittest import mock
 
 from dataflow.common.batch import MIN_TIMESTAMP
 from dataflow.common.keys import KeyGroupMemo
+from dataflow.datastream import iteration
 from dataflow.errors import StorageError
 from jobmanager.checkpoint_coordinator import CheckpointCoordinator
+from jobmanager.watermark_alignment import WatermarkAlignment
 from state import checkpoint_protocol as protocol
-from state import snapshot as snapshot_format
 from state.broadcast_state import BroadcastStates
 from state.checkpoint_metadata import EpochRecord, encode_epoch
 from state.checkpoint_paths import JobPaths
@@ -29,15 +30,19 @@ from state.checkpoint_store import (
 from state.columnar_state import ColumnarState, Runs
 from state.heap_backend import HeapKeyedStateBackend
 from state.snapshot import OperatorSnapshot
+from state.snapshot_format import Block, SnapshotFile
 from taskmanager.channel import ChannelLimits, OutputChannel
 from taskmanager.messages import CheckpointAcknowledged, DataMessage, Feedback, TaskId
 from taskmanager.operators.async_wait import AsyncWaitOperator
 from taskmanager.operators.columnar.pre_aggregate import PreAggregateOperator
 from taskmanager.operators.interval_join import IntervalJoinOperator
+from taskmanager.operators.iteration import IterationHeadOperator
 from taskmanager.operators.sink import SinkOperator
+from taskmanager.operators.source_alignment import SourceAlignment
 from taskmanager.processing_time import ProcessingTime
+from taskmanager.subtask_checkpoints import SubtaskCheckpoints
 from taskmanager.task import Task
-from tests.sim import ledger
+from tests.sim import ledger, stage_canaries
 from tests.sim.jobs import SimReader, SimSplit
 from tests.sim.nemesis import Rates
 from tests.sim.run import Options
@@ -55,6 +60,12 @@ def _busy(rates: Rates) -> Rates:
         strike_every_us=1_500 * MS,
         steady=False,
     )
+
+
+def _often(rates: Rates) -> Rates:
+    """Kills in the middle of stages, which are short, and of commits."""
+    often = replace(_busy(rates), failpoint=0.003, strike_every_us=1_200 * MS, damage=0.0)
+    return replace(often, steady=True)
 
 
 def _late_messages(rates: Rates) -> Rates:
@@ -126,16 +137,14 @@ def acknowledge_before_upload() -> Iterator[None]:
     """2: the handle is handed out although the write may still fail."""
     original = CheckpointStore.write_state
 
-    def write_state(
-        self: CheckpointStore, generation: int, checkpoint_id: int, name: str, data: bytes
-    ) -> StateHandle:
+    def write_state(self: CheckpointStore, *arguments: Any) -> StateHandle:
         discarded = mock.Mock()
         with mock.patch.object(self, "_fs", discarded):
-            handle = original(self, generation, checkpoint_id, name, data)
+            handle = original(self, *arguments)
 
         def upload() -> None:
             with suppress(StorageError):
-                original(self, generation, checkpoint_id, name, data)
+                original(self, *arguments)
 
         ledger.current().later(upload)
         return handle
@@ -274,9 +283,9 @@ def collect_a_retained_file() -> Iterator[None]:
     original = protocol.plan_garbage
 
     def plan_garbage(
-        listing: Any, records: Any, manifests: Any, generation: int, retain: int, in_use: Any
+        listing: Any, records: Any, manifests: Any, generation: int, retain: int, keep: Any = None
     ) -> list[str]:
-        doomed = original(listing, records, manifests, generation, retain, in_use)
+        doomed = original(listing, records, manifests, generation, retain, keep)
         newest = max(manifests, default=None)
         if doomed and newest is not None:
             doomed += [handle.path for handle in list(manifests[newest].handles())[:1]]
@@ -289,14 +298,14 @@ def collect_a_retained_file() -> Iterator[None]:
 @contextmanager
 def failed_upload_fails_the_task() -> Iterator[None]:
     """11: instead of declining the checkpoint, although the task could go on."""
-    original = Task._decline
+    original = SubtaskCheckpoints.decline
 
-    def decline(self: Task, checkpoint_id: int, reason: str) -> None:
+    def decline(self: SubtaskCheckpoints, checkpoint_id: int, reason: str) -> None:
         if "upload failed" in reason:
             raise StorageError(reason)
         original(self, checkpoint_id, reason)
 
-    with mock.patch.object(Task, "_decline", decline):
+    with mock.patch.object(SubtaskCheckpoints, "decline", decline):
         yield
 
 
@@ -316,18 +325,14 @@ def processing_time_jumps() -> Iterator[None]:
 
 @contextmanager
 def restore_unverified_state() -> Iterator[None]:
-    """13: nobody looks at sizes, at the file's checksum or at those of its blocks."""
+    """13: nobody looks at sizes, or at the checksums of a snapshot's blocks."""
 
-    def read_state(self: CheckpointStore, handle: StateHandle) -> bytes:
-        return self._fs.read(self._path(handle.path))
-
-    def block(data: bytes, offset: int, length: int, crc: int) -> bytes:
-        return data[offset : offset + length]
+    def unverified(self: SnapshotFile, data: bytes, start: int, block: Block) -> bytes:
+        return data[start : start + block.length]
 
     with (
         mock.patch.object(CheckpointStore, "_check_sizes", return_value=None),
-        mock.patch.object(CheckpointStore, "read_state", read_state),
-        mock.patch.object(snapshot_format, "_block", block),
+        mock.patch.object(SnapshotFile, "_verified", unverified),
     ):
         yield
 
@@ -433,11 +438,93 @@ def records_waiting_for_a_match_forgotten() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def wait_for_the_dead() -> Iterator[None]:
+    """24: what a former attempt has reported is the lowest watermark for ever."""
+
+    def forget(self: WatermarkAlignment, tasks: Collection[TaskId]) -> None:
+        for members in self._members.values():
+            for task in tasks:
+                if task in members:
+                    members[TaskId(f"former {task.vertex_id}", task.subtask)] = members.pop(task)
+
+    with mock.patch.object(WatermarkAlignment, "forget", forget):
+        yield
+
+
+@contextmanager
+def rounds_mixed_by_a_fast_head() -> Iterator[None]:
+    """27: what is fed back is for the head's next round, although another one is ahead of it."""
+
+    def process_feedback(self: IterationHeadOperator, batch: Any) -> None:
+        if not self._ended:
+            self._store(batch, self._round + 1)
+
+    with mock.patch.object(IterationHeadOperator, "_process_feedback", process_feedback):
+        yield
+
+
+@contextmanager
+def wait_for_the_ended() -> Iterator[None]:
+    """25: a source that has ended holds the others back."""
+    original = WatermarkAlignment.reached
+
+    def reached(
+        self: WatermarkAlignment, group: str, task: TaskId, watermark: int | None
+    ) -> int | None:
+        if watermark is None:
+            watermark = self._members.get(group, {}).get(task)
+        return original(self, group, task, watermark)
+
+    with mock.patch.object(WatermarkAlignment, "reached", reached):
+        with mock.patch.object(WatermarkAlignment, "forget"):
+            yield
+
+
+@contextmanager
+def wait_for_nobody() -> Iterator[None]:
+    """26: sources read on however far they are ahead."""
+    with mock.patch.object(SourceAlignment, "_hold"):
+        yield
+
+
+@contextmanager
+def rounds_end_too_early() -> Iterator[None]:
+    """28: a round does not wait for operators of the body that feed nothing back."""
+    with mock.patch.object(iteration, "_ways_that_end", return_value=()):
+        yield
+
+
+def in_rounds(rates: Rates) -> Rates:
+    """What a job without checkpoints has an answer to, often enough to strike amid its rounds."""
+    return Rates(
+        enabled=frozenset({"F01", "F13", "F14", "F15"}),
+        message_repeat=0.1,
+        poison=0.0003,
+        slow_message_us=200 * MS,
+        strike_every_us=1_500 * MS,
+        heal_at_us=min(rates.heal_at_us, 10 * SECOND),
+    )
+
+
+ITERATE = Options(scenario="faults", kind="iterate", rates=in_rounds)
 _ASYNC = Options(scenario="faults", kind="async", rates=_busy)
+_ALIGNED = Options(scenario="faults", kind="aligned", rates=_busy)
 _LEDGER = Options(scenario="faults", kind="ledger", rates=_busy)
 _JOINS = Options(scenario="faults", kind="joins", rates=_busy)
 _COLUMNS = Options(scenario="faults", kind="columns", rates=_busy)
 _WINDOWS = Options(scenario="faults", kind="windows", rates=_busy)
+_STAGES = Options(scenario="faults", kind="batch", rates=_often)
+_COMMITS = Options(
+    scenario="faults",
+    kind="batch",
+    rates=lambda rates: replace(
+        _often(rates), failpoint=0.0, at_the_end=0.1, steady=False, strike_every_us=60 * SECOND
+    ),
+)
+_DAMAGE = Options(
+    scenario="faults", kind="batch", rates=lambda rates: replace(_often(rates), damage=0.7)
+)
 
 CANARIES = (
     Canary("skip alignment blocking", skip_alignment_blocking, _LEDGER),
@@ -487,4 +574,19 @@ CANARIES = (
     Canary("an end with answers missing", end_with_answers_missing, _ASYNC),
     Canary("broadcast state forgotten", broadcast_state_forgotten, _JOINS),
     Canary("no match is ever given up", records_waiting_for_a_match_forgotten, _JOINS),
+    Canary("sources wait for the dead", wait_for_the_dead, _ALIGNED),
+    Canary("sources wait for those that have ended", wait_for_the_ended, _ALIGNED),
+    Canary(
+        "sources wait for nobody",
+        wait_for_nobody,
+        Options(scenario="faults", kind="aligned", rates=lambda _: Rates(heal_at_us=1 * MS)),
+    ),
+    Canary("rounds mixed by a fast head", rounds_mixed_by_a_fast_head, ITERATE),
+    Canary("rounds end too early", rounds_end_too_early, ITERATE),
+    Canary("consumers of lost results go on", stage_canaries.consumers_go_on, _STAGES),
+    Canary("results of any attempt", stage_canaries.any_attempt_will_do, _STAGES),
+    Canary("results dropped too early", stage_canaries.released_after_the_first, _STAGES),
+    Canary("commits before the end", stage_canaries.sinks_commit_with_their_stage, _STAGES),
+    Canary("commits made anew", stage_canaries.commits_are_made_anew, _COMMITS),
+    Canary("unverified results", stage_canaries.unverified_results, _DAMAGE),
 )

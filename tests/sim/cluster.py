@@ -15,7 +15,9 @@ from taskmanager.messages import (
     ControlMessage,
     Deploy,
     Finish,
+    ReleaseResults,
     Report,
+    SendResults,
     TaskFailed,
     TaskReady,
     TriggerCheckpoint,
@@ -34,6 +36,8 @@ _FAILPOINTS: dict[type, str] = {
     CommitCheckpoint: "commit",
     Finish: "finish",
     TaskReady: "ready",
+    SendResults: "read",
+    ReleaseResults: "release",
     CheckpointAcknowledged: "acknowledged",
     CommitSucceeded: "committed",
 }
@@ -81,7 +85,7 @@ class SimCluster:
         file_system = FaultyFileSystem(
             MemoryFileSystem(), lambda operation: self.nemesis.store_fault(owner, operation)
         )
-        return CheckpointStore(file_system, self.root, self.job_id)
+        return CheckpointStore(file_system, self.root, self.job_id, transfers=1)
 
     # ------------------------------------------------------------------------- JobManagers
 
@@ -200,6 +204,8 @@ class SimCluster:
         taskmanager.last_control_us = at
         for _ in range(2 if self.nemesis.message_repeated() else 1):
             taskmanager.after(at - self.world.now_us, lambda: taskmanager.control(message))
+        if isinstance(message, SendResults):
+            self.nemesis.completed += 1  # what a BATCH job has instead of checkpoints
         where = _FAILPOINTS.get(type(message))
         if where is not None:
             self.failpoint(where, jobmanager if self.world.chance(0.3) else taskmanager)

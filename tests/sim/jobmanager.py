@@ -46,8 +46,8 @@ class SimJobManager(SimProcess):
         super().__init__(cluster, f"jm{incarnation}")
         self._job_graph = cluster.draw_job_graph()
         self._settings = job_settings(self._job_graph.configuration)
-        assert self._settings.checkpoints is not None
-        self._retained = self._settings.checkpoints.retained
+        checkpoints = self._settings.checkpoints
+        self._retained = 1 if checkpoints is None else checkpoints.retained
         self._store = cluster.open_store(self)
         self._operations: deque[Action] = deque()
         self._busy = False

@@ -14,7 +14,7 @@ from typing import Any
 
 from dataflow.common import Configuration, Duration, Types, WatermarkStrategy
 from dataflow.common.batch import RowBatch
-from dataflow.datastream import AsyncDataStream, DataStream
+from dataflow.datastream import AsyncDataStream, DataStream, RuntimeExecutionMode
 from dataflow.datastream import aggregates as agg
 from dataflow.datastream.connectors.base import (
     InputStatus,
@@ -41,12 +41,17 @@ from dataflow.datastream.stream_execution_environment import StreamExecutionEnvi
 from dataflow.datastream.window import SlidingEventTimeWindows, TumblingEventTimeWindows
 from dataflow.graph.job_graph import JobGraph
 from tests.coroutines import pause
+from tests.sim.batch import build_batch
+from tests.sim.iterations import build_iterations
 from tests.sim.joins import build_joins
 from tests.sim.ledger import LedgerSink, current
+from tests.sim.mixed import build_mixed
 
 Record = tuple[int, int, int, int]
 WINDOW_MS = 400
 TIMER_MS = 500
+ALIGNED_DRIFT_MS = 200
+ALIGNED_INTERVAL_MS = 150
 LATE = OutputTag("late")
 
 
@@ -54,7 +59,7 @@ LATE = OutputTag("late")
 class Shape:
     """What a seed chooses about its job."""
 
-    kind: str  # one of ``_BUILDERS``
+    kind: str  # one of ``KINDS``
     parallelism: int
     sizes: tuple[int, ...]  # records per source (split)
     keys: int
@@ -65,20 +70,25 @@ class Shape:
     pace_ms: int
     idle_at: int  # the record number before which one source pauses; -1: never
     idle_ms: int
-    rebalance: bool  # not order-preserving after the keyed operator
-    columnar: bool  # "windows" on Arrow columns
+    rebalance: bool  # not order-preserving after the keyed operator; "aligned" with a shuffle
+    columnar: bool  # "windows" on Arrow columns, "aligned" with an enumerator
     slide_ms: int  # of the windows of "columns"
 
     @property
     def records(self) -> int:
         return sum(self.sizes)
 
+    @property
+    def checkpointed(self) -> bool:
+        return self.kind not in ("batch", "iterate")
+
 
 def draw_shape(rng: random.Random, kind: str | None = None) -> Shape:
-    """A random job of a few hundred records."""
-    kind = kind or rng.choice(
+    """A random job of a few hundred records, the same with its own ``kind`` named or not."""
+    own = rng.choice(
         ["ledger", "ledger", "windows", "columns", "joins", "splits", "regions", "files"]
     )
+    kind = kind or own
     parallelism = rng.choice([2, 2, 3])
     sources = rng.choice([5, 6, 8]) if kind == "splits" else parallelism
     total = rng.randint(300, 420)
@@ -86,7 +96,9 @@ def draw_shape(rng: random.Random, kind: str | None = None) -> Shape:
     sizes = tuple(max(20, total * weight // sum(weights)) for weight in weights)
     disorder = rng.choice([0, 30, 120])
     late = kind == "windows" and rng.random() < 0.6
-    pace = rng.choice([60, 100, 150])
+    pace = rng.choice([60, 100, 150]) // (20 if kind == "batch" else 1)
+    if kind == "iterate":  # most happens after the sources have ended
+        pace //= 10
     return Shape(
         kind=kind,
         parallelism=parallelism,
@@ -110,6 +122,8 @@ def record_of(shape: Shape, source: int, n: int) -> Record:
     spread = (n * 7 + source * 3) % shape.keys
     key = 0 if shape.skewed and n % 2 else spread
     delay = (n * 7919 + source * 104_729) % (shape.disorder_ms + 1)
+    if shape.kind == "mixed":
+        delay -= delay % 2  # see there
     return source, n, key, 10_000 + n * 10 - delay
 
 
@@ -139,6 +153,8 @@ class SimSource(Source[Record, SimSplit]):
 
     shape: Shape
     pulled: bool
+    hurry: int = 1  # how many times as fast as the shape says
+    side: str = ""  # if given, it is written down what is read, and when
 
     def splits(self) -> list[SimSplit]:
         return [SimSplit(i, 0, size) for i, size in enumerate(self.shape.sizes)]
@@ -158,6 +174,8 @@ class SimSource(Source[Record, SimSplit]):
 class SimReader(SourceReader[Record, SimSplit]):
     def __init__(self, source: SimSource, context: SourceReaderContext) -> None:
         self._shape = source.shape
+        self._pace_ms = source.shape.pace_ms // source.hurry
+        self._side = source.side
         self._pulled = source.pulled
         self._context = context
         self._splits: deque[SimSplit] = deque()
@@ -194,12 +212,14 @@ class SimReader(SourceReader[Record, SimSplit]):
             return InputStatus.NOTHING_AVAILABLE
         stop = min(split.next + shape.rows_per_poll, split.end)
         rows = [record_of(shape, split.source, n) for n in range(split.next, stop)]
+        if self._side:
+            current().reads.append((now, self._side, split.source, stop - 1))
         output.collect_batch(RowBatch(rows), split.split_id)
         self._splits[0] = replace(split, next=stop)
         if stop == split.end:
             output.mark_split_finished(split.split_id)
             self._splits.popleft()
-        self._next_at = now + shape.pace_ms
+        self._next_at = now + self._pace_ms
         return InputStatus.NOTHING_AVAILABLE if self._splits else InputStatus.MORE_AVAILABLE
 
     def snapshot_state(self, checkpoint_id: int) -> list[SimSplit]:
@@ -360,6 +380,9 @@ class NameWindow(ProcessWindowFunction[Any, Any, Any, Any]):
 
 def build(shape: Shape, settings: dict[str, str], output: str) -> JobGraph:
     """The JobGraph of a shape; ``output`` is a folder for files."""
+    if not shape.checkpointed:
+        settings = settings | {"execution.runtime-mode": "BATCH" if shape.columnar else "STREAMING"}
+        del settings["execution.checkpointing.interval"]
     environment = StreamExecutionEnvironment(Configuration(settings))
     environment.set_parallelism(shape.parallelism)
     _BUILDERS[shape.kind](environment, shape, output)
@@ -376,7 +399,8 @@ def _strategy(shape: Shape) -> WatermarkStrategy:
 
 
 def _stream(environment: StreamExecutionEnvironment, shape: Shape) -> Any:
-    source = SimSource(shape, pulled=shape.kind == "splits")
+    pulled = shape.kind == "splits" or (shape.kind == "batch" and shape.columnar)
+    source = SimSource(shape, pulled)
     return environment.from_source(source, _strategy(shape), "numbers").uid("source")
 
 
@@ -465,6 +489,14 @@ def _joins(environment: StreamExecutionEnvironment, shape: Shape, output: str) -
     build_joins(_stream(environment, shape).map(_touch).uid("map"))
 
 
+def _iterate(environment: StreamExecutionEnvironment, shape: Shape, output: str) -> None:
+    build_iterations(_stream(environment, shape).map(_touch).uid("map"))
+
+
+def _mixed(environment: StreamExecutionEnvironment, shape: Shape, output: str) -> None:
+    build_mixed(_stream(environment, shape).map(_touch).uid("map"))
+
+
 def _files(environment: StreamExecutionEnvironment, shape: Shape, output: str) -> None:
     """Through the real exactly-once file sink."""
     mapped = _stream(environment, shape).map(_touch).uid("map")
@@ -480,13 +512,43 @@ def _regions(environment: StreamExecutionEnvironment, shape: Shape, output: str)
         mapped.sink_to(LedgerSink(name)).uid(f"{name}-sink")
 
 
+def _aligned(environment: StreamExecutionEnvironment, shape: Shape, output: str) -> None:
+    """As "regions", but one side would run away from the other, and waits for it.
+
+    With shuffles each side is one region; with enumerators, barriers come through the input of a
+    source that waits.
+    """
+    strategy = _strategy(shape).with_watermark_alignment(
+        "both", ALIGNED_DRIFT_MS, ALIGNED_INTERVAL_MS
+    )
+    for name, hurry in (("left", 8), ("right", 1)):
+        source = SimSource(shape, pulled=shape.columnar, hurry=hurry, side=name)
+        stream = environment.from_source(source, strategy, name).uid(name)
+        if shape.rebalance:
+            stream = stream.key_by(_key)
+        mapped = stream.map(_touch).uid(f"{name}-map")
+        mapped.sink_to(LedgerSink(name)).uid(f"{name}-sink")
+
+
+def _batch(environment: StreamExecutionEnvironment, shape: Shape, output: str) -> None:
+    environment.set_runtime_mode(RuntimeExecutionMode.BATCH)
+    build_batch(_stream(environment, shape).map(_touch).uid("map"), shape.rebalance)
+
+
 _BUILDERS: dict[str, Callable[[StreamExecutionEnvironment, Shape, str], None]] = {
+    "aligned": _aligned,
     "async": _async,
+    "batch": _batch,
     "columns": _columns,
     "files": _files,
+    "iterate": _iterate,
     "joins": _joins,
     "ledger": _ledger,
+    "mixed": _mixed,
     "splits": _ledger,
     "windows": _windows,
     "regions": _regions,
 }
+
+#: What ``Shape.kind`` may be. Seeds do not choose all of them: that would change what they all do.
+KINDS = tuple(_BUILDERS)

@@ -43,6 +43,7 @@ class Ledger:
     transactions: dict[str, Transaction] = field(default_factory=dict)
     visible: list[Transaction] = field(default_factory=list)  # in the order of their commits
     problems: list[str] = field(default_factory=list)
+    reads: list[tuple[int, str, int, int]] = field(default_factory=list)  # when, side, source, n
     closed: bool = False  # the job has ended: nothing may become visible any more
 
     def prepare(self, transaction: Transaction) -> None:

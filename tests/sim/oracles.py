@@ -10,12 +10,28 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from tests.sim import joins
-from tests.sim.jobs import TIMER_MS, WINDOW_MS, Record, Shape, source_log
+from tests.sim import batch, iterations, joins, mixed_oracle
+from tests.sim.jobs import (
+    ALIGNED_DRIFT_MS,
+    TIMER_MS,
+    WINDOW_MS,
+    Record,
+    Shape,
+    record_of,
+    source_log,
+)
 from tests.sim.ledger import Ledger
 
 SHOWN_MAX = 5
-SINKS = {"regions": ("left", "right"), "files": ("files",), "joins": joins.SINKS}
+SIDES = ("left", "right")
+SINKS = {
+    "batch": ("read", "totals"),
+    "regions": SIDES,
+    "aligned": SIDES,
+    "files": ("files",),
+    "iterate": iterations.SINKS,
+    "joins": joins.SINKS,
+}
 
 
 def check_output(
@@ -35,12 +51,23 @@ def check_output(
     elif shape.kind == "joins":
         for sink, expected in joins.expected_of(source_log(shape)).items():
             yield from _same(sink, expected, ledger.rows(sink), complete)
-    elif shape.kind in ("regions", "files"):
+    elif shape.kind == "batch":
+        found = batch.found_in({sink: ledger.rows(sink) for sink in batch.SINKS})
+        for name, expected in batch.expected_of(source_log(shape)).items():
+            yield from _same(name, expected, found[name], complete)
+    elif shape.kind == "iterate":
+        yield from _check_rounds(shape, ledger, complete)
+    elif shape.kind == "mixed":
+        log, found = list(source_log(shape)), mixed_oracle.found_in(ledger.rows)
+        for name, expected in mixed_oracle.expected_of(log).items():
+            yield from _same(name, expected, found[name], complete)
+        yield from mixed_oracle.broken_rules(log, ledger.rows, complete)
+    elif shape.kind in ("regions", "aligned", "files"):
         for sink in SINKS[shape.kind]:
             yield from _same(sink, source_log(shape), ledger.rows(sink), complete)
         for transaction in ledger.visible if shape.kind == "files" else ():
             yield from _in_order(transaction.identifier, transaction.rows)
-        if ordered and shape.kind == "regions":
+        if ordered and shape.kind != "files":
             for sink in SINKS[shape.kind]:
                 yield from _in_order(sink, ledger.rows(sink))
     else:
@@ -55,6 +82,10 @@ def normalised(shape: Shape, ledger: Ledger) -> Any:
     if shape.kind == "columns":
         sums = ((key, count) for key, count, _ in ledger.rows("sums"))
         return sorted(ledger.rows("windows")), sorted(sums)
+    if shape.kind == "iterate":  # see _check_rounds
+        return [sorted(set(ledger.rows(sink))) for sink in iterations.SINKS]
+    if shape.kind == "mixed":
+        return {name: sorted(rows) for name, rows in mixed_oracle.found_in(ledger.rows).items()}
     if shape.kind in SINKS:
         return [sorted(ledger.rows(sink)) for sink in SINKS[shape.kind]]
     rows = ledger.rows("records")
@@ -129,6 +160,25 @@ def _check_sums(shape: Shape, ledger: Ledger, complete: bool) -> Iterator[str]:
             yield f"sum of key {key} is {total} instead of {totals[key][1]}"
 
 
+def _check_rounds(shape: Shape, ledger: Ledger, complete: bool) -> Iterator[str]:
+    """Everything, and in each life of the job nothing twice.
+
+    Without checkpoints sinks commit at the end, each by itself: a job that fails in the middle of
+    it begins anew and commits again.
+    """
+    for sink, expected in iterations.expected_of(source_log(shape)).items():
+        wanted = Counter(expected)
+        yield from _same(sink, set(wanted), set(ledger.rows(sink)), complete)
+        lives: dict[str, Counter[Any]] = {}
+        for transaction in ledger.visible:
+            if transaction.sink == sink:
+                life = transaction.identifier.split("/")[2]
+                lives.setdefault(life, Counter()).update(transaction.rows)
+        for life, rows in lives.items():
+            if more := rows - wanted:
+                yield f"{sink}: {sum(more.values())} too many in {life}, such as {_some(more)}"
+
+
 def _summaries(shape: Shape) -> Iterator[tuple[int, ...]]:
     """Key, start, count, sum and maximum of n, and number of sources, of every window."""
     contents: dict[tuple[int, int], list[Record]] = {}
@@ -170,3 +220,27 @@ def _check_windows(shape: Shape, ledger: Ledger, complete: bool) -> Iterator[str
     got = [(*window, *record) for window, records in fired.items() for record in records]
     got += [(key, t // WINDOW_MS * WINDOW_MS, source, n) for source, n, key, t in late]
     yield from _same("windows", wanted, got, complete)
+
+
+def check_drift(shape: Shape, ledger: Ledger) -> Iterator[str]:
+    """Of a job that nothing has disturbed: no source was read that was too far ahead of another.
+
+    Not before it can know of all others, which takes a round of reports after their first records.
+    With an enumerator one subtask may read two sources, and its watermark does not go back.
+    """
+    if shape.columnar:
+        return
+    reached: dict[tuple[str, int], int] = {}
+    known_at = 0
+    # A watermark lags behind the newest record, and only a batch shows how far the source is.
+    allowed = ALIGNED_DRIFT_MS + shape.disorder_ms + shape.bound_ms + 10 * shape.rows_per_poll + 1
+    for at, side, source, n in ledger.reads:
+        lowest = min(reached.values(), default=0)
+        if len(reached) < len(SIDES) * len(shape.sizes) and (side, source) not in reached:
+            known_at = at + 1_000
+        before = reached.get((side, source))
+        if at > known_at and before is not None and before > lowest + allowed:
+            yield f"{side} {source} reads on at {before} while another source is at {lowest}"
+        reached[side, source] = record_of(shape, source, n)[3]
+        if n == shape.sizes[source] - 1:
+            reached[side, source] = 1 << 62  # it has ended

@@ -17,6 +17,7 @@ from dataflow.datastream.connectors.files import sink as files_sink
 from dataflow.filesystem.memory import MemoryFileSystem
 from dataflow.graph.job_graph import JobGraph
 from jobmanager.job_events import CancelJob
+from state import heap_capture
 from state.checkpoint_paths import Attempt, JobListing, JobPaths
 from state.checkpoint_store import CheckpointStore
 from tests.sim import jobs, oracles
@@ -56,7 +57,7 @@ class Result:
     @property
     def valid(self) -> bool:
         """A seed in which nothing happened proves nothing."""
-        return self.checkpoints > 0 and bool(self.faults)
+        return (self.checkpoints > 0 or self.shape.kind == "batch") and bool(self.faults)
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,31 @@ def draw_settings(rng: random.Random, root: str) -> dict[str, str]:
     }
 
 
+def draw_backend(seed: int) -> tuple[dict[str, str], int]:
+    """How the heap takes its snapshots: settings, and how many entries at a time.
+
+    By chance of its own: what else happens in a seed does not depend on it.
+    """
+    rng = random.Random(f"backend {seed}")
+    changelog = rng.random() < 0.5
+    return {"state.changelog.enabled": str(changelog).lower()}, rng.choice([1, 3, 20, 2_000])
+
+
+def _without_jobmanager_deaths(world: World, rates: Rates) -> Rates:
+    """A job without checkpoints fails with its JobManager; and its results may be damaged."""
+    return replace(
+        rates,
+        enabled=rates.enabled - {"F04", "F06", "F12", "F22"} | {"F01", "F02"},
+        store_crash=0.0,
+        overtake=0.0,
+        rescale=0.0,
+        failpoint=world.between(0.003, 0.03),
+        at_the_end=world.random.choice([0.0, 0.1]),
+        damage=world.random.choice([0.0, 0.3]),
+        spare_jobmanagers=True,
+    )
+
+
 class _Run:
     def __init__(self, seed: int, options: Options) -> None:
         self.options = options
@@ -123,7 +149,8 @@ class _Run:
         self.shape = jobs.draw_shape(rng, options.kind)
         self.store_name = f"sim{seed}"
         root = f"memory://{self.store_name}/checkpoints"
-        self.settings = {**draw_settings(rng, root), **options.settings}
+        backend, self._slice_entries = draw_backend(seed)
+        self.settings = {**draw_settings(rng, root), **backend, **options.settings}
         self.nemesis = Nemesis(world, options.rates(self._rates()))
         if self.scenario == "poison":
             self.nemesis.poison_record = (0, self.shape.sizes[0] // 2)
@@ -138,6 +165,8 @@ class _Run:
 
     def _rates(self) -> Rates:
         rates = draw_rates(self.world)
+        if self.shape.kind == "batch":
+            rates = _without_jobmanager_deaths(self.world, rates)
         if self.scenario == "poison":
             return Rates(heal_at_us=rates.heal_at_us)  # so that the budget can be counted
         return rates
@@ -152,7 +181,8 @@ class _Run:
         MemoryFileSystem.drop(self.store_name)
         output = FaultyFileSystem(MemoryFileSystem(), self.nemesis.output_fault)
         to_output = mock.patch.object(files_sink, "parse", lambda path: (output, path))
-        with use(self.ledger), to_output:
+        in_slices = mock.patch.object(heap_capture, "SLICE_ENTRIES", self._slice_entries)
+        with use(self.ledger), to_output, in_slices:
             try:
                 self._live()
             except Exception as error:
@@ -176,7 +206,7 @@ class _Run:
             damage = self._corrupt if world.chance(0.5) else self._spoil
             world.after(world.between(3, 8) * SECOND, damage)
         world.run(int(self.nemesis.rates.heal_at_us), self._over)
-        if not self._over():
+        if not self._over() and self.shape.checkpointed:
             self._require_progress()
         if not self._over():
             deadline = world.now_us + FINISH_WITHIN
@@ -341,10 +371,13 @@ class _Run:
             ordered = not cluster.rescaled
             for fault in oracles.check_output(self.shape, self.ledger, finished, ordered):
                 world.violation(fault)
+            if self.shape.kind == "aligned" and not world.faults and finished:
+                for fault in oracles.check_drift(self.shape, self.ledger):
+                    world.violation(fault)
             output = oracles.normalised(self.shape, self.ledger)
         except Exception as error:
             world.violation(f"the output is malformed: {error!r}")
-        if self.scenario != "corrupt":
+        if self.scenario != "corrupt" and self.shape.checkpointed:
             self._audit_store(finished)
         return Result(
             seed=world.seed,
@@ -370,7 +403,7 @@ class _Run:
             generation = self.cluster.newest.generation
             retain = int(self.settings["execution.checkpointing.num-retained"])
             store = CheckpointStore(MemoryFileSystem(), self._root, JOB_ID)
-            store.collect_garbage(generation, retain, in_use=set())
+            store.collect_garbage(generation, retain)
             faults += audit(
                 MemoryFileSystem(),
                 self._root,

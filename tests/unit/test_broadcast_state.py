@@ -31,7 +31,8 @@ from dataflow.datastream.state import (
 )
 from dataflow.errors import JobExecutionError, JobGraphError, RestoreError, UserFunctionError
 from dataflow.graph.specs import BroadcastFirstSpec, BroadcastProcessSpec
-from state.snapshot import TaskSnapshot, decode, encode, redistribute
+from state.snapshot import TaskSnapshot, redistribute
+from state.snapshot_format import decode, encode
 from tests.harness import OperatorHarness, send_by_key
 
 RULES = MapStateDescriptor("rules")

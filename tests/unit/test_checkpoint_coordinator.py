@@ -130,7 +130,7 @@ def test_a_published_checkpoint_is_committed_marked_and_followed_by_the_next() -
     assert coordinator.commit_succeeded(A, NOW, 5) == []
     assert coordinator.commit_succeeded(A, NOW, 5) == [], "said twice"
     assert coordinator.commit_succeeded(B, OLD, 5) == [], "of another attempt"
-    assert coordinator.commit_succeeded(B, NOW, 5) == [MarkCommitted(permit(5))]
+    assert coordinator.commit_succeeded(B, NOW, 5) == [MarkCommitted(permit(5), 5)]
     assert coordinator.commit_succeeded(B, NOW, 5) == [], "marked once"
     assert coordinator.marked(5, None, 150) == []
     assert coordinator.tick(199) == []
@@ -146,7 +146,52 @@ def test_the_commit_of_a_later_checkpoint_covers_the_earlier_ones() -> None:
     assert coordinator.commit_succeeded(A, NOW, 5) == []
     assert coordinator.commit_succeeded(A, NOW, 6) == []
     marks = coordinator.commit_succeeded(B, NOW, 6)
-    assert marks == [MarkCommitted(permit(5)), MarkCommitted(permit(6))]
+    assert marks == [MarkCommitted(permit(5), 5), MarkCommitted(permit(6), 6)]
+
+
+def commit_everywhere(coordinator: Coordinator, checkpoint_id: int) -> MarkCommitted:
+    coordinator.commit_succeeded(A, NOW, checkpoint_id)
+    (mark,) = coordinator.commit_succeeded(B, NOW, checkpoint_id)
+    assert isinstance(mark, MarkCommitted)
+    return mark
+
+
+def test_what_tasks_may_refer_to_is_kept_until_all_know_of_something_newer() -> None:
+    coordinator = Coordinator()
+    coordinator.until_completed(100)
+    assert commit_everywhere(coordinator, 5).keep_from == 5
+    coordinator.until_completed(200)
+    coordinator.commit_succeeded(A, NOW, 6)
+    assert coordinator.tick(300) == [Trigger(7)], "B does not know of 6 yet: it may extend 5"
+    (mark,) = coordinator.commit_succeeded(B, NOW, 6)
+    assert mark == MarkCommitted(permit(6), 5)
+    assert coordinator.marked(6, "no", 310) == [MarkCommitted(permit(6), 5, 10)]
+    for task in TASKS:
+        coordinator.acknowledge(ack(task, 7), 320)
+    coordinator.published(7, PublishOutcome.PUBLISHED, permit(7), None, 330)
+    assert coordinator.marked(6, "no", 340) == [MarkCommitted(permit(6), 6, 10)]
+
+
+def test_before_the_first_commit_tasks_may_refer_to_what_they_were_restored_from() -> None:
+    coordinator = Coordinator(running=False)
+    coordinator.job_running({A: NOW, B: NOW}, 0, restored=3)
+    coordinator.until_completed(100)
+    coordinator.commit_succeeded(A, NOW, 5)
+    assert coordinator.tick(200) == [Trigger(6)]
+    assert coordinator.commit_succeeded(B, NOW, 5) == [MarkCommitted(permit(5), 3)]
+
+
+def test_tasks_that_were_not_restarted_may_know_less_than_what_the_others_restored() -> None:
+    coordinator = Coordinator()
+    coordinator.until_completed(100)
+    commit_everywhere(coordinator, 5)
+    coordinator.until_completed(200)
+    coordinator.job_stopped("A failed")  # before B hears that 6 is complete
+    coordinator.job_running({A: Attempt(3, 9), B: NOW}, 300, restored=6)
+    coordinator.tick(400)
+    coordinator.recommit(permit(6))
+    coordinator.commit_succeeded(A, Attempt(3, 9), 6)
+    assert coordinator.commit_succeeded(B, NOW, 6) == [MarkCommitted(permit(6), 5)]
 
 
 def test_a_marker_that_cannot_be_written_is_written_later() -> None:
@@ -154,7 +199,7 @@ def test_a_marker_that_cannot_be_written_is_written_later() -> None:
     coordinator.until_completed(100)
     for task in TASKS:
         coordinator.commit_succeeded(task, NOW, 5)
-    assert coordinator.marked(5, "no", 120) == [MarkCommitted(permit(5), 10)]
+    assert coordinator.marked(5, "no", 120) == [MarkCommitted(permit(5), 5, 10)]
     assert coordinator.marked(5, None, 130) == []
     assert coordinator.marked(5, None, 140) == []
 
@@ -299,10 +344,10 @@ def test_a_restarted_job_commits_what_it_was_restored_from_and_never_reuses_an_i
     coordinator.job_stopped("x")
     assert coordinator.commit_succeeded(A, NOW, 5) == [], "of the attempt before"
     again = Attempt(3, 9)
-    coordinator.job_running({A: again, B: again}, 500)
+    coordinator.job_running({A: again, B: again}, 500, restored=5)
     assert coordinator.recommit(permit(5)) == [Commit(permit(5))]
     coordinator.commit_succeeded(A, again, 5)
-    assert coordinator.commit_succeeded(B, again, 5) == [MarkCommitted(permit(5))]
+    assert coordinator.commit_succeeded(B, again, 5) == [MarkCommitted(permit(5), 5)]
     assert coordinator.tick(600) == [Trigger(6)]
 
 

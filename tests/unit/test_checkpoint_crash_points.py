@@ -90,7 +90,7 @@ class CountingJob:
             self._commit(manifest)
         elif outcome is PublishOutcome.STALE_GENERATION:
             raise Stopped
-        self._again(lambda: self._store.collect_garbage(self._generation, RETAIN, set()))
+        self._again(lambda: self._store.collect_garbage(self._generation, RETAIN))
 
     def abandon_a_checkpoint(self) -> None:
         attempt = (self._generation, self._next_id)

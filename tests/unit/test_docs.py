@@ -54,7 +54,15 @@ def programs(page: Path) -> dict[str, tuple[str, str | None]]:
     return {name: (program, output or None) for program, name, output in found}
 
 
-PAGES_WITH_PROGRAMS = ("async.md", "batch.md", "cep.md", "columns.md", "connectors.md", "joins.md")
+PAGES_WITH_PROGRAMS = (
+    "async.md",
+    "batch.md",
+    "cep.md",
+    "columns.md",
+    "connectors.md",
+    "iterations.md",
+    "joins.md",
+)
 WITH_PROGRAMS = {page: programs(DOCS / page) for page in PAGES_WITH_PROGRAMS}
 RUN = [
     (page, name)

@@ -15,6 +15,7 @@ from dataflow.graph.job_graph import (
 )
 from jobmanager.deployment import Deployment
 from jobmanager.execution_graph import ExecutionGraph, Slot, connected, connected_to
+from jobmanager.region import Regions
 from taskmanager.elements import ChannelId
 from taskmanager.messages import TaskId
 
@@ -99,7 +100,8 @@ def test_both_ends_of_a_connection_describe_the_same_channels() -> None:
         [edge("a", "b", Partitioning.RESCALE), edge("b", "c", Partitioning.HASH)],
     )
     location = {task: f"tm-{task.vertex_id}{task.subtask}" for task in expanded.tasks}
-    deployment = Deployment(expanded, location)
+    (region,) = Regions(expanded.regions, expanded.slot_of)
+    deployment = Deployment(expanded, region, location.get)
     outgoing, incoming = set(), set()
     for task in expanded.tasks:
         for out in deployment.outputs(task):

@@ -328,8 +328,9 @@ def test_state_that_the_program_no_longer_declares_stays_in_the_checkpoint() -> 
     [
         (lambda block: b"", "is not a keyed state block"),
         (lambda block: b"nope" + block[4:], "is not a keyed state block"),
-        (lambda block: block[:4] + b"\x63" + block[5:], "version 99; this release reads up to 2"),
-        (lambda block: block[:-5], "cannot be decoded"),
+        (lambda block: block[:4] + b"\x63" + block[5:], "version 99; this release reads 3"),
+        (lambda block: block[:-5], "is cut short or damaged"),
+        (lambda block: block[:-1] + b"!", "cannot be decoded"),
     ],
 )
 def test_a_block_that_is_not_right_is_refused(change: Any, message: str) -> None:

@@ -49,6 +49,7 @@ from state.checkpoint_store import (
 from taskmanager.elements import Attempt
 from taskmanager.messages import (
     AbortCheckpoint,
+    AlignWatermark,
     Cancel,
     CheckpointAcknowledged,
     CheckpointDeclined,
@@ -67,6 +68,7 @@ from taskmanager.messages import (
     TaskMetrics,
     TaskReady,
     TriggerCheckpoint,
+    WatermarkReached,
 )
 
 HANDLE = StateHandle("generations/3/ckpt-1/x", 10, "0" * 64)
@@ -619,7 +621,7 @@ def test_a_checkpoint_goes_from_the_sources_to_the_commit() -> None:
     script.on(Published(checkpoint_id, PublishOutcome.PUBLISHED, permit(checkpoint_id)))
     assert script.tasks_of(CommitCheckpoint) == ALL
     script.on(*(CommitSucceeded(task, script.attempt_of(task), checkpoint_id) for task in ALL))
-    assert script.actions == [MarkCommitted(permit(checkpoint_id))]
+    assert script.actions == [MarkCommitted(permit(checkpoint_id), checkpoint_id)]
     assert script.on(Marked(checkpoint_id)) == []
 
 
@@ -885,6 +887,64 @@ def test_metrics_of_the_present_attempts_are_kept() -> None:
     assert script.master.metrics == {A0: TaskMetrics(5, 0, 0, None)}
     script.on(TaskFinished(A0, attempt, TaskMetrics(7, 0, 0, None)))
     assert script.master.metrics[A0].records_in == 7, "the last ones come with the end"
+
+
+# ---------------------------------------------------------------------- watermark alignment
+
+
+def reached(script: Script, task: TaskId, watermark: int | None) -> list[int | None]:
+    """What the task is answered."""
+    attempt = script.attempt_of(task)
+    script.on(WatermarkReached(task, attempt, "g", watermark))
+    assert all((m.tasks, m.attempt) == ((task,), attempt) for m in script.messages(AlignWatermark))
+    return [message.watermark for message in script.messages(AlignWatermark)]
+
+
+def test_a_source_is_told_the_lowest_watermark_of_its_group_across_regions() -> None:
+    script = Script(pipelines()).running()
+    assert reached(script, A0, 100) == [100]
+    assert reached(script, A1, 30) == [30]
+    assert [send.taskmanager_id for send in script.wanted(Send)] == [TM2]
+    assert reached(script, A0, 110) == [30]
+    assert reached(script, A1, None) == [110]
+
+
+def test_nobody_waits_for_a_region_that_is_not_running() -> None:
+    script = Script(pipelines()).running()
+    reached(script, A1, 30)
+    old = script.attempt_of(A1)
+    script.on(script.failed(A1))
+    assert reached(script, A0, 100) == [100]
+    assert script.on(WatermarkReached(A1, old, "g", 31)) == [], "it was on the way"
+    script.tick(200)
+    assert script.attempt_of(A1) > old
+    assert script.on(WatermarkReached(A1, old, "g", 32)) == []
+    assert script.on(WatermarkReached(A1, script.attempt_of(A1), "g", 33)) == [], "not started"
+    script.each(TaskReady, [A1])
+    assert reached(script, A0, 100) == [100]
+    assert reached(script, A1, 5) == [5]
+
+
+def test_nobody_waits_for_a_region_that_is_being_canceled_or_whose_taskmanager_is_lost() -> None:
+    for restarting in (False, True):
+        script = Script(pipelines()).running()
+        reached(script, A1, 30)
+        if restarting:
+            script.on(PeerUnreachable(TM1, TM2, script.attempt_of(A1), "cut"))
+            assert script.tasks_of(Cancel) == [A1]
+            assert reached(script, A1, 31) == [], "it has not stopped yet"
+        else:
+            script.on(TaskManagerLost(TM2, "died"))
+        assert reached(script, A0, 100) == [100]
+
+
+def test_nobody_waits_for_a_source_that_has_drained() -> None:
+    script = Script(pipelines()).running()
+    reached(script, A1, 30)
+    script.each(TaskDrained, [A1])
+    assert reached(script, A0, 100) == [100]
+    assert reached(script, A1, 30) == [], "a message that came twice"
+    assert reached(script, A0, 100) == [100]
 
 
 def test_people_are_told_who_runs_what() -> None:

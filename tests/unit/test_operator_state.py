@@ -12,7 +12,7 @@ import pytest
 from harness import OperatorHarness
 from hypothesis import given
 from hypothesis import strategies as st
-from task_harness import memory_store
+from task_harness import memory_store, write_snapshot
 
 from dataflow.common.configuration import Configuration
 from dataflow.common.keys import KeyGroupRange
@@ -53,14 +53,8 @@ from dataflow.graph.specs import (
 )
 from dataflow.testing.scripted_source import Crash, ScriptedSource, WaitForCheckpoint
 from state.operator_state import PREFIX
-from state.snapshot import (
-    OperatorSnapshot,
-    Redistribution,
-    TaskSnapshot,
-    decode,
-    encode,
-    redistribute,
-)
+from state.snapshot import OperatorSnapshot, Redistribution, TaskSnapshot, redistribute
+from state.snapshot_format import decode, encode
 from taskmanager.elements import Attempt
 from taskmanager.messages import RestoreDescriptor, TaskDeploymentDescriptor, TaskId
 from taskmanager.restore import load_snapshot
@@ -213,7 +207,7 @@ def passed_on(old: list[TaskSnapshot], parallelism: int, through_store: bool) ->
             for n in range(parallelism)
         ]
     store = memory_store()
-    handles = tuple((n, store.write_state(1, 1, f"v-{n}", encode(t))) for n, t in enumerate(old))
+    handles = tuple((n, write_snapshot(store, f"v-{n}", t)) for n, t in enumerate(old))
     shares = any(task.shares_state for task in old)
     restore = RestoreDescriptor(1, len(old), handles, shares)
     started = []
@@ -225,7 +219,7 @@ def passed_on(old: list[TaskSnapshot], parallelism: int, through_store: bool) ->
         descriptor = TaskDeploymentDescriptor(
             "job", "job", TaskId("v", n), Attempt(1, 2), 1, vertex, (), (), {}, (own,)
         )
-        started.append(load_snapshot(descriptor, store))
+        started.append(load_snapshot(descriptor, store)[0])
     return started
 
 

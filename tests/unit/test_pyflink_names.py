@@ -133,7 +133,6 @@ PLANNED = {
     "JobClient.trigger_savepoint": "savepoints",
     "StreamExecutionEnvironment.set_default_savepoint_directory": "savepoints",
     "StreamExecutionEnvironment.get_default_savepoint_directory": "savepoints",
-    "StreamExecutionEnvironment.register_cached_file": "a distributed cache",
     "DataStream.cache": "batch mode",
     "KeyedStream.cache": "batch mode",
     "CachedDataStream": "batch mode",

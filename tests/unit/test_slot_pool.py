@@ -50,7 +50,7 @@ def test_it_answers_as_if_it_looked_at_everyone(
         chosen = known[number % len(known)] if known else "nobody"
         if what == "request":
             since = max(0, now - number)  # a wait may go on that began before
-            for request in pool.request_missing(since):
+            for request in pool.request_missing(since, range(100)):
                 there = pool._taskmanagers[request.taskmanager_id].slots
                 models[request.taskmanager_id] = Model(there, since)
             offered = sorted(slot for model in models.values() for slot in model.slots)
@@ -86,5 +86,5 @@ def check(pool: SlotPool, models: dict[str, Model], slots: int, now: int) -> Non
 
 
 def test_a_taskmanager_offers_slots_of_one_kind() -> None:
-    requests = pool_of(4, 2).request_missing(0)
+    requests = pool_of(4, 2).request_missing(0, range(100))
     assert [request.resources for request in requests] == [(("gpu", 0),), (("gpu", 2),)]

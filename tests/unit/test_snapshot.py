@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from dataflow.common.keys import KeyGroupRange, subtask_for
 from dataflow.errors import CorruptObject
-from state.snapshot import OperatorSnapshot, TaskSnapshot, decode, encode, redistribute
+from state.snapshot import OperatorSnapshot, TaskSnapshot, redistribute
+from state.snapshot_format import decode, encode
 
 MAX_PARALLELISM = 16
 
@@ -93,7 +94,7 @@ def test_truncated_extended_and_foreign_files_are_refused() -> None:
 
 def test_a_later_format_version_is_refused() -> None:
     data = encode(SMALL)
-    later = b"DFSNAP\x00\x02"
+    later = b"DFSNAP\x00\x03"
     with pytest.raises(CorruptObject, match="known version"):
         decode(later + data[8:-8] + later)
 

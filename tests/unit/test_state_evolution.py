@@ -229,12 +229,3 @@ def test_what_cannot_evolve_names_operator_state_and_remedy(
         with pytest.raises(RestoreError, match=r"^state '(value|operator)' of operator") as raised:
             read(only)
         assert "\n" not in str(raised.value)
-
-
-def test_blocks_of_the_version_before_can_be_read(define: Define) -> None:
-    """There all states of a key group were pickled together, and dataclasses by pickle alone."""
-    (group,) = kept(define, "a: int", 1).keyed
-    module = sys.modules[MODULE]
-    states = {"list": ("list state", {None: {"k": [module.Record(3)]}})}
-    block = b"DFKS\x01" + dumps_data((None, states))
-    assert read(OperatorSnapshot({group: block}))[1] == [module.Record(3)]

@@ -8,11 +8,14 @@ from typing import Any
 from task_harness import Map, Services, TaskHarness
 
 from dataflow.common.batch import RowBatch
-from dataflow.graph.specs import MapSpec
+from dataflow.common.watermark_strategy import WatermarkStrategy
+from dataflow.graph.specs import MapSpec, SourceSpec
+from dataflow.testing.scripted_source import Record, ScriptedSource
 from taskmanager.channel import ChannelLimits
 from taskmanager.elements import Attempt, ChannelId
 from taskmanager.messages import (
     AbortCheckpoint,
+    AlignWatermark,
     Cancel,
     ClientAcknowledged,
     DataMessage,
@@ -136,9 +139,21 @@ def test_checkpoint_messages_of_another_attempt_do_nothing() -> None:
     ):
         executor.do(message)
     assert executor.launched[0].state is TaskState.RUNNING
-    assert executor.launched[0]._aborted_checkpoint == 0
+    assert executor.launched[0]._checkpoints._aborted == 0
     executor.do(AbortCheckpoint((TASK,), NOW, 5))
-    assert executor.launched[0]._aborted_checkpoint == 5
+    assert executor.launched[0]._checkpoints._aborted == 5
+
+
+def test_a_source_is_aligned_by_answers_of_its_own_attempt_only() -> None:
+    strategy = WatermarkStrategy.for_monotonous_timestamps().with_watermark_alignment("g", 50)
+    spec = SourceSpec(ScriptedSource([Record(1, 1), Record(2, 900), Record(3, 901)]), strategy)
+    for attempt, read in ((OLD, 3), (NOW, 2)):
+        executor = Executor()
+        executor.do(Deploy((TaskHarness(spec, outputs=1, attempt=NOW).task.descriptor,)))
+        (task,) = executor.launched
+        executor.handle(Start((TASK,), NOW))
+        executor.do(AlignWatermark((TASK,), attempt, 0))
+        assert task.metrics().records_read == read
 
 
 def test_only_tasks_of_the_failed_attempt_fail() -> None:

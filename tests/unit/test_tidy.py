@@ -276,6 +276,7 @@ EXEMPT: dict[str, dict[str, str]] = {
     },
     "boto3_only_in_s3": {"dataflow/filesystem/s3.py": "the S3 file system"},
     "no_threads": {
+        "state/transfer.py": "moves parts of a snapshot side by side",
         "taskmanager/actor.py": "sends to other actors from a thread of its own",
         "taskmanager/operator_driver.py": "runs the coroutines of a tested operator to their end",
         "taskmanager/event_loop.py": "the thread that runs coroutines",

@@ -158,7 +158,11 @@ def test_a_strategy_is_not_changed_by_its_variants() -> None:
         (lambda s: s.for_generator(Punctuated()), JobGraphError, "every split needs its own"),
         (lambda s: s.for_generator(lambda x: x), JobGraphError, "called with 0 arguments"),
         (lambda s: s.for_generator(dict).create_generator(), JobGraphError, "made a dict"),
-        (lambda s: s.with_watermark_alignment("g", 1000), ConfigError, "not supported yet"),
+        (lambda s: s.with_watermark_alignment("", 1000), ConfigError, "the group needs a name"),
+        (lambda s: s.with_watermark_alignment(7, 1000), ConfigError, "a name, not 7"),
+        (lambda s: s.with_watermark_alignment("g", -1), ConfigError, "the drift: -1 is too short"),
+        (lambda s: s.with_watermark_alignment("g", None), ConfigError, "the drift: .*NoneType"),
+        (lambda s: s.with_watermark_alignment("g", 1, 0), ConfigError, "interval: 0 is too short"),
     ],
 )
 def test_what_cannot_be_is_refused(make: Any, error: type[Exception], reason: str) -> None:

@@ -189,6 +189,16 @@ class SourceReader(ABC, Generic[T, SplitT]):
         """Processing time (ms) at which to poll again after NOTHING_AVAILABLE."""
         return None
 
+    def pause_or_resume_splits(
+        self, splits_to_pause: Sequence[str], splits_to_resume: Sequence[str]
+    ) -> None:
+        """Emit nothing of these splits until they are resumed (see ``with_watermark_alignment``).
+
+        To be overridden by readers whose splits have a ``split_id`` and go on independently of
+        each other. All others are not polled at all while what they have read is too far ahead.
+        """
+        raise NotImplementedError
+
     def notify_checkpoint_complete(self, checkpoint_id: int) -> None:
         """The snapshot taken for this checkpoint is durable."""
 

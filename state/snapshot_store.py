@@ -1,0 +1,276 @@
+"""The snapshots of tasks in the checkpoint store: what is written, reused, read and verified.
+
+An incremental snapshot refers to files of earlier checkpoints. Two rules keep them there:
+
+* It refers only to checkpoints that its task knows to be completed: one that may still be aborted
+  takes its files with it.
+* Every file that it refers to is in its handle, hence in the manifest, and clean-up keeps what is
+  in the manifest of a checkpoint that is kept. The JobManager protects the checkpoints that tasks
+  may refer to until their manifest is written (see ``CheckpointCoordinator``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from dataflow.common.keys import KeyGroupRange
+from dataflow.errors import CorruptObject, ObjectNotFound
+from state.checkpoint_store import CheckpointManifest, CheckpointStore, StateHandle
+from state.snapshot import NativeState, TaskSnapshot
+from state.snapshot_format import Range, References, SnapshotFile, digest_of, encode
+from state.transfer import transfer
+
+#: What is asked of the store at once.
+CHUNK_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a later snapshot of the task can refer to, once the checkpoint is completed."""
+
+    #: By operator uid: the snapshots that its keyed state is spread over, oldest first.
+    layers: dict[str, tuple[StateHandle, ...]] = field(default_factory=dict)
+    #: By operator uid and name: shared files of its state backend.
+    files: dict[tuple[str, str], StateHandle] = field(default_factory=dict)
+
+
+class SnapshotWriter:
+    """Writes the snapshots of one task.
+
+    Methods are for the task's thread; what ``prepare`` returns is for an I/O thread.
+    """
+
+    def __init__(self, store: CheckpointStore, generation: int, name: str) -> None:
+        self._store = store
+        self._generation = generation
+        self._name = name
+        self._stored: dict[int, Written] = {}  # newer than the completed one
+        self._completed: tuple[int | None, Written] = (None, Written())
+
+    def adopt(self, checkpoint_id: int, restored: Written) -> None:
+        """Later snapshots may refer to what the task is restored from."""
+        self._completed = checkpoint_id, restored
+
+    def prepare(self, checkpoint_id: int, snapshot: TaskSnapshot) -> Callable[[], Stored]:
+        """What uploads the snapshot and its asynchronous parts.
+
+        It may refer to the checkpoint that is known to be completed now.
+        """
+        return partial(self._write, checkpoint_id, snapshot, *self._completed)
+
+    def stored(self, checkpoint_id: int, stored: Stored) -> None:
+        """The snapshot is durable; the checkpoint may become completed."""
+        self._stored[checkpoint_id] = stored.written
+
+    def completed(self, checkpoint_id: int) -> None:
+        """From now on snapshots may refer to this checkpoint, and no more to earlier ones."""
+        written = self._stored.get(checkpoint_id)
+        if written is not None:
+            self._completed = checkpoint_id, written
+            self._stored = {n: w for n, w in self._stored.items() if n > checkpoint_id}
+
+    def _write(
+        self,
+        checkpoint_id: int,
+        snapshot: TaskSnapshot,
+        completed_id: int | None,
+        completed: Written,
+    ) -> Stored:
+        snapshot = snapshot.completed()
+        try:
+            files = _Numbered()
+            references: dict[str, References] = {}
+            layers: dict[str, tuple[StateHandle, ...]] = {}
+            base: tuple[StateHandle, ...]
+            shared: dict[tuple[str, str], StateHandle] = {}
+            for uid, state in snapshot.operators.items():
+                base = ()
+                if state.extends is not None:
+                    if state.extends != completed_id:
+                        raise ValueError(
+                            f"the state of operator uid {uid!r} extends checkpoint "
+                            f"{state.extends}, but completed is {completed_id}"
+                        )
+                    base = completed.layers.get(uid, ())
+                layers[uid] = base
+                uploaded = [
+                    self._upload(checkpoint_id, uid, native, completed) for native in state.native
+                ]
+                references[uid] = References(
+                    tuple(map(files.number, base)),
+                    tuple(
+                        {name: files.number(handle) for name, handle in of_one.items()}
+                        for of_one in uploaded
+                    ),
+                )
+                for native, of_one in zip(state.native, uploaded, strict=True):
+                    shared.update({(uid, name): of_one[name] for name in native.shared})
+            data = encode(snapshot, references)
+            root = self._store.write_state(
+                self._generation, checkpoint_id, self._name, data, digest_of(data)
+            )
+        finally:
+            for state in snapshot.operators.values():
+                state.release()
+        for uid, state in snapshot.operators.items():
+            if state.keyed:
+                layers[uid] = (*layers[uid], root)
+        return Stored(replace(root, files=tuple(files.handles)), snapshot, Written(layers, shared))
+
+    def _upload(
+        self, checkpoint_id: int, uid: str, native: NativeState, completed: Written
+    ) -> dict[str, StateHandle]:
+        """The handles of a native state's files by name; those there already are not sent again."""
+
+        def upload(name: str) -> StateHandle:
+            known = completed.files.get((uid, name)) if name in native.shared else None
+            if known is not None:
+                return known
+            with open(native.files[name], "rb") as file:
+                data = file.read()
+            return self._store.write_state(self._generation, checkpoint_id, self._name, data)
+
+        names = sorted(native.files)
+        return dict(zip(names, transfer(self._store.transfers, upload, names), strict=True))
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A snapshot that has been written."""
+
+    handle: StateHandle
+    snapshot: TaskSnapshot
+    written: Written
+
+
+class StoredSnapshot:
+    """A snapshot in the store. Raises ObjectNotFound, CorruptObject, StorageError."""
+
+    def __init__(self, store: CheckpointStore, handle: StateHandle) -> None:
+        self._store = store
+        self._handle = handle
+        self._file = self._open(handle)
+        self._layers: dict[int, SnapshotFile] = {}
+        numbers = [
+            number
+            for entry in self._file.operators.values()
+            for number in (*entry.layers, *(n for e in entry.native for n in e.files.values()))
+        ]
+        if any(number >= len(handle.files) for number in numbers):
+            raise CorruptObject(f"{handle.path} refers to files that its checkpoint does not have")
+
+    def load(self, key_groups: KeyGroupRange | None = None) -> TaskSnapshot:
+        """Everything for these key groups (all if None), with native files in a local folder.
+
+        The folder is there until the native state is released, or forgotten.
+        """
+        snapshot = self._file.load(key_groups)
+        for entry in self._file.operators.values():
+            state = snapshot.operators[entry.uid]
+            for number in entry.layers:
+                for group, block in self._layer(number).keyed(entry.uid, key_groups).items():
+                    state.earlier.setdefault(group, []).append(block)
+            state.native = tuple(
+                self._download(native, in_index.files)
+                for native, in_index in zip(state.native, entry.cut(key_groups).native, strict=True)
+            )
+        return snapshot
+
+    def written(self) -> Written:
+        """What the next snapshot of the same subtask may refer to."""
+        files = self._handle.files
+        root = replace(self._handle, files=())
+        entries = self._file.operators.values()
+        return Written(
+            {
+                entry.uid: (*(files[n] for n in entry.layers), *((root,) if entry.keyed else ()))
+                for entry in entries
+            },
+            {
+                (entry.uid, name): files[native.files[name]]
+                for entry in entries
+                for native in entry.native
+                for name in native.shared
+            },
+        )
+
+    def verify(self) -> None:
+        """Read every byte of it."""
+        self._file.load()
+        layers = {number for entry in self._file.operators.values() for number in entry.layers}
+        for number, handle in enumerate(self._handle.files):
+            if number in layers:
+                self._layer(number).load()
+            else:
+                self._store.read_state(handle)
+
+    def _open(self, handle: StateHandle) -> SnapshotFile:
+        read = partial(_read_ranges, self._store, handle)
+        return SnapshotFile(read, handle.size, handle.sha256, self._store.location(handle))
+
+    def _layer(self, number: int) -> SnapshotFile:
+        file = self._layers.get(number)
+        if file is None:
+            file = self._layers[number] = self._open(self._handle.files[number])
+        return file
+
+    def _download(self, native: NativeState, files: dict[str, int]) -> NativeState:
+        folder = tempfile.TemporaryDirectory(prefix="dataflow-restore-", ignore_cleanup_errors=True)
+        paths = {name: os.path.join(folder.name, name) for name in files}
+
+        def download(name: str) -> None:
+            handle, digest = self._handle.files[files[name]], hashlib.sha256()
+            with open(paths[name], "wb") as file:
+                for offset, length in _chunks([(0, handle.size)]):
+                    data = self._store.read_range(handle, offset, length)
+                    digest.update(data)
+                    file.write(data)
+            if digest.hexdigest() != handle.sha256:
+                raise CorruptObject(f"{self._store.location(handle)} is not what was written")
+
+        transfer(self._store.transfers, download, sorted(files))
+        return replace(native, files=paths, release=folder.cleanup)
+
+
+def verify_checkpoint(store: CheckpointStore, manifest: CheckpointManifest) -> str | None:
+    """Read all state of a checkpoint; says what is wrong, or None."""
+    for handle in manifest.snapshots():
+        try:
+            StoredSnapshot(store, handle).verify()
+        except (ObjectNotFound, CorruptObject) as error:
+            return str(error)
+    return None
+
+
+class _Numbered:
+    """Files in the order in which they were first asked for."""
+
+    def __init__(self) -> None:
+        self.handles: list[StateHandle] = []
+        self._numbers: dict[str, int] = {}
+
+    def number(self, handle: StateHandle) -> int:
+        number = self._numbers.setdefault(handle.path, len(self.handles))
+        if number == len(self.handles):
+            self.handles.append(handle)
+        return number
+
+
+def _chunks(ranges: Iterable[Range]) -> Iterable[Range]:
+    for offset, length in ranges:
+        for start in range(offset, offset + length, CHUNK_BYTES):
+            yield start, min(CHUNK_BYTES, offset + length - start)
+
+
+def _read_ranges(
+    store: CheckpointStore, handle: StateHandle, ranges: Sequence[Range]
+) -> list[bytes]:
+    chunks = [list(_chunks([wanted])) for wanted in ranges]
+    flat = [chunk for of_one in chunks for chunk in of_one]
+    read = iter(transfer(store.transfers, lambda chunk: store.read_range(handle, *chunk), flat))
+    return [b"".join(next(read) for _ in of_one) for of_one in chunks]

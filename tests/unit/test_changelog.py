@@ -1,0 +1,226 @@
+"""Checkpoints of the heap that have only what has changed: what they give when they are read."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from task_harness import memory_store
+
+from dataflow.common.keys import KeyGroupRange
+from state import changelog, heap_capture
+from state.changelog import Changelog, Changes, Extent, extent_of
+from state.heap_backend import HeapKeyedStateBackend
+from state.snapshot import TaskSnapshot, redistribute
+from state.snapshot_store import SnapshotWriter, Stored, StoredSnapshot
+
+GROUPS = 8
+ALL = KeyGroupRange(0, GROUPS)
+UID = "op"
+
+
+def backend_of(groups: KeyGroupRange = ALL, changelog: bool = True) -> HeapKeyedStateBackend:
+    return HeapKeyedStateBackend(GROUPS, groups, "op", changelog=changelog)
+
+
+def contents(backend: HeapKeyedStateBackend) -> dict[str, Any]:
+    """By state, namespace and key; of what is empty a snapshot knows nothing."""
+    found: dict[str, Any] = {}
+    for table in backend.tables():
+        for namespace, values in table.namespaces.items():
+            if values:
+                found.setdefault(table.name, {})[namespace] = copy.deepcopy(dict(values))
+    return found
+
+
+class Checkpoints(RuleBasedStateMachine):
+    """A task whose checkpoints complete, are aborted, or lead to a restart, also elsewhere."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.store = memory_store()
+        self.attempts = 0
+        self.number = 0
+        self.completed: dict[int, tuple[Stored, dict[str, Any]]] = {}
+        self.start(backend_of())
+
+    def start(self, backend: HeapKeyedStateBackend) -> None:
+        self.attempts += 1
+        self.backend = backend
+        self.writer = SnapshotWriter(self.store, 1, f"v-0-{self.attempts}")
+        self.taking: Any = None
+
+    @rule(
+        name=st.sampled_from(["values", "lists"]),
+        namespace=st.sampled_from([None, (0, 10), (10, 20)]),
+        key=st.text("abcdef", min_size=1, max_size=1),
+        how=st.sampled_from(["put", "add", "remove"]),
+    )
+    def change(self, name: str, namespace: Any, key: str, how: str) -> None:
+        values = self.backend.table(name, "kind").namespace(namespace)
+        if how == "remove":
+            values.pop(key, None)
+        elif name == "values":
+            values[key] = values.get(key, 0) + 1
+        else:
+            values.setdefault(key, []).append(self.number)
+
+    @rule(namespace=st.sampled_from([(0, 10), (10, 20)]))
+    def drop(self, namespace: Any) -> None:
+        self.backend.drop_namespace(namespace)
+
+    @rule(group=st.integers(0, GROUPS - 1), watermark=st.integers(0, 99))
+    def time_goes_on(self, group: int, watermark: int) -> None:
+        self.backend.watermarks[group] = watermark
+
+    @rule(canonical=st.booleans())
+    def barrier(self, canonical: bool) -> None:
+        self.number += 1
+        expected = contents(self.backend) | {"watermarks": dict(self.backend.watermarks)}
+        snapshot = self.backend.snapshot_state(self.number, canonical)
+        upload = self.writer.prepare(self.number, TaskSnapshot({UID: snapshot}))
+        self.taking = self.number, snapshot.taking, upload, expected
+
+    @precondition(lambda self: self.taking is not None)
+    @rule(completes=st.booleans())
+    def advance(self, completes: bool) -> None:
+        number, taking, upload, expected = self.taking
+        if not taking.advance():
+            return
+        self.taking = None
+        stored = upload()
+        self.writer.stored(number, stored)
+        if completes:
+            self.writer.completed(number)
+            self.backend.notify_checkpoint_complete(number)
+            self.completed[number] = stored, expected
+
+    @precondition(lambda self: self.completed)
+    @rule(changelog=st.booleans())
+    def restart(self, changelog: bool) -> None:
+        number = max(self.completed)
+        stored, expected = self.completed[number]
+        found = StoredSnapshot(self.store, stored.handle)
+        snapshot = found.load().operators[UID]
+        snapshot.extends = number
+        backend = backend_of(changelog=changelog)
+        backend.restore_state(snapshot)
+        assert contents(backend) | {"watermarks": backend.watermarks} == expected
+        self.start(backend)
+        self.writer.adopt(number, found.written())
+
+    @precondition(lambda self: self.completed)
+    @rule()
+    def rescale_to_two(self) -> None:
+        stored, expected = self.completed[max(self.completed)]
+        found: dict[str, Any] = {}
+        watermarks: dict[int, int] = {}
+        for subtask in range(2):
+            groups = KeyGroupRange.of(GROUPS, 2, subtask)
+            old = StoredSnapshot(self.store, stored.handle).load(groups)
+            backend = backend_of(groups)
+            backend.restore_state(redistribute([old], 1, 2, subtask, GROUPS).operators[UID])
+            watermarks |= backend.watermarks
+            for name, namespaces in contents(backend).items():
+                for namespace, values in namespaces.items():
+                    found.setdefault(name, {}).setdefault(namespace, {}).update(values)
+        assert found | {"watermarks": watermarks} == expected
+
+
+@pytest.fixture(autouse=True)
+def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heap_capture, "SLICE_ENTRIES", 2)
+    monkeypatch.setattr(changelog, "LAYERS_MAX", 5)
+
+
+TestCheckpoints = Checkpoints.TestCase
+TestCheckpoints.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+
+
+# ---------------------------------------------------------------------------------- the decisions
+
+
+def snapshot(log: Changelog, number: int, size: int, full: bool = False) -> int | None:
+    extends, _ = log.begin(number, {}, full)
+    log.written(number, size)
+    return extends
+
+
+def test_the_first_is_full_and_then_each_extends_the_newest_completed() -> None:
+    log = Changelog()
+    assert snapshot(log, 1, 1000) is None
+    log.completed(1)
+    assert snapshot(log, 2, 10) == 1
+    assert snapshot(log, 3, 10) == 1, "2 may still be aborted"
+    log.completed(3)
+    assert snapshot(log, 4, 10) == 3
+
+
+def test_changes_of_aborted_checkpoints_are_in_the_next() -> None:
+    log = Changelog()
+    log.begin(1, {}, full=False)
+    log.written(1, 1000)
+    log.completed(1)
+    log.begin(2, {"s": Changes({None: {"a"}, 5: {"x"}})}, full=False)
+    _, changes = log.begin(3, {"s": Changes({None: {"b"}, 5: {"y"}}, {5})}, full=False)
+    assert changes == {"s": Changes({None: {"a", "b"}, 5: {"y"}}, {5})}
+    log.written(3, 1)
+    log.completed(3)
+    assert log.begin(4, {"s": Changes({None: {"c"}})}, full=False)[1] == {
+        "s": Changes({None: {"c"}})
+    }
+
+
+def test_it_is_full_again_when_the_changes_are_as_large_as_what_they_change() -> None:
+    log = Changelog()
+    extended = []
+    for number in range(1, 9):
+        extended.append(snapshot(log, number, 100 if number in (1, 5) else 40))
+        log.completed(number)
+    assert extended == [None, 1, 2, 3, None, 5, 6, 7]
+
+
+def test_it_is_full_again_after_so_many_and_when_it_is_to_be() -> None:
+    log = Changelog()
+    extended = []
+    for number in range(1, 8):
+        extended.append(snapshot(log, number, 10**6 if number in (1, 6) else 1))
+        log.completed(number)
+    assert extended == [None, 1, 2, 3, 4, None, 6]
+    assert snapshot(log, 9, 100, full=True) is None
+    log.completed(9)
+    assert snapshot(log, 10, 1) == 9
+
+
+def test_what_was_restored_is_extended_if_it_may_be() -> None:
+    extent = extent_of({0: [b"four", b"1"], 1: [b"12345"]}, {0: b"22"})
+    assert extent == Extent(9, 3, 3)
+    assert snapshot(Changelog(7, extent), 8, 1) == 7
+    assert snapshot(Changelog(None, extent), 8, 1) is None
+    assert extent_of({}, {3: b"four"}) == Extent(4, 0, 1)
+
+
+def test_a_checkpoint_of_an_attempt_before_completes_nothing() -> None:
+    log = Changelog()
+    snapshot(log, 5, 100)
+    log.completed(4)
+    log.completed(5)
+    assert snapshot(log, 6, 1) == 5
+
+
+def test_checkpoints_of_small_changes_are_small() -> None:
+    backend = backend_of()
+    backend.table("s", "kind").namespace(None).update((str(n), n) for n in range(10_000))
+    sizes = []
+    for number in range(1, 4):
+        taken = backend.snapshot_state(number).completed()
+        sizes.append(sum(map(len, taken.keyed.values())))
+        backend.notify_checkpoint_complete(number)
+        for key in range(10):
+            backend.table("s", "kind").namespace(None)[str(key)] += 1
+    assert sizes[1] < 500
+    assert sizes[2] < sizes[0] / 100

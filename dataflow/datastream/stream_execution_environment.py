@@ -163,12 +163,14 @@ class StreamExecutionEnvironment:
         return self._checkpoint_config.is_force_unaligned_checkpoints()
 
     def set_state_backend(self, state_backend: StateBackend) -> StreamExecutionEnvironment:
-        """Where working state is kept; only HashMapStateBackend for now."""
+        """Where working state is kept. Raises ConfigError for one that is not installed here."""
         if not isinstance(state_backend, StateBackend):
             raise ConfigError(
                 f"set_state_backend({state_backend!r:.60}): HashMapStateBackend() is one"
             )
         self._configuration.set(ConfigOptions.STATE_BACKEND, state_backend.name)
+        for key, value in state_backend.settings().items():
+            self._configuration.set_string(key, value)
         return self
 
     def set_default_savepoint_directory(self, directory: str) -> StreamExecutionEnvironment:

@@ -50,6 +50,7 @@ class RocksDBKeyedStateBackend(KeyedStateBackend):
         )
         self._settings = Settings.of(context)
         self._folder_name = f"{context.operator_uid}-{context.subtask_index}-{context.attempt}"
+        self._attempt = context.attempt
         self._folder: LocalFolder | None = None
         self._database: Database | None = None
         self._inherited: dict[str, str] = {}  # names of restored files by what they are called here
@@ -181,7 +182,8 @@ class RocksDBKeyedStateBackend(KeyedStateBackend):
         )
         if canonical:
             return OperatorSnapshot(asynchronous_part=partial(self._canonical, freeze, metadata))
-        session = self.folder.path.name.rpartition("-")[2]
+        # The attempt alone would do, if nobody restored the same checkpoint in two jobs.
+        session = f"{self._attempt}-{self.folder.path.name.rpartition('-')[2]}"
         return OperatorSnapshot(asynchronous_part=partial(self._native, freeze, metadata, session))
 
     def _native(self, freeze: Freeze, metadata: Metadata, session: str) -> OperatorSnapshot:

@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import tempfile
-import uuid
 from pathlib import Path
 
 from dataflow.errors import JobExecutionError
@@ -35,9 +34,8 @@ class LocalFolder:
             if base not in _swept:
                 _swept.add(base)
                 remove_leftovers(base)
-            self.path = base / f"{safe}-{uuid.uuid4().hex}"
+            self.path = Path(tempfile.mkdtemp(prefix=f"{safe}-", dir=base))
             self._lock = _hold(self.path.with_name(self.path.name + _LOCK))
-            self.path.mkdir()
         except OSError as error:
             raise JobExecutionError(
                 f"state on disk needs a folder in {base}: {error}; set "

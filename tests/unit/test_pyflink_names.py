@@ -127,8 +127,6 @@ LEFT_OUT = {
 PLANNED = {
     "ExecutionConfig.is_use_snapshot_compression": "compression of state",
     "ExecutionConfig.set_use_snapshot_compression": "compression of state",
-    "StreamExecutionEnvironment.enable_changelog_state_backend": "incremental checkpoints",
-    "StreamExecutionEnvironment.is_changelog_state_backend_enabled": "incremental checkpoints",
     "DataStream.cache": "batch mode",
     "KeyedStream.cache": "batch mode",
     "CachedDataStream": "batch mode",

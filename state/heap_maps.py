@@ -79,13 +79,28 @@ class Watch:
 
 
 def apart(value: Any) -> Any:
-    """The value as it is now, whatever becomes of the object."""
+    """The value as it is now, whatever becomes of the object; for the snapshot alone."""
     if is_immutable(value):
         return value
     try:
-        return loads_state(dumps_state(value))
+        return Pickled(dumps_state(value))
     except Exception:  # the snapshot fails when its turn comes, and says whose it is
         return value
+
+
+class Pickled:
+    """A value that is pickled already, and becomes the value itself where it is unpickled.
+
+    To unpickle it here would not do: a class may pickle otherwise what it has just unpickled.
+    """
+
+    __slots__ = ("blob",)
+
+    def __init__(self, blob: bytes) -> None:
+        self.blob = blob
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return loads_state, (self.blob,)
 
 
 class StateMap(dict[Any, Any]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 from unittest import mock
@@ -56,7 +56,7 @@ def cut_off_before_the_next_full_one() -> Iterator[None]:
             written.written.layers[uid] = layers[-1:]
         original(self, checkpoint_id, written)
 
-    with mock.patch.object(SnapshotWriter, "stored", stored):
+    with mock.patch.object(SnapshotWriter, "stored", stored), _never_full_again():
         yield
 
 
@@ -70,8 +70,15 @@ def files_left_out_of_manifests() -> Iterator[None]:
 @contextmanager
 def removals_forgotten() -> Iterator[None]:
     """What has no value any more gets that of the last full snapshot back."""
-    with mock.patch.object(changelog.Changes, "add", lambda self, later: _add_present(self, later)):
+    add = mock.patch.object(changelog.Changes, "add", _add_present)
+    with add, _never_full_again():
         yield
+
+
+def _never_full_again() -> AbstractContextManager[Any]:
+    """In jobs as small as these hardly anything is worth a changelog."""
+    always = property(lambda extent: extent.layers > 0)
+    return mock.patch.object(changelog.Extent, "worth_extending", always)
 
 
 def _add_present(changes: changelog.Changes, later: changelog.Changes) -> None:

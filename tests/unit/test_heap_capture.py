@@ -251,7 +251,7 @@ def test_a_snapshot_that_is_given_up_puts_nothing_aside_any_more() -> None:
 
 
 class Closed:
-    """Is opened before it can be pickled, as a value of an operator may be that has just been read."""
+    """Has to be opened before it can be pickled, as what an operator has just read may be."""
 
     def __init__(self, number: int, is_open: bool = True) -> None:
         self.number, self.is_open = number, is_open

@@ -562,6 +562,12 @@ class StateBackendSuite:
                 continue
             backend.current_key = key
             store = self.states(backend)
+            gone = backend.table("$gone", "kind").namespace(None)
+            if step == 0:
+                gone[key] = "written by the first subtask"
+            elif step == 1:
+                del gone[key]
+            assert (key in gone) == (step == 0)
             store.get_list_state(_LIST).add(step)
             store.get_map_state(_MAP).put(str(step), step)
             for namespace in NAMESPACES:

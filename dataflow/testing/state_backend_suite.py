@@ -566,7 +566,7 @@ class StateBackendSuite:
             if step == 0:
                 gone[key] = "written by the first subtask"
             elif step == 1:
-                del gone[key]
+                gone.pop(key, None)
             assert (key in gone) == (step == 0)
             store.get_list_state(_LIST).add(step)
             store.get_map_state(_MAP).put(str(step), step)

@@ -1,4 +1,4 @@
-"""The simulator's jobs with their state in RocksDB: recovery through its own files, under faults."""
+"""The simulator's jobs with state in RocksDB: recovery through its own files, under faults."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@
     │   ├── UploadLost         what was written is gone; trying again is no use
     │   └── CorruptObject      checksum, size, magic or version is wrong
     ├── RestoreError           a checkpoint does not fit the job             (exit code 3)
+    ├── JobRequestError        a running job cannot do what was asked of it  (exit code 6)
     └── JobExecutionError      the job ran and failed                        (exit code 5)
         └── UserFunctionError  raised by the user's own code
 
@@ -79,6 +80,12 @@ class RestoreError(DataflowError):
     """A checkpoint does not fit the job that is to be restored from it."""
 
     exit_code = 3
+
+
+class JobRequestError(DataflowError):
+    """A job that runs could not do what was asked of it, such as a savepoint; it goes on."""
+
+    exit_code = 6
 
 
 class JobExecutionError(DataflowError):

@@ -18,6 +18,7 @@ import ray
 from dataflow.common.codec import dumps_data, loads_data
 from dataflow.graph.job_graph import JobGraph
 from jobmanager.job_manager import JobInfo, JobManager, Outgoing
+from jobmanager.requests import Answer, Request
 from taskmanager.actor import LOG_FORMAT, TaskManagerActor
 from taskmanager.messages import ControlMessage, Deploy, SendResults
 
@@ -188,6 +189,14 @@ class JobManagerActor:
     @ray.method(concurrency_group="control")
     def cancel(self) -> None:
         self._manager.cancel()
+
+    @ray.method(concurrency_group="control")
+    def request(self, request: Request) -> None:
+        self._manager.request(request)
+
+    @ray.method(concurrency_group="control")
+    def answer(self, request_id: str) -> Answer | None:
+        return self._manager.answer(request_id)
 
     @ray.method(concurrency_group="control")
     def release(self) -> None:

@@ -99,20 +99,23 @@ def connected_to(partitioning: Partitioning, subtask: int, upstream: int, downst
 def _share_slots(
     job_graph: JobGraph, tasks: tuple[TaskId, ...]
 ) -> tuple[tuple[Slot, ...], dict[TaskId, int]]:
-    """Slot *i* of a group holds subtask *i* of each of the group's vertices."""
+    """Slot *i* of a group holds subtask *i* of each of the group's vertices.
+
+    Its index does not depend on the parallelism: a rescaled job finds the same slots again.
+    """
     slots: list[Slot] = []
-    first_of_group: dict[str, int] = {}
-    for group in dict.fromkeys(vertex.slot_sharing_group for vertex in job_graph.vertices):
+    groups = list(dict.fromkeys(vertex.slot_sharing_group for vertex in job_graph.vertices))
+    for number, group in enumerate(groups):
         members = [v for v in job_graph.vertices if v.slot_sharing_group == group]
         wanted: dict[str, float] = {}
         for vertex in members:
             for name, amount in vertex.resources.items():
                 wanted[name] = wanted.get(name, 0) + amount
-        first_of_group[group] = len(slots)
-        for _ in range(max(vertex.parallelism for vertex in members)):
-            slots.append(Slot(len(slots), group, tuple(sorted(wanted.items()))))
-    groups = {vertex.id: vertex.slot_sharing_group for vertex in job_graph.vertices}
-    slot_of = {task: first_of_group[groups[task.vertex_id]] + task.subtask for task in tasks}
+        for subtask in range(max(vertex.parallelism for vertex in members)):
+            index = subtask * len(groups) + number
+            slots.append(Slot(index, group, tuple(sorted(wanted.items()))))
+    number_of = {v.id: groups.index(v.slot_sharing_group) for v in job_graph.vertices}
+    slot_of = {t: t.subtask * len(groups) + number_of[t.vertex_id] for t in tasks}
     return tuple(slots), slot_of
 
 

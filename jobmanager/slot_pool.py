@@ -6,10 +6,11 @@ Pure book-keeping: what to do about a TaskManager that is silent or overdue is t
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Container, Iterator, KeysView
+from collections.abc import Container, Iterable, Iterator, KeysView
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
+from dataflow import __version__
 from jobmanager.execution_graph import ExecutionGraph, Slot
 from jobmanager.job_events import StartTaskManager
 
@@ -22,6 +23,16 @@ class TaskManagerInfo:
     resources: tuple[tuple[str, float], ...]
     requested_at: int
     ready: bool = False
+
+
+def fault_of_version(taskmanager_id: str, version: str) -> str | None:
+    """Messages, state and hashing are of one version; another attempt would find no other."""
+    if version == __version__:
+        return None
+    return (
+        f"TaskManager {taskmanager_id} has version {version} of ray-dataflow and the "
+        f"JobManager {__version__}: install the same one on every node"
+    )
 
 
 class SlotPool:
@@ -40,7 +51,7 @@ class SlotPool:
         id_prefix: str,
     ) -> None:
         """TaskManagers are called ``id_prefix`` and a number that is never used again."""
-        self._slots = slots
+        self._slots = {slot.index: slot for slot in slots}
         self._slots_per_taskmanager = slots_per_taskmanager
         self._heartbeat_timeout = heartbeat_timeout
         self._slot_request_timeout = slot_request_timeout
@@ -71,12 +82,17 @@ class SlotPool:
         """TaskManager id to the tasks of its slots, for people."""
         return {
             taskmanager_id: ", ".join(
-                graph.describe(task) for slot in info.slots for task in graph.tasks_in[slot]
+                graph.describe(task) for slot in info.slots for task in graph.tasks_in.get(slot, ())
             )
             if info.ready
             else "starting"
             for taskmanager_id, info in self._taskmanagers.items()
         }
+
+    @property
+    def slots(self) -> KeysView[int]:
+        """All there are to be."""
+        return self._slots.keys()
 
     @property
     def lacks_slots(self) -> bool:
@@ -102,6 +118,25 @@ class SlotPool:
                 heappush(self._asked, (since, taskmanager_id))
                 requests.append(StartTaskManager(taskmanager_id, total, delay_ms))
         return requests
+
+    def resize(self, slots: Iterable[Slot]) -> list[str]:
+        """These are all there are from now on; gives up TaskManagers that offer none: their ids."""
+        self._slots = {slot.index: slot for slot in slots}
+        for info in self._taskmanagers.values():
+            for gone in set(info.slots).difference(self._slots):
+                self._location.pop(gone, None)
+            info.slots = tuple(slot for slot in info.slots if slot in self._slots)
+        offered = {slot for info in self._taskmanagers.values() for slot in info.slots}
+        self._unoffered = set(self._slots).difference(offered)
+        idle = [name for name, info in self._taskmanagers.items() if not info.slots]
+        for taskmanager_id in idle:
+            self.remove(taskmanager_id)
+        return idle
+
+    @property
+    def complete(self) -> bool:
+        """Every slot is offered by a TaskManager that is ready."""
+        return len(self._location) == len(self._slots)
 
     def on_ready(self, taskmanager_id: str, now: int) -> None:
         """It is up; who was given up before is ignored."""

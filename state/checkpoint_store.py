@@ -44,6 +44,7 @@ from state.checkpoint_metadata import (
     unseal,
 )
 from state.checkpoint_paths import Attempt, JobListing, JobPaths, check_job_id
+from state.local_copies import LocalCopies
 
 __all__ = [
     "CheckpointInfo",
@@ -65,6 +66,8 @@ CLAIM_RACES_MAX = 10
 TRANSFERS = 8
 JOB_BYTES_MAX = 1 << 30
 _JOBS = "_jobs"
+ENDED = "nobody: the job has been stopped"
+IN_PLACE = "in the place of a JobManager: "  # claimants that were not submitted anew
 
 Verify = Callable[[CheckpointManifest], str | None]
 """Says why a checkpoint cannot be restored, or None when it can."""
@@ -109,6 +112,7 @@ class Recovery:
     needs_commit_replay: bool
     #: Newer checkpoints that could not be used: id and reason.
     skipped: list[tuple[int, str]] = field(default_factory=list)
+    folder: str | None = None  # where its state lies, if not in the job's own folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +150,23 @@ class CheckpointStore:
         self._key = hmac_key
         self.job_id = job_id
         self.transfers = transfers
+        self.local: LocalCopies | None = None  # of what is written here, if there are to be any
         # generation -> the earlier generation's checkpoint it has recovered from
         self._recovered: dict[int, Attempt] = {}
+
+    @classmethod
+    def in_folder(
+        cls,
+        fs: FileSystem,
+        folder: str,
+        hmac_key: bytes | None = None,
+        transfers: int = TRANSFERS,
+    ) -> CheckpointStore:
+        """For state that lies relative to ``folder``: of a savepoint, or of another job."""
+        store = cls(fs, "", "savepoint", hmac_key, transfers)
+        store._root = folder.rstrip("/")
+        store.job_id = ""  # whatever the manifest says
+        return store
 
     def __repr__(self) -> str:
         return f"CheckpointStore({self._root!r})"
@@ -164,6 +183,29 @@ class CheckpointStore:
             if self._fs.put_if_absent(self._path(JobPaths.claim(generation)), data):
                 return generation
         raise StorageError(f"{CLAIMS_MAX} other JobManagers claimed {self._root} at the same time")
+
+    def claim_end(self, generation: int) -> bool:
+        """End the job: nobody goes on with it after ``generation``, but for a new submission.
+
+        It is the claim of the next generation, so either this or a newer JobManager's claim is
+        first; False if that is. Idempotent.
+        """
+        body = {"generation": generation + 1, "claimant": ENDED}
+        data = seal("claim", body, self._key)
+        return self._fs.put_if_absent(self._path(JobPaths.claim(generation + 1)), data)
+
+    def ended_before(self, generation: int) -> bool:
+        """Whether the job had been ended when ``generation`` was claimed in its JobManager's place.
+
+        The claimants of all that came in between begin with ``IN_PLACE``.
+        """
+        while generation > 1:
+            generation -= 1
+            data = self._read(JobPaths.claim(generation))
+            claimant = str(unseal("claim", data, self._key).get("claimant"))
+            if not claimant.startswith(IN_PLACE):
+                return claimant == ENDED
+        return False
 
     def history_id(self) -> str:
         """Names the history of this job in this store, from its first claim on."""
@@ -203,6 +245,8 @@ class CheckpointStore:
         digest = sha256 or hashlib.sha256(data).hexdigest()
         path = JobPaths.state((generation, checkpoint_id), name, digest)
         self._fs.put(self._path(path), data)
+        if self.local is not None:
+            self.local.put(path, data)
         return StateHandle(path, len(data), digest)
 
     def read_state(self, handle: StateHandle) -> bytes:
@@ -221,6 +265,10 @@ class CheckpointStore:
             check_handle(handle)
         except ValueError as error:
             raise CorruptObject(f"not a handle to state: {error}") from None
+        if self.local is not None:
+            copy = self.local.read(handle.path, offset, length)
+            if copy is not None:
+                return copy
         return self._fs.read(self._path(handle.path), offset, length)
 
     def location(self, handle: StateHandle) -> str:
@@ -377,6 +425,32 @@ class CheckpointStore:
                     f"{self._path(handle.path)} has {size} bytes instead of {handle.size}"
                 )
 
+    def check_state(self, manifest: CheckpointManifest) -> None:
+        """Raises ObjectNotFound or CorruptObject unless all is there in its full size."""
+        self._check_sizes(manifest.handles(), self._listing())
+
+    def newest_checkpoint_id(self) -> int | None:
+        """Of the newest canonical checkpoint, whether or not it can be used."""
+        newest = protocol.canonical(self._epochs(self._listing()).values())
+        return newest[0].checkpoint_id if newest else None
+
+    def canonical_checkpoint(self, checkpoint_id: int | None = None) -> CheckpointManifest | None:
+        """The newest canonical checkpoint, or that one; changes nothing, and needs no generation.
+
+        None if there is none. Raises ObjectNotFound or CorruptObject if it cannot be used.
+        """
+        listing = self._listing()
+        for record in protocol.canonical(self._epochs(listing).values()):
+            if checkpoint_id is None or record.checkpoint_id == checkpoint_id:
+                manifest = self._manifest(record)
+                self._check_sizes(manifest.handles(), listing)
+                return manifest
+        return None
+
+    def is_committed(self, manifest: CheckpointManifest) -> bool:
+        """Whether all sinks have committed a canonical checkpoint."""
+        return self._is_committed((manifest.generation, manifest.checkpoint_id))
+
     # ------------------------------------------------------------------------ ids and listing
 
     def next_checkpoint_id(self) -> int:
@@ -530,7 +604,8 @@ class CheckpointStore:
             manifest = decode_manifest(data, self._key)
         except CorruptObject as error:
             raise CorruptObject(f"{self._path(path)}: {error}") from None
-        expected = (self.job_id, record.generation, record.checkpoint_id)
+        job_id = self.job_id or manifest.job_id
+        expected = (job_id, record.generation, record.checkpoint_id)
         if (manifest.job_id, manifest.generation, manifest.checkpoint_id) != expected:
             raise CorruptObject(f"{self._path(path)} is the manifest of another checkpoint")
         return manifest

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Protocol
 
 from dataflow.common.keys import KeyGroupRange
 from dataflow.errors import CorruptObject, ObjectNotFound
@@ -37,6 +38,33 @@ class Written:
     layers: dict[str, tuple[StateHandle, ...]] = field(default_factory=dict)
     #: By operator uid and name: shared files of its state backend.
     files: dict[tuple[str, str], StateHandle] = field(default_factory=dict)
+    #: Everything that it consists of.
+    paths: frozenset[str] = frozenset()
+
+
+class StateWriter(Protocol):
+    """What snapshots are written to; a CheckpointStore is one."""
+
+    transfers: int
+
+    def write_state(
+        self, generation: int, checkpoint_id: int, name: str, data: bytes, sha256: str | None = None
+    ) -> StateHandle: ...
+
+
+class InBoth:
+    """Whatever is written is in two stores, under the same path in each."""
+
+    def __init__(self, first: StateWriter, second: StateWriter) -> None:
+        self._stores = (first, second)
+        self.transfers = second.transfers
+
+    def write_state(
+        self, generation: int, checkpoint_id: int, name: str, data: bytes, sha256: str | None = None
+    ) -> StateHandle:
+        first, second = self._stores
+        first.write_state(generation, checkpoint_id, name, data, sha256)
+        return second.write_state(generation, checkpoint_id, name, data, sha256)
 
 
 class SnapshotWriter:
@@ -45,8 +73,16 @@ class SnapshotWriter:
     Methods are for the task's thread; what ``prepare`` returns is for an I/O thread.
     """
 
-    def __init__(self, store: CheckpointStore, generation: int, name: str) -> None:
+    def __init__(
+        self,
+        store: StateWriter,
+        generation: int,
+        name: str,
+        still_needed: Callable[[frozenset[str]], None] = lambda paths: None,
+    ) -> None:
+        """``still_needed`` is told what the task's last and coming checkpoints consist of."""
         self._store = store
+        self._still_needed = still_needed
         self._generation = generation
         self._name = name
         self._stored: dict[int, Written] = {}  # newer than the completed one
@@ -55,6 +91,7 @@ class SnapshotWriter:
     def adopt(self, checkpoint_id: int, restored: Written) -> None:
         """Later snapshots may refer to what the task is restored from."""
         self._completed = checkpoint_id, restored
+        self._say_what_is_needed()
 
     def prepare(self, checkpoint_id: int, snapshot: TaskSnapshot) -> Callable[[], Stored]:
         """What uploads the snapshot and its asynchronous parts.
@@ -73,6 +110,11 @@ class SnapshotWriter:
         if written is not None:
             self._completed = checkpoint_id, written
             self._stored = {n: w for n, w in self._stored.items() if n > checkpoint_id}
+            self._say_what_is_needed()
+
+    def _say_what_is_needed(self) -> None:
+        newer = (written.paths for written in self._stored.values())
+        self._still_needed(self._completed[1].paths.union(*newer))
 
     def _write(
         self,
@@ -120,7 +162,8 @@ class SnapshotWriter:
         for uid, state in snapshot.operators.items():
             if state.keyed:
                 layers[uid] = (*layers[uid], root)
-        return Stored(replace(root, files=tuple(files.handles)), snapshot, Written(layers, shared))
+        handle = replace(root, files=tuple(files.handles))
+        return Stored(handle, snapshot, Written(layers, shared, handle.paths))
 
     def _upload(
         self, checkpoint_id: int, uid: str, native: NativeState, completed: Written
@@ -197,6 +240,7 @@ class StoredSnapshot:
                 for native in entry.native
                 for name in native.shared
             },
+            self._handle.paths,
         )
 
     def verify(self) -> None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from dataflow.graph.cached_files import CachedFile
 from dataflow.graph.job_graph import JobEdge, JobVertex
+from state.checkpoint_options import CHECKPOINT, CheckpointOptions
 from state.checkpoint_store import CommitPermit, StateHandle
 from taskmanager.elements import Attempt, ChannelId
 from taskmanager.latency import LatencyHistogram, LatencyPath
@@ -78,6 +79,9 @@ class RestoreDescriptor:
     parallelism: int  # of that vertex, at the time of the checkpoint
     handles: tuple[tuple[int, StateHandle | None], ...]  # (old subtask, its state)
     shares_state: bool = False
+    folder: str | None = None  # to which the handles are relative, if not that of the job
+    renamed: tuple[tuple[str, str], ...] = ()  # operators: old uid, new uid
+    settled: bool = False  # all its sinks have committed, perhaps long ago
 
 
 @dataclass(frozen=True)
@@ -162,6 +166,24 @@ class TriggerCheckpoint:
     tasks: tuple[TaskId, ...]
     attempt: Attempt
     checkpoint_id: int
+    options: CheckpointOptions = CHECKPOINT
+
+
+@dataclass(frozen=True)
+class Drain:
+    """Sources: the input ends here, whatever there is still to read."""
+
+    tasks: tuple[TaskId, ...]
+    attempt: Attempt
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Go on, although the barrier of that checkpoint said to stop."""
+
+    tasks: tuple[TaskId, ...]
+    attempt: Attempt
+    checkpoint_id: int
 
 
 @dataclass(frozen=True)
@@ -189,7 +211,7 @@ class AbortCheckpoint:
 
 @dataclass(frozen=True)
 class Finish:
-    """Every task of the job has drained and everything is committed: end.
+    """Every task has drained, or stopped for good, and everything is committed: end.
 
     In BATCH mode tasks without a sink end when their region has drained.
     """
@@ -230,6 +252,8 @@ ControlMessage = (
     | SendResults
     | ReleaseResults
     | TriggerCheckpoint
+    | Drain
+    | Resume
     | CommitCheckpoint
     | AbortCheckpoint
     | Finish

@@ -10,6 +10,7 @@ from dataflow.common.codec import loads_code
 from dataflow.datastream.output_tag import OutputTag
 from dataflow.graph.job_graph import JobVertex, OperatorNode, Target
 from state.aliasing import detached_rows
+from state.checkpoint_options import CHECKPOINT, CheckpointOptions
 from state.snapshot import OperatorSnapshot
 from taskmanager.elements import Watermark, WatermarkStatus
 from taskmanager.operators.base import Operator, OperatorContext
@@ -172,6 +173,7 @@ class OperatorChain:
         """Downstream first, so that nobody emits to an operator that is not open."""
         for operator in reversed(self.operators):
             operator.open()
+            operator.after_open()
 
     def blocked(self) -> bool:
         return any(operator.blocked() for operator in self._with_bounds)
@@ -206,7 +208,11 @@ class OperatorChain:
         for operator in self.operators:
             operator.prepare_barrier(checkpoint_id)
 
-    def snapshot(self, checkpoint_id: int) -> dict[str, OperatorSnapshot]:
+    def snapshot(
+        self, checkpoint_id: int, options: CheckpointOptions = CHECKPOINT
+    ) -> dict[str, OperatorSnapshot]:
+        for operator in self.operators:
+            operator.checkpoint_options = options
         return {
             node.uid: operator.snapshot_state(checkpoint_id)
             for node, operator in zip(self.nodes, self.operators, strict=True)

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dataflow.errors import UploadLost
+from state.checkpoint_options import CheckpointOptions
 from state.snapshot import TaskSnapshot
-from state.snapshot_store import SnapshotWriter, Stored, Written
+from state.snapshot_store import InBoth, SnapshotWriter, StateWriter, Stored, Written
 from taskmanager.alignment import BarrierAligner
 from taskmanager.elements import Barrier
 from taskmanager.messages import CheckpointAcknowledged, CheckpointDeclined
@@ -40,13 +41,24 @@ class SubtaskCheckpoints:
         """The task's store is known."""
         task = self._task
         if task._store is not None:
-            name = f"{task.id.vertex_id}-{task.id.subtask}-{task.attempt.number}"
-            self._writer = SnapshotWriter(task._store, task.attempt.generation, name)
+            self._writer = SnapshotWriter(
+                task._store, task.attempt.generation, self._name, self._keep_copies
+            )
+
+    def _keep_copies(self, paths: frozenset[str]) -> None:
+        task = self._task
+        if task._store is not None and task._store.local is not None:
+            task._store.local.keep(task.id, paths)
+
+    @property
+    def _name(self) -> str:
+        task = self._task
+        return f"{task.id.vertex_id}-{task.id.subtask}-{task.attempt.number}"
 
     def adopt(self, checkpoint_id: int, restored: Written) -> None:
         """Later snapshots may refer to what the task is restored from."""
-        assert self._writer is not None
-        self._writer.adopt(checkpoint_id, restored)
+        if self._writer is not None:
+            self._writer.adopt(checkpoint_id, restored)
 
     def completed(self, checkpoint_id: int) -> None:
         """Later snapshots may refer to this one."""
@@ -55,12 +67,12 @@ class SubtaskCheckpoints:
 
     # --------------------------------------------------------------------------- barriers
 
-    def trigger(self, checkpoint_id: int) -> None:
+    def trigger(self, checkpoint_id: int, options: CheckpointOptions) -> None:
         """A task without inputs starts the checkpoint."""
         if checkpoint_id <= max(self._triggered, self._aborted):
             return
         assert self._gate is None, "only tasks without inputs are triggered"
-        self._checkpoint(checkpoint_id)
+        self._checkpoint(checkpoint_id, options)
 
     def on_barrier(self, position: int, barrier: Barrier) -> None:
         """It has come to its turn in its channel."""
@@ -76,18 +88,21 @@ class SubtaskCheckpoints:
             else:
                 self._gate.set_blocked(self._aligner.blocked)
         if result.completed is not None:
-            self._checkpoint(result.completed)
+            self._checkpoint(result.completed, barrier.options)
 
     # --------------------------------------------------------------------------- snapshot
 
-    def _checkpoint(self, checkpoint_id: int) -> None:
+    def _checkpoint(self, checkpoint_id: int, options: CheckpointOptions) -> None:
         """The barrier has come on every input: pass it on, snapshot, upload."""
         task = self._task
         self._triggered = checkpoint_id
         task._chain.prepare_barrier(checkpoint_id)
-        task._outputs.broadcast(Barrier(checkpoint_id))
-        snapshot = TaskSnapshot(task._chain.snapshot(checkpoint_id), drained=task._is_drained)
-        writer = self._writer
+        task._outputs.broadcast(Barrier(checkpoint_id, options))
+        operators = task._chain.snapshot(checkpoint_id, options)
+        snapshot = TaskSnapshot(operators, drained=task._is_drained)
+        if options.stop:
+            task._stopped_by = checkpoint_id
+        writer = self._writer_for(options)
         if writer is None:
             self.decline(checkpoint_id, "the job has no checkpoint storage")
             return
@@ -99,7 +114,8 @@ class SubtaskCheckpoints:
             if error is not None or stored is None:
                 self.decline(checkpoint_id, f"{task.name}: upload failed: {error}")
             elif checkpoint_id > self._aborted:
-                writer.stored(checkpoint_id, stored)
+                if self._writer is not None:
+                    self._writer.stored(checkpoint_id, stored)
                 completed = stored.snapshot
                 task._services.report(
                     CheckpointAcknowledged(
@@ -120,6 +136,15 @@ class SubtaskCheckpoints:
             checkpoint_id, snapshot, lambda: task._call_async(upload, uploaded)
         )
         self.take_more()
+
+    def _writer_for(self, options: CheckpointOptions) -> SnapshotWriter | None:
+        """Of a savepoint one of its own: nothing in its folder may refer to anything elsewhere."""
+        if options.location is None:
+            return self._writer
+        task = self._task
+        folder: StateWriter = task._services.state_folder(options.location)
+        both = folder if task._store is None else InBoth(folder, task._store)
+        return SnapshotWriter(both, task.attempt.generation, self._name)
 
     def take_more(self) -> bool:
         """Take a bit more of the snapshot; False if none is being taken."""

@@ -17,7 +17,6 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from enum import Enum
 from functools import partial
 from typing import Any
 
@@ -32,6 +31,7 @@ from dataflow.errors import (
 )
 from dataflow.graph.job_graph import OperatorNode
 from dataflow.graph.pickling import install_main_classes
+from state.checkpoint_options import CHECKPOINT, CheckpointOptions
 from state.checkpoint_store import CheckpointStore, CommitPermit
 from state.snapshot import TaskSnapshot
 from state.snapshot_format import decode, encode
@@ -76,26 +76,12 @@ from taskmanager.result_partition import TaskOutputs
 from taskmanager.subtask_checkpoints import SubtaskCheckpoints
 from taskmanager.task_context import TaskOperatorContext
 from taskmanager.task_services import TaskServices
+from taskmanager.task_state import TaskState
 from taskmanager.watermark_valve import WatermarkValve
 
 logger = logging.getLogger(__name__)
 
 Mail = Callable[[], None]
-
-
-class TaskState(Enum):
-    """See the module's text."""
-
-    INITIALIZING = "INITIALIZING", False
-    READY = "READY", False
-    RUNNING = "RUNNING", False
-    DRAINED = "DRAINED", False
-    FINISHED = "FINISHED", True
-    CANCELED = "CANCELED", True
-    FAILED = "FAILED", True
-
-    def __init__(self, _name: str, ended: bool) -> None:
-        self.ended = ended  # nothing happens to the task any more
 
 
 class Task:
@@ -138,6 +124,7 @@ class Task:
         self._restored_drained = False
         self._finishing = False
         self._settled = False  # whether a commit has said so
+        self._stopped_by: int | None = None  # the checkpoint behind whose barrier nothing happens
         self._opened = False
         self._input_ended = False
         self._poll_at: int | None = None
@@ -213,6 +200,11 @@ class Task:
             self._mail.popleft()()
         if self.state not in (TaskState.RUNNING, TaskState.DRAINED):
             return bool(self._mail)
+        if self._stopped_by is not None:
+            progressed = self._checkpoints.take_more()
+            self._outputs.flush()
+            self._send_feedback()
+            return progressed or bool(self._mail)
         progressed = False
         self._poll_at = None
         # Asked once: if what timers emit fills the outputs again and again, input has its turn too.
@@ -236,7 +228,9 @@ class Task:
 
         While there is no room, timers wait too: feedback will wake the task.
         """
-        if self.state is not TaskState.RUNNING or not self._outputs.has_room():
+        if self.state is not TaskState.RUNNING or self._stopped_by is not None:
+            return None
+        if not self._outputs.has_room():
             return None
         times = [t for t in (self._chain.next_timer_at(), self._poll_at) if t is not None]
         return min(times) if times else None
@@ -322,6 +316,12 @@ class Task:
     @property
     def _is_drained(self) -> bool:
         return self.state is TaskState.DRAINED
+
+    def drain(self) -> None:
+        """If this is a source: the input ends here, whatever there is still to read."""
+        is_source = self._source is not None or self._enumerator is not None
+        if is_source and self.state is TaskState.RUNNING and not self._input_ended:
+            self._drain()
 
     def _drain(self) -> None:
         """The last record is in: flush everything that time or the end releases."""
@@ -410,9 +410,7 @@ class Task:
 
     def _load_snapshot(self) -> tuple[TaskSnapshot, Written]:
         """On an I/O thread."""
-        if self._store is None:
-            raise RestoreError("the job is restored from a checkpoint but has no storage")
-        return load_snapshot(self.descriptor, self._store)
+        return load_snapshot(self.descriptor, self._store, self._services.state_folder)
 
     def _on_snapshot_loaded(
         self, loaded: tuple[TaskSnapshot, Written] | None, error: BaseException | None
@@ -452,8 +450,8 @@ class Task:
             self._source.align(watermark)
 
     def finish(self) -> None:
-        """The whole job has drained. Without checkpoints, sinks commit now."""
-        if self.state is not TaskState.DRAINED or self._finishing:
+        """The whole job has drained, or stopped. Without checkpoints, sinks commit now."""
+        if self._finishing or (self.state is not TaskState.DRAINED and self._stopped_by is None):
             return
         self._finishing = True
         commits = [] if self._store is not None else [o.commit_at_end for o in self._sinks]
@@ -521,21 +519,29 @@ class Task:
 
     # ------------------------------------------------------------------------ checkpoints
 
-    def trigger_checkpoint(self, checkpoint_id: int) -> None:
+    def trigger_checkpoint(
+        self, checkpoint_id: int, options: CheckpointOptions = CHECKPOINT
+    ) -> None:
         """A task without inputs starts the checkpoint."""
         if self.state not in (TaskState.RUNNING, TaskState.DRAINED):
             return
-        self._checkpoints.trigger(checkpoint_id)
+        self._checkpoints.trigger(checkpoint_id, options)
 
     def abort_checkpoint(self, checkpoint_id: int) -> None:
         """The coordinator gave the checkpoint up."""
         self._checkpoints.forget(checkpoint_id)
+        self.resume(checkpoint_id)
         if self.state not in (TaskState.RUNNING, TaskState.DRAINED):
             return
         self._checkpoints.stop_aligning(checkpoint_id)
         for operator in self._chain.operators:
             operator.notify_checkpoint_aborted(checkpoint_id)
             operator.abort_checkpoint(checkpoint_id)
+
+    def resume(self, checkpoint_id: int) -> None:
+        """Go on, if it was that checkpoint that stopped the task."""
+        if self._stopped_by is not None and self._stopped_by <= checkpoint_id:
+            self._stopped_by = None
 
     def commit(self, permit: CommitPermit, settled: bool = False) -> None:
         """The checkpoint is complete; the permit proves that this job may commit it.

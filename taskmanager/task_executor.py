@@ -23,10 +23,12 @@ from taskmanager.messages import (
     ControlMessage,
     DataMessage,
     Deploy,
+    Drain,
     Feedback,
     Finish,
     Heartbeat,
     ReleaseResults,
+    Resume,
     SendResults,
     Start,
     TaskCanceled,
@@ -66,8 +68,14 @@ class TaskExecutor:
                 self._results.send(message)
             case ReleaseResults():
                 self._results.release(message)
-            case TriggerCheckpoint(checkpoint_id=checkpoint_id):
-                self._post(message, lambda task: lambda: task.trigger_checkpoint(checkpoint_id))
+            case TriggerCheckpoint(checkpoint_id=checkpoint_id, options=options):
+                self._post(
+                    message, lambda task: lambda: task.trigger_checkpoint(checkpoint_id, options)
+                )
+            case Drain():
+                self._post(message, lambda task: task.drain)
+            case Resume(checkpoint_id=checkpoint_id):
+                self._post(message, lambda task: lambda: task.resume(checkpoint_id))
             case CommitCheckpoint(permit=permit, settled=settled):
                 self._post(message, lambda task: lambda: task.commit(permit, settled))
             case AbortCheckpoint(checkpoint_id=checkpoint_id):
@@ -105,6 +113,8 @@ class TaskExecutor:
         self,
         message: Start
         | TriggerCheckpoint
+        | Drain
+        | Resume
         | CommitCheckpoint
         | AbortCheckpoint
         | Finish

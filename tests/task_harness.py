@@ -92,6 +92,9 @@ class Services:
     def checkpoint_store(self, descriptor: TaskDeploymentDescriptor) -> CheckpointStore | None:
         return self.store
 
+    def state_folder(self, folder: str) -> CheckpointStore:
+        return CheckpointStore.in_folder(MemoryFileSystem(), folder)
+
     def wake_up(self, task: Task) -> None:
         self.woken += 1
 

@@ -101,11 +101,14 @@ def _in_range(value: V, at_least: Any, at_most: Any, show: Callable[[Any], str])
     return value
 
 
-def one_of(*allowed: str) -> Callable[[str], str]:
+def one_of(*allowed: str, later: tuple[str, ...] = ()) -> Callable[[str], str]:
+    """``later`` are Flink's values that this engine does not have yet."""
+
     def parse(text: str) -> str:
         if text in allowed:
             return text
-        raise ValueError(f"{' or '.join(allowed)} is allowed")
+        missing = "not supported yet; " if text in later else ""
+        raise ValueError(f"{missing}{' or '.join(allowed)} is allowed")
 
     return parse
 

@@ -173,6 +173,23 @@ class StreamExecutionEnvironment:
             self._configuration.set_string(key, value)
         return self
 
+    def enable_changelog_state_backend(self, enabled: bool) -> StreamExecutionEnvironment:
+        """Whether a checkpoint of state in memory has only what has changed since the last one."""
+        self._configuration.set(ConfigOptions.STATE_CHANGELOG_ENABLED, bool(enabled))
+        return self
+
+    def is_changelog_state_backend_enabled(self) -> bool:
+        return self._configuration.get(ConfigOptions.STATE_CHANGELOG_ENABLED)
+
+    def set_default_savepoint_directory(self, directory: str) -> StreamExecutionEnvironment:
+        """Where savepoints are written for which no directory is named."""
+        self._configuration.set(ConfigOptions.SAVEPOINT_DIR, directory)
+        return self
+
+    def get_default_savepoint_directory(self) -> str | None:
+        """None if there is none."""
+        return self._configuration.get(ConfigOptions.SAVEPOINT_DIR)
+
     def set_restart_strategy(
         self, restart_strategy: RestartStrategyConfiguration
     ) -> StreamExecutionEnvironment:

@@ -153,6 +153,7 @@ def _vertices(
                 operators=tuple(operators),
                 slot_sharing_group=chain.head.slot_sharing_group,
                 resources=resources,
+                fixed_parallelism=any(node.fixed_parallelism for node in chain.nodes),
             )
         )
     return tuple(vertices)

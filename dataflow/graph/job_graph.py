@@ -73,6 +73,7 @@ class JobVertex:
     operators: tuple[OperatorNode, ...]
     slot_sharing_group: str = "default"
     resources: dict[str, float] = field(default_factory=dict)  # Ray resources, such as num_gpus
+    fixed_parallelism: bool = False  # an operator of it does not have the job's parallelism
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,7 @@ def _encode_graph(graph: JobGraph) -> dict[str, Any]:
                 "max_parallelism": v.max_parallelism,
                 "slot_sharing_group": v.slot_sharing_group,
                 "resources": v.resources,
+                "fixed_parallelism": v.fixed_parallelism,
                 "operators": [
                     {
                         "uid": o.uid,
@@ -205,6 +207,7 @@ def _decode_graph(data: dict[str, Any]) -> JobGraph:
             max_parallelism=v["max_parallelism"],
             slot_sharing_group=v["slot_sharing_group"],
             resources=v["resources"],
+            fixed_parallelism=v["fixed_parallelism"],
             operators=tuple(
                 OperatorNode(
                     uid=o["uid"],

@@ -10,13 +10,14 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
+from dataflow.common.config_options import ConfigOptions
 from dataflow.errors import JobExecutionError, RestoreError
 from state.backend import BackendContext, KeyedStateBackend
 from state.heap_backend import HeapKeyedStateBackend
 from state.keyed_state import HeapListState, HeapMapState
+from state.local_folder import LocalFolder
 from state.rocksdb.canonical import blocks_of, contents_of
 from state.rocksdb.database import Database, Settings
-from state.rocksdb.folders import LocalFolder
 from state.rocksdb.freeze import Freeze
 from state.rocksdb.native import Metadata, files_of, open_native
 from state.rocksdb.states import RocksDBListState, RocksDBMapState
@@ -68,7 +69,11 @@ class RocksDBKeyedStateBackend(KeyedStateBackend):
     @property
     def folder(self) -> LocalFolder:
         if self._folder is None:
-            self._folder = LocalFolder(self._settings.local_dir, self._folder_name)
+            self._folder = LocalFolder(
+                self._settings.local_dir,
+                self._folder_name,
+                ConfigOptions.ROCKSDB_LOCAL_DIR.key,
+            )
         return self._folder
 
     @property

@@ -18,6 +18,7 @@ from dataflow.common.batch import ArrowBatch, Batch, RowBatch
 from dataflow.common.keys import KeyGroupRange
 from dataflow.datastream.output_tag import OutputTag
 from dataflow.graph.cached_files import CachedFile
+from state.checkpoint_options import CHECKPOINT, CheckpointOptions
 from state.snapshot import OperatorSnapshot
 from taskmanager.accumulators import TaskAccumulators
 
@@ -107,6 +108,8 @@ class Operator:
 
     output: Output
     context: OperatorContext
+    #: Of the checkpoint that ``snapshot`` is called for.
+    checkpoint_options: CheckpointOptions = CHECKPOINT
 
     def setup(self, context: OperatorContext, output: Output) -> None:
         self.context = context
@@ -127,6 +130,9 @@ class Operator:
 
     def open(self) -> None:
         """Start the user's function."""
+
+    def after_open(self) -> None:
+        """``open`` has been called: whatever was restored and is wanted has been asked for."""
 
     def process_batch(self, batch: RowBatch | ArrowBatch) -> None:
         """Records of the first (or only) input."""

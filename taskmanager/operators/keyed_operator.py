@@ -8,8 +8,10 @@ from typing import Any
 
 from dataflow.common.batch import MAX_TIMESTAMP
 from dataflow.datastream.functions import KeyedStateStore
+from dataflow.errors import RestoreError
 from state.backend import KeyedStateBackend
 from state.backends import create_backend
+from state.checkpoint_options import SnapshotKind
 from state.keyed_state import HeapKeyedStateStore
 from state.snapshot import OperatorSnapshot
 from taskmanager.operators.base import OperatorContext, Output
@@ -77,10 +79,27 @@ class KeyedOperator(FunctionOperator):
             clean_up(count)
 
     def restore(self, snapshot: OperatorSnapshot) -> None:
-        self.backend.restore_state(snapshot)
+        self.backend.restore_for(snapshot)
+
+    def after_open(self) -> None:
+        super().after_open()
+        strangers = self.backend.strangers()
+        if strangers and not self._drops_strangers:
+            raise RestoreError(
+                f"operator {self.context.operator_name!r} has the uid "
+                f"{self.context.operator_uid!r}, under which the checkpoint has state that another "
+                f"kind of operator has left: {', '.join(strangers)}; give it another uid(), and if "
+                "that state may be dropped, say so with --allow-non-restored-state"
+            )
+
+    @property
+    def _drops_strangers(self) -> bool:
+        key = "execution.state-recovery.ignore-unclaimed-state"
+        return self.context.configuration.get(key, "").lower() == "true"
 
     def snapshot(self, checkpoint_id: int) -> OperatorSnapshot:
-        return self.backend.snapshot_state(checkpoint_id)
+        canonical = self.checkpoint_options.kind is SnapshotKind.SAVEPOINT
+        return self.backend.snapshot_state(checkpoint_id, canonical)
 
     def notify_checkpoint_complete(self, checkpoint_id: int) -> None:
         super().notify_checkpoint_complete(checkpoint_id)

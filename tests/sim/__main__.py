@@ -20,6 +20,7 @@ from pathlib import Path
 import ray
 
 from tests.sim.jobs import KINDS
+from tests.sim.requests import REQUEST_SCENARIOS
 from tests.sim.run import SCENARIOS, Options, Result, run_seed
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--start", type=int, default=0, help="the first of them")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--seed", type=int, help="run this one alone")
-    parser.add_argument("--scenario", choices=SCENARIOS, help="instead of the seed's own")
+    scenarios = SCENARIOS + REQUEST_SCENARIOS
+    parser.add_argument("--scenario", choices=scenarios, help="instead of the seed's own")
     parser.add_argument("--kind", choices=KINDS, help="of job, instead of the seed's own")
     parser.add_argument("-v", "--verbose", action="store_true", help="print every event")
     parser.add_argument("--digest", action="store_true", help="print digests and nothing else")

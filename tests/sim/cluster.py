@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from dataflow.common.job_status import JobStatus
 from dataflow.filesystem.memory import MemoryFileSystem
 from dataflow.graph.job_graph import JobGraph
+from jobmanager.requests import Answer
 from state.checkpoint_store import CheckpointStore
 from taskmanager.messages import (
     CheckpointAcknowledged,
@@ -14,6 +16,7 @@ from taskmanager.messages import (
     CommitSucceeded,
     ControlMessage,
     Deploy,
+    Drain,
     Finish,
     ReleaseResults,
     Report,
@@ -27,6 +30,9 @@ from tests.sim.nemesis import Nemesis
 from tests.sim.taskmanager import SimProcess, SimTaskManager
 from tests.sim.world import MS, SECOND, World
 from tests.store_faults import FaultyFileSystem
+
+if TYPE_CHECKING:
+    from tests.sim.requests import Requester
 
 JOB_ID = "sim"
 
@@ -53,14 +59,22 @@ class SimCluster:
         job_graphs: Callable[[int], JobGraph],
         root: str,
         heartbeat_ms: int,
+        job_id: str = JOB_ID,
+        restore: str | None = None,
     ) -> None:
-        """``job_graphs``: the job, or (1, 2, ...) the job at another parallelism."""
+        """``job_graphs``: the job, or (1, 2, ...) the job at another parallelism.
+
+        ``restore``: a savepoint to start from.
+        """
         self.world = world
         self.nemesis = nemesis
         self._job_graphs = job_graphs
         self.rescaled = False
         self.job_bytes = b"{}"  # only ever stored: encoding the graph for each start is slow
-        self.job_id = JOB_ID
+        self.job_id = job_id
+        self.restore = restore
+        self.requester: Requester | None = None
+        self.rescales = False  # while it runs: JobManagers look at the parallelism that is stored
         self.root = root
         self.heartbeat_us = heartbeat_ms * MS
         self.taskmanagers: dict[str, SimTaskManager] = {}
@@ -82,10 +96,18 @@ class SimCluster:
         return self._job_graphs(self.world.random.choice([1, 2]))
 
     def open_store(self, owner: SimProcess) -> CheckpointStore:
-        file_system = FaultyFileSystem(
+        file_system = self.file_system(owner)
+        return CheckpointStore(file_system, self.root, self.job_id, transfers=1)
+
+    def file_system(self, owner: SimProcess) -> FaultyFileSystem:
+        """As ``owner`` sees it."""
+        return FaultyFileSystem(
             MemoryFileSystem(), lambda operation: self.nemesis.store_fault(owner, operation)
         )
-        return CheckpointStore(file_system, self.root, self.job_id, transfers=1)
+
+    def open_folder(self, owner: SimProcess, folder: str) -> CheckpointStore:
+        """Of a savepoint, with the same faults."""
+        return CheckpointStore.in_folder(self.file_system(owner), folder, transfers=1)
 
     # ------------------------------------------------------------------------- JobManagers
 
@@ -141,6 +163,12 @@ class SimCluster:
         self.completed_checkpoints += 1
         self.nemesis.completed += 1
 
+    def on_answer(self, answer: Answer) -> None:
+        """Of what a user has asked for."""
+        self.world.log(f"answer {answer.request_id}: {answer.result or answer.error}")
+        if self.requester is not None:
+            self.requester.on_answer(answer.request_id, answer)
+
     def on_task_failed(self, jobmanager: SimJobManager, report: TaskFailed) -> None:
         """A task may fail of what was injected, and of nothing else; never of an upload (F17)."""
         if "injected: put " in report.error or "the answer to put " in report.error:
@@ -192,6 +220,8 @@ class SimCluster:
         self, jobmanager: SimJobManager, taskmanager_id: str, message: ControlMessage
     ) -> None:
         """In order per TaskManager; perhaps twice in a row, or never, which the sender learns."""
+        if isinstance(message, Drain) and self.requester is not None:
+            self.requester.input_ended = True
         taskmanager = self.taskmanagers.get(taskmanager_id)
         if taskmanager is None or not taskmanager.alive:
             return

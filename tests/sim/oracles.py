@@ -75,6 +75,24 @@ def check_output(
         yield from _check_sums(shape, ledger, complete)
 
 
+def check_drained(shape: Shape, ledger: Ledger) -> Iterator[str]:
+    """What of each source is there has no gaps, and the end has brought about all it should."""
+    if shape.kind not in ("ledger", "splits", "async"):
+        return
+    records = [row for row in ledger.rows("records") if row[0] == "record"]
+    numbers: dict[int, set[int]] = {}
+    for row in records:
+        numbers.setdefault(row[1], set()).add(row[2])
+    for source, found in numbers.items():
+        if found != set(range(len(found))):
+            yield f"source {source}: gaps in {sorted(found)[-SHOWN_MAX:]}"
+    fired = {row for row in ledger.rows("records") if row[0] == "timer"}
+    wanted = {("timer", row[3], (row[4] // TIMER_MS + 1) * TIMER_MS) for row in records}
+    yield from _same("timers of what was read", wanted, fired, complete=True)
+    sums = Counter(key for key, _, _ in ledger.rows("sums"))
+    yield from _same("sums of what was read", (row[3] for row in records), sums.elements(), True)
+
+
 def normalised(shape: Shape, ledger: Ledger) -> Any:
     """The part of the output that no schedule may change, for comparing runs."""
     if shape.kind == "windows":

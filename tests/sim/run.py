@@ -24,6 +24,7 @@ from tests.sim import jobs, oracles
 from tests.sim.cluster import JOB_ID, SimCluster
 from tests.sim.ledger import Ledger, Transaction, use
 from tests.sim.nemesis import Nemesis, Rates, draw_rates
+from tests.sim.requests import REQUEST_SCENARIOS, Requester, quiet
 from tests.sim.world import MS, SECOND, World
 from tests.store_faults import Fault, FaultyFileSystem, audit
 
@@ -53,6 +54,7 @@ class Result:
     status: str
     output: Any
     tail: list[str] = field(default_factory=list)
+    granted: list[str] = field(default_factory=list)  # what users have asked for and got
 
     @property
     def valid(self) -> bool:
@@ -146,7 +148,10 @@ class _Run:
         rng = world.random
         scenario = rng.choices(SCENARIOS, [82, 7, 7, 4])[0]
         self.scenario = options.scenario or scenario
-        self.shape = jobs.draw_shape(rng, options.kind)
+        kind = options.kind
+        if self.scenario == "drain" and kind is None:  # with oracles for the half of a job
+            kind = ("ledger", "splits", "async")[seed % 3]
+        self.shape = jobs.draw_shape(rng, kind)
         self.store_name = f"sim{seed}"
         root = f"memory://{self.store_name}/checkpoints"
         backend, self._slice_entries = draw_backend(seed)
@@ -159,6 +164,8 @@ class _Run:
                 "restart-strategy.fixed-delay.attempts": str(POISON_RESTARTS),
                 "restart-strategy.fixed-delay.delay": "200 ms",
             }
+        self.requester: Requester | None = None
+        self.drained_rows = 0  # what was visible when the first job had ended
         self._output = f"memory://{self.store_name}/out"
         self._graphs: dict[int, JobGraph] = {}
         self.ledger = Ledger(self.nemesis.commit_fault, self.nemesis.user_code, self._later)
@@ -198,6 +205,10 @@ class _Run:
         self.cluster = SimCluster(world, self.nemesis, self._graph, self._root, heartbeat_ms=500)
         world.log(f"scenario {self.scenario} {self.shape}")
         world.log(f"faults {sorted(self.nemesis.rates.enabled)}")
+        if self.scenario in REQUEST_SCENARIOS:
+            self.requester = Requester(world, self.nemesis, self.scenario, self.ledger)
+            self.requester.start(self.cluster)
+            self.cluster.rescales = self.scenario == "rescale"
         if self.scenario == "cancel":
             world.after(world.between(2, 8) * SECOND, self._cancel)
         if self.scenario == "corrupt":
@@ -215,6 +226,10 @@ class _Run:
             world.violation(f"liveness: the job is {self.cluster.status.name} long after healing")
             return
         self._check_status()
+        if self.requester is not None:
+            store = CheckpointStore(MemoryFileSystem(), self._root, JOB_ID)
+            self.requester.look_into_the_store(store)
+            self.drained_rows = len(self.ledger.visible)
         self.nemesis.rates.heal_at_us = min(self.nemesis.rates.heal_at_us, world.now_us)
         self.nemesis.heal()
         if self.cluster.status is JobStatus.FINISHED:
@@ -223,6 +238,43 @@ class _Run:
         world.run(world.now_us + QUIET, lambda: False)
         for left in self.cluster.remains():
             world.violation(f"not ended with the job: {left}")
+        # Files cannot be taken back to how they were.
+        forked = self.scenario == "savepoint" and self.shape.kind == "files"
+        if self.requester is not None and self.requester.savepoint is not None and not forked:
+            self._go_on_elsewhere(self.requester)
+
+    def _go_on_elsewhere(self, requester: Requester) -> None:
+        """Another job, at another parallelism, starts from the savepoint."""
+        world, first = self.world, self.cluster
+        if self.scenario == "savepoint":
+            self._check_output(first)
+            self.ledger = requester.fork
+        self.ledger.closed = False
+        quiet(self.nemesis, world)
+        with use(self.ledger):
+            self.cluster = SimCluster(
+                world,
+                self.nemesis,
+                lambda variant: self._graph((variant + 1) % 3),
+                self._root,
+                heartbeat_ms=500,
+                job_id="sim2",
+                restore=requester.savepoint,
+            )
+            self.cluster.rescaled = True
+            world.log(f"another job starts from {requester.savepoint}")
+            world.run(world.now_us + FINISH_WITHIN, self._over)
+            if not self._over():
+                world.violation(f"liveness: the second job is {self.cluster.status.name}")
+            elif self.cluster.status is not JobStatus.FINISHED:
+                assert self.cluster.newest.master is not None
+                world.violation(f"the second job failed: {self.cluster.newest.master.error}")
+            self.ledger.closed = True
+            if requester.drained and len(self.ledger.visible) != self.drained_rows:
+                world.violation("a job that starts from the end has written something")
+            world.run(world.now_us + QUIET, lambda: False)
+        self.cluster.completed_checkpoints += first.completed_checkpoints
+        self.cluster.restarts += first.restarts
 
     def _check_uploads(self) -> None:
         """None is left of a job that has finished, but for what a zombie holds that still runs."""
@@ -365,18 +417,7 @@ class _Run:
     def _result(self) -> Result:
         world, cluster = self.world, self.cluster
         finished = cluster.status is JobStatus.FINISHED
-        output = None
-        try:
-            self._read_files()
-            ordered = not cluster.rescaled
-            for fault in oracles.check_output(self.shape, self.ledger, finished, ordered):
-                world.violation(fault)
-            if self.shape.kind == "aligned" and not world.faults and finished:
-                for fault in oracles.check_drift(self.shape, self.ledger):
-                    world.violation(fault)
-            output = oracles.normalised(self.shape, self.ledger)
-        except Exception as error:
-            world.violation(f"the output is malformed: {error!r}")
+        output = self._check_output(cluster)
         if self.scenario != "corrupt" and self.shape.checkpointed:
             self._audit_store(finished)
         return Result(
@@ -393,21 +434,39 @@ class _Run:
             status=cluster.status.name,
             output=output,
             tail=list(world.tail),
+            granted=[] if self.requester is None else self.requester.done,
         )
+
+    def _check_output(self, cluster: SimCluster) -> Any:
+        try:
+            self._read_files()
+            finished = cluster.status is JobStatus.FINISHED
+            if self.requester is not None and self.requester.drained:
+                finished = False  # all that was read
+                for fault in oracles.check_drained(self.shape, self.ledger):
+                    self.world.violation(fault)
+            ordered = not (cluster.rescaled or cluster.rescales)
+            for fault in oracles.check_output(self.shape, self.ledger, finished, ordered):
+                self.world.violation(fault)
+            return oracles.normalised(self.shape, self.ledger)
+        except Exception as error:
+            self.world.violation(f"the output is malformed: {error!r}")
+            return None
 
     def _audit_store(self, finished: bool) -> None:
         """Oracle 6; of a job that has finished, the next collection must leave no garbage."""
         zombies = len(self.cluster.jobmanagers) > 1
-        faults = audit(MemoryFileSystem(), self._root, JOB_ID, zombies=zombies).faults
+        job_id = self.cluster.job_id
+        faults = audit(MemoryFileSystem(), self._root, job_id, zombies=zombies).faults
         if finished:
             generation = self.cluster.newest.generation
             retain = int(self.settings["execution.checkpointing.num-retained"])
-            store = CheckpointStore(MemoryFileSystem(), self._root, JOB_ID)
+            store = CheckpointStore(MemoryFileSystem(), self._root, job_id)
             store.collect_garbage(generation, retain)
             faults += audit(
                 MemoryFileSystem(),
                 self._root,
-                JOB_ID,
+                job_id,
                 zombies=zombies,
                 retain=retain,
                 generation=generation,

@@ -178,6 +178,9 @@ class SimTaskManager(SimProcess):
             self._store = self.cluster.open_store(self)
         return self._store
 
+    def state_folder(self, folder: str) -> CheckpointStore:
+        return self.cluster.open_folder(self, folder)
+
     def wake_up(self, task: Task) -> None:
         if task in self._scheduled:
             return

@@ -364,6 +364,7 @@ class NumbersReader(SourceReader[int, Any]):
         self._context = context
         self._split: Any = None
         self._covered = False
+        self._covering = sys.maxsize  # the first checkpoint with everything before the crash
 
     def add_splits(self, splits: Sequence[Any]) -> None:
         for split in splits:
@@ -383,11 +384,14 @@ class NumbersReader(SourceReader[int, Any]):
         return InputStatus.MORE_AVAILABLE
 
     def snapshot_state(self, checkpoint_id: int) -> list[Any]:
-        return [] if self._split is None else [replace(self._split)]
+        if self._split is None:
+            return []
+        if self._items[self._split.amount :] == ("crash",):
+            self._covering = min(self._covering, checkpoint_id)
+        return [replace(self._split)]
 
     def notify_checkpoint_complete(self, checkpoint_id: int) -> None:
-        split = self._split
-        self._covered = split is not None and self._items[split.amount :] == ("crash",)
+        self._covered = checkpoint_id >= self._covering
         self._context.wake_up()
 
 

@@ -212,10 +212,10 @@ def test_a_slot_sharing_group_of_its_own_gets_slots_of_its_own_with_its_resource
     )
     assert expanded.slots == (
         Slot(0, "default", ()),
-        Slot(1, "default", ()),
-        Slot(2, "gpu", (("num_cpus", 2.0), ("num_gpus", 1.5))),
+        Slot(2, "default", ()),
+        Slot(1, "gpu", (("num_cpus", 2.0), ("num_gpus", 1.5))),
     )
-    assert expanded.slot_of[TaskId("gpu", 0)] == expanded.slot_of[TaskId("more", 0)] == 2
+    assert expanded.slot_of[TaskId("gpu", 0)] == expanded.slot_of[TaskId("more", 0)] == 1
     assert len(expanded.slots) == expanded.job_graph.slots_required
 
 
@@ -223,3 +223,11 @@ def test_a_slot_sharing_group_of_its_own_gets_slots_of_its_own_with_its_resource
 def test_the_vertex_of_a_task_is_found(subtask: int) -> None:
     expanded = graph([vertex("a", 2)], [])
     assert expanded.vertex(TaskId("a", subtask)).name == "a"
+
+
+def test_a_slot_has_its_index_at_every_parallelism() -> None:
+    small = graph([vertex("a", 2), vertex("b", 1, group="other")], [])
+    large = graph([vertex("a", 4), vertex("b", 3, group="other")], [])
+    assert set(small.slots) < set(large.slots)
+    for task, slot in small.slot_of.items():
+        assert large.slot_of[task] == slot

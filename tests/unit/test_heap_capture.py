@@ -203,8 +203,7 @@ class WhileItChanges(RuleBasedStateMachine):
             self.persisted = {}
             self.capture = table.capture()
             return
-        changed, dropped = table.watch.changed, table.watch.dropped
-        table.watch.changed, table.watch.dropped = {}, set()
+        changed, dropped = table.watch.take(table.namespaces)
         if full:
             self.persisted = {}
             self.capture = table.capture()
@@ -249,6 +248,35 @@ def test_a_snapshot_that_is_given_up_puts_nothing_aside_any_more() -> None:
     assert capture.advance()
     assert table.watch.aside is None
     assert capture.blocks() == {}
+
+
+class Closed:
+    """Is opened before it can be pickled, as a value of an operator may be that has just been read."""
+
+    def __init__(self, number: int, is_open: bool = True) -> None:
+        self.number, self.is_open = number, is_open
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Closed) and self.number == other.number
+
+    def __hash__(self) -> int:
+        return self.number
+
+    def __reduce__(self) -> Any:
+        assert self.is_open
+        return Closed, (self.number, False)
+
+
+def test_what_is_put_aside_need_not_be_picklable_again() -> None:
+    table = Table()
+    values = table.namespace(None)
+    values.update({key: Closed(key) for key in range(4)})
+    watch(table.namespaces)
+    capture = table.capture()
+    values[3].number = 77
+    while not capture.advance():
+        pass
+    assert apply({}, capture.blocks()) == {None: {key: Closed(key) for key in range(4)}}
 
 
 def test_what_cannot_be_pickled_is_said_when_its_turn_comes() -> None:

@@ -127,12 +127,6 @@ LEFT_OUT = {
 PLANNED = {
     "ExecutionConfig.is_use_snapshot_compression": "compression of state",
     "ExecutionConfig.set_use_snapshot_compression": "compression of state",
-    "StreamExecutionEnvironment.enable_changelog_state_backend": "incremental checkpoints",
-    "StreamExecutionEnvironment.is_changelog_state_backend_enabled": "incremental checkpoints",
-    "JobClient.stop_with_savepoint": "savepoints",
-    "JobClient.trigger_savepoint": "savepoints",
-    "StreamExecutionEnvironment.set_default_savepoint_directory": "savepoints",
-    "StreamExecutionEnvironment.get_default_savepoint_directory": "savepoints",
     "DataStream.cache": "batch mode",
     "KeyedStream.cache": "batch mode",
     "CachedDataStream": "batch mode",

@@ -31,6 +31,7 @@ from state.snapshot import NativeState, OperatorSnapshot
 
 pytest.importorskip("rocksdict")
 
+from state.local_folder import LocalFolder, remove_leftovers
 from state.rocksdb import backend as backend_module
 from state.rocksdb.backend import RocksDBKeyedStateBackend
 from state.rocksdb.encoding import (
@@ -42,7 +43,6 @@ from state.rocksdb.encoding import (
     is_plain,
     prefix_of,
 )
-from state.rocksdb.folders import LocalFolder, remove_leftovers
 
 CACHE = "state.backend.rocksdb.python-cache.entries"
 
@@ -311,7 +311,7 @@ def test_after_the_task_has_ended_a_snapshot_is_refused(tmp_path: Path) -> None:
     backend.close()
     with pytest.raises(JobExecutionError, match="the task has ended"):
         snapshot.completed()
-    assert os.listdir(tmp_path / "dataflow-rocksdb") == []
+    assert os.listdir(tmp_path / "dataflow-state") == []
 
 
 # ----------------------------------------------------------------------------------------- restore
@@ -347,8 +347,9 @@ def test_files_of_another_backend_and_missing_ones_are_refused(backend: Any) -> 
 
 def test_what_a_killed_process_leaves_is_removed_and_what_is_in_use_is_not(tmp_path: Path) -> None:
     script = (
-        "import os, sys; from state.rocksdb.folders import LocalFolder;"
-        f"print(LocalFolder({str(tmp_path)!r}, 'killed').path); sys.stdout.flush(); os._exit(9)"
+        "import os, sys; from state.local_folder import LocalFolder;"
+        f"print(LocalFolder({str(tmp_path)!r}, 'killed', 'x').path);"
+        "sys.stdout.flush(); os._exit(9)"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(
@@ -356,7 +357,7 @@ def test_what_a_killed_process_leaves_is_removed_and_what_is_in_use_is_not(tmp_p
     )
     left = Path(done.stdout.strip())
     assert left.is_dir()
-    mine = LocalFolder(str(tmp_path), "mine")
+    mine = LocalFolder(str(tmp_path), "mine", "option")
     remove_leftovers(left.parent)
     assert not left.exists()
     assert mine.path.is_dir()

@@ -148,4 +148,4 @@ def test_a_job_through_two_crashes(
     expected = mini_cluster.collect(build(by_key(mini_cluster, tmp_path, 1, "hashmap")))
     found = mini_cluster.collect(build(by_key(mini_cluster, tmp_path, parallelism)))
     assert sorted(found) == sorted(expected)
-    assert list((tmp_path / "dataflow-rocksdb").iterdir()) == []
+    assert list((tmp_path / "dataflow-state").iterdir()) == []

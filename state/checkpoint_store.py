@@ -497,9 +497,7 @@ class CheckpointStore:
         except CorruptObject as error:
             log.error("nothing of %s is cleaned up: %s", self._root, error)
             return []
-        doomed = protocol.plan_garbage(
-            listing, records, manifests, generation, retain, keep_from
-        )
+        doomed = protocol.plan_garbage(listing, records, manifests, generation, retain, keep_from)
         if not doomed or not self.is_current(generation):
             return []
         # The records of a checkpoint one by one, in their order; its state, which may be thousands

@@ -91,18 +91,6 @@ def dumps_state(value: Any) -> bytes:
         return file.getvalue()
 
 
-def dumps_state_alike(value: Any) -> bytes:
-    """As ``dumps_state``, but what occurs twice is written twice, so that equal values are alike.
-
-    Not for values that refer to themselves.
-    """
-    with io.BytesIO() as file:
-        pickler = _StatePickler(file, protocol=PROTOCOL)
-        pickler.fast = True
-        pickler.dump(value)
-        return file.getvalue()
-
-
 def loads_state(blob: bytes | memoryview) -> Any:
     """The inverse of ``dumps_state``, and of ``dumps_data``.
 

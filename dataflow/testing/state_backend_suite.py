@@ -33,7 +33,7 @@ from dataflow.datastream.state import (
     StateTtlConfig,
     ValueStateDescriptor,
 )
-from dataflow.datastream.window import TimeWindow
+from dataflow.datastream.window import GlobalWindow, TimeWindow, Window
 from dataflow.errors import JobExecutionError, KeyTypeError, RestoreError
 
 GROUPS = 16
@@ -46,7 +46,28 @@ KEYS: tuple[Any, ...] = (
     *((), ("a", 1), ("a", (2, b"x")), (1.5, "z")),
     *(datetime.date(2020, 2, 29), datetime.datetime(2020, 2, 29, 12, 30)),
 )
-NAMESPACES: tuple[Any, ...] = (None, 5, (10, 20), TimeWindow(0, 10), TimeWindow(-5, 2**62))
+
+
+@dataclass(frozen=True)
+class OwnWindow(Window):
+    """As a user may have one."""
+
+    start: str
+    end: str
+
+    def max_timestamp(self) -> int:
+        return 0
+
+
+NAMESPACES: tuple[Any, ...] = (
+    None,
+    5,
+    (10, 20),
+    TimeWindow(0, 10),
+    TimeWindow(-5, 2**62),
+    GlobalWindow.get(),
+    OwnWindow("a", "a"),
+)
 
 
 class _Sum(ReduceFunction):
@@ -541,6 +562,12 @@ class StateBackendSuite:
                 continue
             backend.current_key = key
             store = self.states(backend)
+            gone = backend.table("$gone", "kind").namespace(None)
+            if step == 0:
+                gone[key] = "written by the first subtask"
+            elif step == 1:
+                gone.pop(key, None)
+            assert (key in gone) == (step == 0)
             store.get_list_state(_LIST).add(step)
             store.get_map_state(_MAP).put(str(step), step)
             for namespace in NAMESPACES:

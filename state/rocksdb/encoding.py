@@ -12,6 +12,7 @@ a namespace in it, and a key's list or map are ranges.
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import struct
 from collections.abc import Callable
@@ -22,12 +23,11 @@ import numpy as np
 from dataflow.common.codec import (
     dumps_data,
     dumps_state,
-    dumps_state_alike,
     loads_data,
     loads_state,
 )
 from dataflow.common.keys import canonical_key
-from dataflow.datastream.windowing.windows import TimeWindow
+from dataflow.datastream.windowing.windows import GlobalWindow, TimeWindow
 from dataflow.errors import KeyTypeError
 
 U16 = struct.Struct(">H")
@@ -38,6 +38,8 @@ _WINDOW = struct.Struct(">qq")
 _DOUBLE = struct.Struct(">d")
 
 _BIAS = 1 << 63
+#: How namespaces begin that may have other bytes the next time they are encoded.
+PICKLED: Final = b"P"
 NAMESPACE_BYTES_MAX = (1 << 16) - 1
 
 #: What ``decode_key`` answers for bytes of which only the row knows the key.
@@ -89,7 +91,18 @@ def _encode_uncommon(key: Any) -> bytes:
     try:
         return b"c" + canonical_key(key)
     except KeyTypeError:
-        return b"p" + dumps_state_alike(key)  # of a map: whatever can be the key of a dict
+        return _encode_any(key)
+
+
+def _encode_any(key: Any) -> bytes:
+    """Of a map: whatever can be the key of a dict. Equal objects may have different pickles."""
+    if isinstance(key, frozenset):
+        return b"F" + encode_key(tuple(sorted(map(encode_key, key))))
+    if dataclasses.is_dataclass(key):
+        kind = type(key)
+        values = [getattr(key, field.name) for field in dataclasses.fields(key)]
+        return b"D" + encode_key((kind.__module__, kind.__qualname__, *values))
+    return b"p" + dumps_state(key)
 
 
 def is_plain(key: Any) -> bool:
@@ -138,7 +151,9 @@ def encode_namespace(namespace: Any) -> bytes:
             return b"w" + _WINDOW.pack(namespace.start, namespace.end)
         except struct.error:
             pass
-    encoded = encode_key(namespace) if is_plain(namespace) else b"P" + dumps_state_alike(namespace)
+    if kind is GlobalWindow:
+        return b"g"
+    encoded = encode_key(namespace) if is_plain(namespace) else PICKLED + dumps_state(namespace)
     if len(encoded) > NAMESPACE_BYTES_MAX:
         raise ValueError(f"a namespace of {len(encoded)} bytes; at most {NAMESPACE_BYTES_MAX}")
     return encoded
@@ -149,7 +164,9 @@ def decode_namespace(encoded: bytes) -> Any:
         return None
     if encoded[:1] == b"w":
         return TimeWindow(*_WINDOW.unpack_from(encoded, 1))
-    if encoded[:1] == b"P":
+    if encoded == b"g":
+        return GlobalWindow.get()
+    if encoded[:1] == PICKLED:
         return loads_state(encoded[1:])
     return decode_key(encoded)
 

@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 
 from state.backend import MISSING, Cleaner, Expiring, StateTable, Values
 from state.rocksdb.encoding import (
+    PICKLED,
     U16,
     decode_key,
     decode_namespace,
@@ -47,6 +48,7 @@ class RocksDBTable(StateTable):
     __slots__ = (
         "_main",
         "_make",
+        "_pickles",
         "_views",
         "backend",
         "cleanup",
@@ -74,6 +76,7 @@ class RocksDBTable(StateTable):
         self.namespaces = _Namespaces(self)
         self._views: WeakValueDictionary[Any, RocksDBMapping] = WeakValueDictionary()
         self._main: RocksDBMapping | None = None  # of the namespace None
+        self._pickles: dict[Any, bytes] = {}  # of namespaces that are encoded by pickling
 
     @property
     def where(self) -> str:
@@ -85,11 +88,19 @@ class RocksDBTable(StateTable):
         view = self._views.get(namespace)
         if view is None:
             groups = _groups(self.groups_of.setdefault(namespace, 0))
-            view = self._make(self, encode_namespace(namespace), groups)
+            view = self._make(self, self._encoded(namespace), groups)
             self._views[namespace] = view
             if namespace is None:
                 self._main = view
         return view
+
+    def _encoded(self, namespace: Any) -> bytes:
+        encoded = self._pickles.get(namespace)
+        if encoded is None:
+            encoded = encode_namespace(namespace)
+            if encoded.startswith(PICKLED):
+                self._pickles[namespace] = encoded
+        return encoded
 
     def namespace_of(self, encoded: bytes) -> RocksDBMapping:
         """The mapping of an encoded namespace."""
@@ -109,6 +120,7 @@ class RocksDBTable(StateTable):
         if namespace is not None:
             del self.groups_of[namespace]
             del self._views[namespace]
+            self._pickles.pop(namespace, None)
 
     def empty(self, view: RocksDBMapping) -> None:
         """Forget all keys of a view; their rows go with the next write."""
@@ -137,8 +149,19 @@ class RocksDBTable(StateTable):
             group, encoded = split_prefix(row)
             namespace = decode_namespace(encoded)
             self.groups_of[namespace] = self.groups_of.get(namespace, 0) | 1 << group
+            if encoded.startswith(PICKLED):
+                known = self._pickles.setdefault(namespace, encoded)
+                if known != encoded:  # another subtask has pickled it otherwise
+                    self._rename(prefix_of(group, encoded), prefix_of(group, known))
             following = end_of(prefix_of(group, encoded))
             row = None if following is None else rows(following)
+
+    def _rename(self, prefix: bytes, new: bytes) -> None:
+        batch = self.backend.database.new_batch()
+        for row, blob in self.family.scan(prefix):
+            batch.put(new + row[len(prefix) :], blob, self.family.handle)
+            batch.delete(row, self.family.handle)
+        self.backend.database.write(batch)
 
     def cleaner(self, cells: Expiring, nested: bool, keys_per_run: int) -> Cleaner:
         return _Cleaner(self, cells, keys_per_run)
@@ -210,7 +233,7 @@ class _Cleaner:
     def _look(self) -> Iterator[int]:
         """1 for each row that was looked at."""
         table, cells = self._table, self._cells
-        for encoded in [encode_namespace(namespace) for namespace in table.groups_of]:
+        for encoded in [table._encoded(namespace) for namespace in table.groups_of]:
             for group in table.namespace_of(encoded).groups():
                 prefix = prefix_of(group, encoded)
                 start = prefix

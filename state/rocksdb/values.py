@@ -236,7 +236,7 @@ class _Values(ValuesView[Any]):
 class RocksDBValues(RocksDBMapping):
     """A row per key."""
 
-    __slots__ = ("_clean", "_dirty", "_get", "_mutable", "_old_clean", "_old_mutable")
+    __slots__ = ("_clean", "_dirty", "_get", "_mutable", "_old_clean", "_old_mutable", "_rows")
 
     def __init__(self, table: RocksDBTable, encoded: bytes, groups: Iterable[int]) -> None:
         super().__init__(table, encoded, groups)
@@ -249,6 +249,7 @@ class RocksDBValues(RocksDBMapping):
         self._mutable: dict[Any, Any] = {}
         self._old_clean: dict[Any, Any] = {}
         self._old_mutable: dict[Any, Any] = {}
+        self._rows: dict[Any, bytes] = {}  # of keys that were prefetched since the last write
 
     # ------------------------------------------------------------------------- access
 
@@ -357,11 +358,23 @@ class RocksDBValues(RocksDBMapping):
                 wanted[key] = prefix + self._suffix(key)
         if not wanted:
             return
+        size = 0
+        mutable, decoded = self._mutable, self._value
         for key, blob in zip(wanted, self._family.get_many(list(wanted.values())), strict=True):
-            value = MISSING if blob is None else self._value(blob)
-            self._cache.bytes += HEAP_EXTRA + (0 if blob is None else HEAP_FACTOR * len(blob))
-            frozen = value is MISSING or is_immutable(value)
-            self._keep(clean if frozen else self._mutable, key, value)
+            if blob is None:
+                clean[key] = MISSING
+                continue
+            size += len(blob)
+            value = decoded(blob)
+            if is_immutable(value):
+                clean[key] = value
+            else:
+                mutable[key] = value
+        self._rows |= wanted
+        cache = self._cache
+        cache.entries += len(wanted)
+        cache.bytes += HEAP_FACTOR * size + HEAP_EXTRA * len(wanted)
+        cache.cached.add(self)
 
     # ---------------------------------------------------------------------- iteration
 
@@ -387,6 +400,7 @@ class RocksDBValues(RocksDBMapping):
         taken = self._take(limit)
         clean, mutable, cache = self._clean, self._mutable, self._cache
         handle, put, size = self._family.handle, batch.put, 0
+        rows, self._rows = self._rows, {}
         for key, value in taken.items():
             if value is MISSING:
                 if clean.get(key) is not MISSING:  # else it came and went since the last write
@@ -398,7 +412,8 @@ class RocksDBValues(RocksDBMapping):
             if frozen and clean.get(key, _UNSEEN) is value:
                 continue
             blob = self._encoded_row(key, value, frozen)
-            put(self.prefix(self._group(key)) + self._suffix(key), blob, handle)
+            row = rows.get(key) or self.prefix(self._group(key)) + self._suffix(key)
+            put(row, blob, handle)
             size += len(blob)
             if frozen:
                 clean[key] = value

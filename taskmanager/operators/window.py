@@ -272,10 +272,19 @@ class WindowOperator(KeyedOperator):
             if len(self._collector) >= BATCH_ROWS:
                 self._collector.flush()
         if self._lateness:
-            self._contents_fired(window).update(contents)
+            self._move(contents, self._contents_fired(window))
         else:
             self._clear(window, contents)
         self._pending.drop(window)
+
+    def _move(self, contents: Contents, fired: Contents) -> None:
+        settle = self.backend.settle
+        if settle is None:
+            fired.update(contents)
+        else:  # all of it may not fit into memory
+            for key, value in contents.items():
+                fired[key] = value
+                settle()
 
     def _emit(self, window: Window, key: Any, contents: Any) -> None:
         """Evaluate a window for one key; raises what the user's functions raise."""

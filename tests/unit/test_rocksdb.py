@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,15 @@ pytest.importorskip("rocksdict")
 from state.local_folder import LocalFolder, remove_leftovers
 from state.rocksdb import backend as backend_module
 from state.rocksdb.backend import RocksDBKeyedStateBackend
-from state.rocksdb.encoding import UNKNOWN, decode_key, encode_key, is_plain
+from state.rocksdb.encoding import (
+    UNKNOWN,
+    decode_key,
+    encode_key,
+    encode_namespace,
+    encode_value,
+    is_plain,
+    prefix_of,
+)
 
 CACHE = "state.backend.rocksdb.python-cache.entries"
 
@@ -71,6 +80,12 @@ class Number(enum.IntEnum):
     ONE = 1
 
 
+@dataclass(frozen=True)
+class Pair:
+    left: str
+    right: str
+
+
 KEYS = st.recursive(
     st.one_of(
         st.integers(),
@@ -84,6 +99,7 @@ KEYS = st.recursive(
         st.datetimes(),
         st.sampled_from([*Colour, *Number]),
         st.frozensets(st.integers(0, 3)),
+        st.builds(Pair, st.text(max_size=1), st.text(max_size=1)),
     ),
     lambda inner: st.tuples(inner, inner) | st.tuples(inner),
 )
@@ -101,6 +117,26 @@ def test_a_plain_key_comes_back_as_it_was(key: Any) -> None:
         assert (found, type(found)) == (key, type(key))
     else:
         assert found is UNKNOWN or found == key
+
+
+def test_a_namespace_is_found_again_whatever_its_pickle(backend: Any) -> None:
+    same = "x" * 3
+    one, other = Pair(same, same), Pair(same, "".join(["x"] * 3))
+    assert encode_namespace(one) != encode_namespace(other)
+    table = backend.table("t", "kind")
+    table.namespace(one)["a"] = 1
+    backend._write_all()
+    assert table.namespace(other)["a"] == 1
+    family, prefixes = table.family, [prefix_of(3, encode_namespace(ns)) for ns in (one, other)]
+    batch = backend.database.new_batch()
+    for prefix, key in zip(prefixes, ("b", "c"), strict=True):
+        batch.put(prefix + encode_key(key), encode_value(key, True), family.handle)
+    backend.database.write(batch)
+    restored = create_backend_from(backend.snapshot_state(1).completed().native[0], backend)
+    found = restored.table("t", "kind").namespaces
+    assert len(found) == 1
+    assert dict(found[one].items()) == {"a": 1, "b": "b", "c": "c"}
+    restored.close()
 
 
 def test_equal_keys_of_several_types() -> None:

@@ -104,5 +104,5 @@ BACKEND_CANARIES = (
     Canary("changes of aborted checkpoints lost", forget_changes_of_the_aborted, _CHANGELOG),
     Canary("changelog cut off too early", cut_off_before_the_next_full_one, _CHANGELOG),
     Canary("files left out of manifests", files_left_out_of_manifests, _CHANGELOG),
-    Canary("windows come back", removals_forgotten, replace(_CHANGELOG, kind=None)),
+    Canary("windows come back", removals_forgotten, replace(_CHANGELOG, kind="windows")),
 )

@@ -121,10 +121,8 @@ class ColumnFamily:
 
     def scan(self, prefix: bytes, start: bytes | None = None) -> Iterator[Row]:
         """Rows whose keys begin with ``prefix``, from ``start`` on, as they are now."""
-        rows: Iterator[Row] = self.rows.items(
-            from_key=prefix if start is None else start, read_opt=_until(end_of(prefix))
-        )
-        return rows
+        options = _until(end_of(prefix))
+        yield from self.rows.items(from_key=prefix if start is None else start, read_opt=options)
 
     def delete_prefix(self, batch: Any, prefix: bytes) -> None:
         """Have a batch delete all rows whose keys begin with ``prefix``.
@@ -140,14 +138,15 @@ class ColumnFamily:
 
     def range(self, lower: bytes, upper: bytes) -> Iterator[Row]:
         """Rows from ``lower`` (inclusive) to ``upper`` (exclusive)."""
-        rows: Iterator[Row] = self.rows.items(from_key=lower, read_opt=_until(upper))
-        return rows
+        options = _until(upper)
+        yield from self.rows.items(from_key=lower, read_opt=options)
 
     def seeker(self, upper: bytes) -> Callable[[bytes], bytes | None]:
         """What finds the first key from its argument on, of those before ``upper``."""
-        iterator = self.rows.iter(_until(upper))
+        options = _until(upper)
+        iterator = self.rows.iter(options)
 
-        def seek(start: bytes) -> bytes | None:
+        def seek(start: bytes, _alive: Any = options) -> bytes | None:
             iterator.seek(start)
             found: bytes | None = iterator.key() if iterator.valid() else None
             return found
@@ -156,6 +155,7 @@ class ColumnFamily:
 
 
 def _until(upper: bytes | None) -> Any:
+    """The iterator refers to the bound without owning it: keep these as long as that is used."""
     options = rocksdict.ReadOptions()
     if upper is not None:
         options.set_iterate_upper_bound(upper)

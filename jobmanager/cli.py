@@ -23,6 +23,7 @@ from typing import Any
 from dataflow.common.configuration import Configuration
 from dataflow.common.job_status import JobStatus
 from dataflow.errors import ClusterError, ConfigError, DataflowError, JobExecutionError
+from jobmanager.state_commands import add_state_commands
 from taskmanager.operators.function_operator import user_traceback
 
 JOB_ID_PATTERN = re.compile(r"^[a-z0-9][a-z0-9-]{0,62}$")
@@ -130,6 +131,8 @@ def _parser() -> argparse.ArgumentParser:
     checkpoints.add_argument(
         "--dir", required=True, metavar="URI", help="the folder given as checkpoint storage"
     )
+
+    add_state_commands(commands, _table)
     return parser
 
 

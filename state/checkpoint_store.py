@@ -109,6 +109,7 @@ class Recovery:
     needs_commit_replay: bool
     #: Newer checkpoints that could not be used: id and reason.
     skipped: list[tuple[int, str]] = field(default_factory=list)
+    folder: str | None = None  # where its state lies, if not in the job's own folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +149,16 @@ class CheckpointStore:
         self.transfers = transfers
         # generation -> the earlier generation's checkpoint it has recovered from
         self._recovered: dict[int, Attempt] = {}
+
+    @classmethod
+    def in_folder(
+        cls, fs: FileSystem, folder: str, hmac_key: bytes | None = None
+    ) -> CheckpointStore:
+        """For state that lies relative to ``folder``: of a savepoint, or of another job."""
+        store = cls(fs, "", "savepoint", hmac_key)
+        store._root = folder.rstrip("/")
+        store.job_id = ""  # whatever the manifest says
+        return store
 
     def __repr__(self) -> str:
         return f"CheckpointStore({self._root!r})"
@@ -377,6 +388,32 @@ class CheckpointStore:
                     f"{self._path(handle.path)} has {size} bytes instead of {handle.size}"
                 )
 
+    def check_state(self, manifest: CheckpointManifest) -> None:
+        """Raises ObjectNotFound or CorruptObject unless all is there in its full size."""
+        self._check_sizes(manifest.handles(), self._listing())
+
+    def newest_checkpoint_id(self) -> int | None:
+        """Of the newest canonical checkpoint, whether or not it can be used."""
+        newest = protocol.canonical(self._epochs(self._listing()).values())
+        return newest[0].checkpoint_id if newest else None
+
+    def canonical_checkpoint(self, checkpoint_id: int | None = None) -> CheckpointManifest | None:
+        """The newest canonical checkpoint, or that one; changes nothing, and needs no generation.
+
+        None if there is none. Raises ObjectNotFound or CorruptObject if it cannot be used.
+        """
+        listing = self._listing()
+        for record in protocol.canonical(self._epochs(listing).values()):
+            if checkpoint_id is None or record.checkpoint_id == checkpoint_id:
+                manifest = self._manifest(record)
+                self._check_sizes(manifest.handles(), listing)
+                return manifest
+        return None
+
+    def is_committed(self, manifest: CheckpointManifest) -> bool:
+        """Whether all sinks have committed a canonical checkpoint."""
+        return self._is_committed((manifest.generation, manifest.checkpoint_id))
+
     # ------------------------------------------------------------------------ ids and listing
 
     def next_checkpoint_id(self) -> int:
@@ -532,7 +569,8 @@ class CheckpointStore:
             manifest = decode_manifest(data, self._key)
         except CorruptObject as error:
             raise CorruptObject(f"{self._path(path)}: {error}") from None
-        expected = (self.job_id, record.generation, record.checkpoint_id)
+        job_id = self.job_id or manifest.job_id
+        expected = (job_id, record.generation, record.checkpoint_id)
         if (manifest.job_id, manifest.generation, manifest.checkpoint_id) != expected:
             raise CorruptObject(f"{self._path(path)} is the manifest of another checkpoint")
         return manifest

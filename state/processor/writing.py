@@ -84,7 +84,7 @@ class SavepointBuilder:
     def write_savepoint(self, path: str) -> str:
         """Into a folder that is empty; returns it."""
         fs, folder = parse(path)
-        if fs.list(folder):
+        if any(True for _ in fs.list(folder)):
             raise StateProcessorError(f"{folder} is not empty; name a new folder")
         store = CheckpointStore.in_folder(fs, folder, signing_key())
         try:

@@ -69,7 +69,8 @@ def contents(reader: SavepointReader) -> dict[str, Any]:
                 [repr(e.namespace), repr(e.key), repr(_in_order(e.value)), repr(e.last_used)]
                 for e in reader.iterate(operator.uid, state.name)
             ]
-            states[state.name] = [state.kind, sorted(entries)]
+            if entries:
+                states[state.name] = [state.kind, sorted(entries)]
         own = {
             state.name: [
                 state.redistribution,

@@ -238,7 +238,8 @@ def build(env: StreamExecutionEnvironment, script: list[Any]) -> DataStream:
     events = env.from_source(source, WatermarkStrategy.no_watermarks(), "events").uid("source")
     events.set_parallelism(1)
     data = events.filter(lambda event: event[1] not in ("rule", "made"))
-    adds = data.filter(lambda event: event[1] == "add").key_by(lambda event: event[0])
+    only_adds = data.set_parallelism(1).filter(lambda event: event[1] == "add")
+    adds = only_adds.set_parallelism(1).key_by(lambda event: event[0])
     by_key = data.key_by(lambda event: event[0])
     tumbling = adds.window(TumblingEventTimeWindows.of(Time.seconds(10)))
     sliding = adds.window(SlidingEventTimeWindows.of(Time.seconds(10), Time.seconds(5)))
@@ -246,7 +247,8 @@ def build(env: StreamExecutionEnvironment, script: list[Any]) -> DataStream:
     counted = adds.window(TumblingEventTimeWindows.of(Time.seconds(100))).trigger(
         CountTrigger.of(3)
     )
-    rules = events.filter(lambda event: event[1] == "rule").broadcast(RULES)
+    only_rules = events.filter(lambda event: event[1] == "rule").set_parallelism(1)
+    rules = only_rules.broadcast(RULES)
     outputs = [
         by_key.process(Everything()).uid("everything"),
         tumbling.process(Listed("tumbling")).uid("tumbling"),

@@ -98,7 +98,9 @@ class Jobs:
     ) -> list[Any]:
         os.environ["DATAFLOW_JOB_ID"] = job_id
         settings = {key.replace("_", "."): value for key, value in more.items()}
-        return sorted(self.cluster.collect(self.stream(script, parallelism, settings)), key=repr)
+        output = self.cluster.collect(self.stream(script, parallelism, settings))
+        # Of the user who tells that there is a checkpoint the sink may have something left.
+        return sorted((result for result in output if result[0] != "nobody"), key=repr)
 
 
 @pytest.fixture
@@ -179,9 +181,7 @@ def test_what_is_not_changed_goes_on_where_it_was(jobs: Jobs) -> None:
     path = jobs.leave_a_checkpoint("before")
     SavepointWriter.from_existing(path).write_checkpoint(jobs.storage, "after")
     script = [*FIRST, WaitForCheckpoint(), MADE, WaitForCheckpoint(), MADE, *MORE]
-    output = jobs.go_on("after", script=script)
-    # What the collecting sink had not handed out comes first.
-    assert [r for r in output if r[0] != "nobody"] == [
+    assert jobs.go_on("after", script=script) == [
         ("ann", "hour", 3, [("/a", 2), ("/b", 1)]),
         ("ann", 3),
         ("bob", "hour", 1, [("/a", 1)]),

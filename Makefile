@@ -36,8 +36,8 @@ lint: $(STAMP)  ## ruff
 types: $(STAMP)  ## mypy --strict
 	$(BIN)/mypy
 
-sim: $(STAMP)  ## Run SEEDS=N simulated clusters under faults (default 1000)
-	$(BIN)/python -m tests.sim --seeds $(SEEDS)
+sim: $(STAMP)  ## Run SEEDS=N simulated clusters under faults (default 1000), KIND=mixed for that job
+	$(BIN)/python -m tests.sim --seeds $(SEEDS) $(if $(KIND),--kind $(KIND))
 
 chaos: $(STAMP)  ## Keep killing actors of a real job for MINUTES=N (default 10)
 	$(BIN)/python -m tests.chaos --minutes $(MINUTES)

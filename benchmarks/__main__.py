@@ -24,6 +24,7 @@ WORKLOADS = {
     "plain_python": "operators at parallelism 1 against loops over dicts",
     "files": "files to files: Parquet, and JSON lines",
     "checkpoint_cost": "keyed_reduce with a checkpoint every second against none",
+    "batch_stages": "a keyed reduce in BATCH mode, in stages against all at once",
     "latency": "source to sink at fixed rates and at full load",
     "recovery": "kill of a TaskManager to the first new output",
     "backpressure": "memory of the TaskManagers while the sink is slow",

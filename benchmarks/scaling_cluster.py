@@ -37,9 +37,9 @@ from jobmanager.job_events import (
     TaskManagerReady,
     Tick,
 )
-from jobmanager.job_manager import execute_in_store
 from jobmanager.job_master import JobMaster
 from jobmanager.settings import job_settings, restart_backoff
+from jobmanager.store_operations import execute_in_store
 from state.checkpoint_store import CheckpointStore
 from state.snapshot import OperatorSnapshot, TaskSnapshot
 from state.snapshot_format import decode, encode

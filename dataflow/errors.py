@@ -12,6 +12,7 @@
     │   └── CorruptObject      checksum, size, magic or version is wrong
     ├── RestoreError           a checkpoint does not fit the job             (exit code 3)
     │   └── StateProcessorError     what is asked of its state cannot be done
+    ├── JobRequestError        a running job cannot do what was asked of it  (exit code 6)
     └── JobExecutionError      the job ran and failed                        (exit code 5)
         └── UserFunctionError  raised by the user's own code
 
@@ -84,6 +85,12 @@ class RestoreError(DataflowError):
 
 class StateProcessorError(RestoreError):
     """State that is to be read or changed outside of a job is not there, or not of that kind."""
+
+
+class JobRequestError(DataflowError):
+    """A job that runs could not do what was asked of it, such as a savepoint; it goes on."""
+
+    exit_code = 6
 
 
 class JobExecutionError(DataflowError):

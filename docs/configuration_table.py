@@ -46,8 +46,7 @@ Where a default differs from Flink's, Flink's is given in brackets.
 
 ENVIRONMENT = """
 Without effect, and accepted so that programs for Flink need no change: `pipeline.object-reuse` and
-`execution.buffer-timeout.interval` (batches leave as soon as their channel is free). With a
-warning, because there are no savepoints yet: a folder for them (`state.savepoints.dir`).
+`execution.buffer-timeout.interval` (batches leave as soon as their channel is free).
 
 ## Environment variables
 

@@ -18,8 +18,9 @@ import ray
 from dataflow.common.codec import dumps_data, loads_data
 from dataflow.graph.job_graph import JobGraph
 from jobmanager.job_manager import JobInfo, JobManager, Outgoing
+from jobmanager.requests import Answer, Request
 from taskmanager.actor import LOG_FORMAT, TaskManagerActor
-from taskmanager.messages import ControlMessage, Deploy
+from taskmanager.messages import ControlMessage, Deploy, SendResults
 
 logger = logging.getLogger(__name__)
 
@@ -97,22 +98,28 @@ class RayCluster:
             if future.exception() is not None:
                 gone(future)
 
-        peers = self._peers_of(message) if isinstance(message, Deploy) else {}
+        peers = self._peers_of(message)
         actor.control.remote(dumps_data(message), peers).future().add_done_callback(sent)
 
-    def _peers_of(self, message: Deploy) -> Any:
+    def _peers_of(self, message: ControlMessage) -> Any:
         """Handles of the TaskManagers it mentions, or a reference to them.
 
         After a shuffle all TaskManagers have the same neighbours. Ray takes about 10 µs to pickle
         a handle: seconds, if a thousand handles were pickled for each of a thousand.
         """
-        mentioned = frozenset(
-            peer
-            for descriptor in message.descriptors
-            for edges in (descriptor.inputs, descriptor.outputs)
-            for edge in edges
-            for peer in edge.peers
-        )
+        match message:
+            case Deploy(descriptors):
+                mentioned = frozenset(
+                    peer
+                    for descriptor in descriptors
+                    for edges in (descriptor.inputs, descriptor.outputs)
+                    for edge in edges
+                    for peer in edge.peers
+                )
+            case SendResults(results):
+                mentioned = frozenset(peer for result in results for peer in result.peers)
+            case _:
+                return {}
         shared = self._shared.get(mentioned)
         if shared is None:
             shared = {peer: self._actors[peer] for peer in mentioned if peer in self._actors}
@@ -182,6 +189,14 @@ class JobManagerActor:
     @ray.method(concurrency_group="control")
     def cancel(self) -> None:
         self._manager.cancel()
+
+    @ray.method(concurrency_group="control")
+    def request(self, request: Request) -> None:
+        self._manager.request(request)
+
+    @ray.method(concurrency_group="control")
+    def answer(self, request_id: str) -> Answer | None:
+        return self._manager.answer(request_id)
 
     @ray.method(concurrency_group="control")
     def release(self) -> None:

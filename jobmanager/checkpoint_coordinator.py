@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from dataflow.graph.job_graph import JobGraph
+from state.checkpoint_options import CHECKPOINT, CheckpointOptions
 from state.checkpoint_store import (
     CheckpointManifest,
     CommitPermit,
@@ -36,6 +37,7 @@ from taskmanager.messages import CheckpointAcknowledged, CheckpointDeclined, Tas
 
 #: Completed checkpoints whose commits are under way; beyond them sinks have to catch up first.
 COMMITTING_MAX = 10
+RETRY_MS = 1_000  # of a savepoint at the end of a job that takes no other checkpoints
 
 
 class AckResult(Enum):
@@ -49,9 +51,9 @@ class AckResult(Enum):
 
 @dataclass(frozen=True)
 class CheckpointSettings:
-    """Times in ms."""
+    """Times in ms. ``interval`` None: only savepoints, on demand; the job has no store."""
 
-    interval: int
+    interval: int | None
     timeout: int = 600_000
     min_pause: int = 0
     tolerable_failures: int = 100
@@ -67,6 +69,13 @@ class Trigger:
     """Start the checkpoint at every task without inputs."""
 
     checkpoint_id: int
+    options: CheckpointOptions = CHECKPOINT
+    demanded: bool = False
+
+
+@dataclass(frozen=True)
+class EndInput:
+    """Have all sources end, as what is demanded at the end needs it."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,13 @@ class Abort:
 @dataclass(frozen=True)
 class Publish:
     """Store operation: publish, then ask for the permit."""
+
+    manifest: CheckpointManifest
+
+
+@dataclass(frozen=True)
+class Complete:
+    """Of a job without a store: the state is where the options have said, and that is all."""
 
     manifest: CheckpointManifest
 
@@ -118,7 +134,9 @@ class Fenced:
     reason: str
 
 
-CheckpointAction = Trigger | Abort | Publish | Commit | MarkCommitted | FailJob | Fenced
+CheckpointAction = (
+    Trigger | EndInput | Abort | Publish | Complete | Commit | MarkCommitted | FailJob | Fenced
+)
 
 
 @dataclass
@@ -128,6 +146,7 @@ class PendingCheckpoint:
     checkpoint_id: int
     started: int
     known: int  # the newest that every task knew to be completed
+    options: CheckpointOptions = CHECKPOINT
     acks: dict[TaskId, CheckpointAcknowledged] = field(default_factory=dict)
     publishing: CheckpointManifest | None = None
     publish_at: int | None = None  # when to try (again); None while one try is under way
@@ -144,7 +163,7 @@ class CompletedCheckpoint:
 
     permit: CommitPermit
     uncommitted: set[TaskId]
-    covers_end: bool
+    is_last: bool  # it covers the end, or tasks have stopped at it
     restored: bool = False  # taken by other attempts than those that run
     marking: bool = False
 
@@ -188,10 +207,13 @@ class CheckpointCoordinator:
         self._committing: list[CompletedCheckpoint] = []  # by id, oldest first
         self._known: int | None = None  # the newest that every task knows to be completed
         self._trigger_at = 0
+        self._demand: CheckpointOptions | None = None
+        self._demanded_at_end = False  # not before all have drained
+        self._input_ended = False  # by EndInput, of these attempts
         self._failures_in_a_row = 0
         self._drained = False
         self._settled = False  # a checkpoint of these attempts is committed by all tasks
-        self.finished = False  # a checkpoint that covers the end is committed
+        self.finished = settings.interval is None  # the last checkpoint is committed
         self.statistics = CheckpointStatistics()
 
     # ------------------------------------------------------------------------- the job
@@ -204,14 +226,16 @@ class CheckpointCoordinator:
         self._attempts = dict(attempts)
         known = restored or 0
         self._known = known if self._known is None else min(self._known, known)
-        self._trigger_at = now + self._settings.interval
+        self._trigger_at = now + (self._settings.interval or 0)
         self._drained = False
+        self._input_ended = False
         self._settled = False
-        self.finished = False  # the restored attempt has an end of its own
+        self.finished = self._settings.interval is None  # the restored attempt has its own end
 
     def job_stopped(self, reason: str) -> list[CheckpointAction]:
         """A task failed or the job is canceled: what is pending will not complete."""
         self._attempts = None
+        self._demand = None
         self._committing.clear()  # the restored attempt commits again
         actions: list[CheckpointAction] = []
         pending = self._pending
@@ -230,6 +254,44 @@ class CheckpointCoordinator:
         self._trigger_at = now
         return self.tick(now)
 
+    def resize(self, job_graph: JobGraph, tasks: tuple[TaskId, ...]) -> None:
+        """The job goes on with other tasks; it does not run now."""
+        assert self._attempts is None
+        self._job_graph, self._tasks = job_graph, tasks
+
+    # ------------------------------------------------------------------------ on demand
+
+    def demand(self, options: CheckpointOptions, at_end: bool = False) -> None:
+        """Take one as soon as no other is under way.
+
+        ``at_end``: end the input, and take it when all tasks have drained. No checkpoint is taken
+        meanwhile: whoever recovered from one in which some tasks have ended and others have not
+        would never read the rest. It is forgotten when the job stops. Aborted, it is not tried
+        again.
+        """
+        self._demand, self._demanded_at_end = options, at_end
+
+    def go_on(self, now: int) -> None:
+        """Tasks that have stopped at a checkpoint go on: it was not the last."""
+        self.finished = self._settings.interval is None
+        for completed in self._committing:
+            completed.is_last = False
+        self._trigger_at = now + (self._settings.interval or 0)
+
+    @property
+    def _ends_input(self) -> bool:
+        wanted = self._demand is not None and self._demanded_at_end and self._attempts is not None
+        return wanted and not self._drained and not self._input_ended
+
+    @property
+    def _may_demand(self) -> bool:
+        """What is demanded is taken also when the end is covered already."""
+        if self._demand is None or self._attempts is None:
+            return False
+        return len(self._committing) < COMMITTING_MAX and (
+            self._drained or not self._demanded_at_end
+        )
+
     # --------------------------------------------------------------------------- time
 
     def tick(self, now: int) -> list[CheckpointAction]:
@@ -244,12 +306,22 @@ class CheckpointCoordinator:
             if now - pending.started >= self._settings.timeout:
                 return self._abort(f"timed out after {self._settings.timeout} ms", now)
             return []
+        if self._ends_input:
+            self._input_ended = True
+            return [EndInput()]
+        if self._may_demand and (now >= self._trigger_at or not self._demanded_at_end):
+            demanded, self._demand = self._demand, None
+            assert demanded is not None
+            return [self._trigger(demanded, now, demanded=True)]
         if not self._wants_checkpoints or now < self._trigger_at:
             return []
+        return [self._trigger(CHECKPOINT, now)]
+
+    def _trigger(self, options: CheckpointOptions, now: int, demanded: bool = False) -> Trigger:
         checkpoint_id = self._next_id
         self._next_id += 1
-        self._pending = PendingCheckpoint(checkpoint_id, now, self._known or 0)
-        return [Trigger(checkpoint_id)]
+        self._pending = PendingCheckpoint(checkpoint_id, now, self._known or 0, options)
+        return Trigger(checkpoint_id, options, demanded)
 
     def next_tick_at(self) -> int | None:
         """When ``tick`` has something to do next."""
@@ -258,14 +330,16 @@ class CheckpointCoordinator:
             if pending.publishing is not None:
                 return pending.publish_at
             return pending.started + self._settings.timeout
-        return self._trigger_at if self._wants_checkpoints else None
+        return self._trigger_at if self._wants_checkpoints or self._may_demand else None
 
     @property
     def _wants_checkpoints(self) -> bool:
-        """The job runs, its sinks keep up, and no checkpoint covers its end yet."""
+        """The job runs, its sinks keep up, and the last checkpoint is still to come."""
         if self._attempts is None or self.finished or len(self._committing) >= COMMITTING_MAX:
+            return False  # ``finished``: also of a job without a store
+        if self._demand is not None and self._demanded_at_end:
             return False
-        return not (self._drained and any(done.covers_end for done in self._committing))
+        return not any(done.is_last for done in self._committing)
 
     # ------------------------------------------------------------------ acknowledgements
 
@@ -284,8 +358,12 @@ class CheckpointCoordinator:
         if len(pending.acks) < len(self._tasks):
             return AckResult.SUCCESS, []
         assert set(pending.acks) == set(self._tasks)
-        pending.publishing = self._manifest(pending)
-        return AckResult.SUCCESS, [Publish(pending.publishing)]
+        manifest = self._manifest(pending)
+        if self._settings.interval is None:
+            self._completed(pending, now)
+            return AckResult.SUCCESS, [Complete(manifest)]
+        pending.publishing = manifest
+        return AckResult.SUCCESS, [Publish(manifest)]
 
     def decline(self, declined: CheckpointDeclined, now: int) -> list[CheckpointAction]:
         """A subtask cannot take part."""
@@ -305,7 +383,7 @@ class CheckpointCoordinator:
         assert pending is not None
         assert pending.publishing is None, "what may have been published is not aborted"
         self._pending = None
-        self._trigger_at = now + max(self._settings.interval, self._settings.min_pause)
+        self._trigger_at = now + max(self._settings.interval or RETRY_MS, self._settings.min_pause)
         actions: list[CheckpointAction] = [Abort(pending.checkpoint_id, reason)]
         return actions + self._count_failure(f"checkpoint {pending.checkpoint_id}: {reason}")
 
@@ -377,23 +455,25 @@ class CheckpointCoordinator:
         if permit is None:
             return [Fenced(f"checkpoint {checkpoint_id}: no permit to commit")]
         assert outcome is PublishOutcome.PUBLISHED
-        self._pending = None
-        self._failures_in_a_row = 0
+        self._completed(pending, now)
         self._trigger_at = max(
-            pending.started + self._settings.interval, now + self._settings.min_pause
+            pending.started + (self._settings.interval or 0), now + self._settings.min_pause
         )
         if self._drained:
             self._trigger_at = now  # no pause before the final checkpoint
-        self._committing.append(
-            CompletedCheckpoint(permit, set(self._tasks), pending.covers_end)
-        )
+        is_last = pending.covers_end or pending.options.stop
+        self._committing.append(CompletedCheckpoint(permit, set(self._tasks), is_last))
+        return [Commit(permit, self._settled)]
+
+    def _completed(self, pending: PendingCheckpoint, now: int) -> None:
+        self._pending = None
+        self._failures_in_a_row = 0
         statistics = self.statistics
         statistics.completed += 1
-        statistics.last_id = checkpoint_id
+        statistics.last_id = pending.checkpoint_id
         statistics.last_duration = now - pending.started
         statistics.last_bytes = sum(ack.handle.total_size for ack in pending.acks.values())
         statistics.last_completed_at = now
-        return [Commit(permit, self._settled)]
 
     def commit_succeeded(
         self, task: TaskId, attempt: Attempt, checkpoint_id: int
@@ -422,7 +502,7 @@ class CheckpointCoordinator:
         """The restored checkpoint may not have been committed everywhere: do it again."""
         assert self._attempts is not None
         self._committing.append(
-            CompletedCheckpoint(permit, set(self._tasks), covers_end=False, restored=True)
+            CompletedCheckpoint(permit, set(self._tasks), is_last=False, restored=True)
         )
         return [Commit(permit)]
 
@@ -437,6 +517,6 @@ class CheckpointCoordinator:
             self._committing.remove(completed)
             if not completed.restored:
                 self._settled = True
-            if completed.covers_end:
+            if completed.is_last:
                 self.finished = True
         return []

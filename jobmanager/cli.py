@@ -1,8 +1,9 @@
 """The command `dataflow`.
 
 Exit codes: 0 done, 2 wrong usage or configuration, 3 invalid job or checkpoint, 4 cluster or
-storage cannot be used, 5 the job failed, 130 interrupted; 1 or its own for a program that raised or
-exited. Tracebacks are the user's own, but for --debug.
+storage cannot be used, 5 the job failed, 6 a running job could not do what was asked of it and goes
+on, 130 interrupted; 1 or its own for a program that raised or exited. Tracebacks are the user's
+own, but for --debug.
 """
 
 from __future__ import annotations
@@ -20,9 +21,13 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
+from dataflow.common.config_options import ConfigOptions
+from dataflow.common.config_values import format_map
 from dataflow.common.configuration import Configuration
+from dataflow.common.job_client import JobClient
 from dataflow.common.job_status import JobStatus
 from dataflow.errors import ClusterError, ConfigError, DataflowError, JobExecutionError
+from dataflow.filesystem import parse
 from jobmanager.state_commands import add_state_commands
 from taskmanager.operators.function_operator import user_traceback
 
@@ -33,6 +38,8 @@ examples:
   dataflow run --local job.py               in this process: prints and breakpoints work
   dataflow run -p 4 job.py --input a.csv    on a local Ray, or the one RAY_ADDRESS names
   dataflow run --job-id orders job.py       go on from the newest checkpoint of job "orders"
+  dataflow stop orders --savepoint s3://bucket/savepoints     end it so that it can go on elsewhere
+  dataflow run -s s3://bucket/savepoints/savepoint-orders-… -p 8 job.py     which it does here
   dataflow submit --address http://HEAD:8265 job.py -- --input s3://bucket/in
   dataflow plan job.py                      draw the job without running it
 """
@@ -126,6 +133,8 @@ def _parser() -> argparse.ArgumentParser:
     cancel.add_argument("job_id", type=_job_id)
     _add_address(cancel)
 
+    _add_requests(command)
+
     checkpoints = command("checkpoints", _checkpoints, "list the checkpoints of a job")
     checkpoints.add_argument("job_id", type=_job_id)
     checkpoints.add_argument(
@@ -134,6 +143,45 @@ def _parser() -> argparse.ArgumentParser:
 
     add_state_commands(commands, _table)
     return parser
+
+
+def _add_requests(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """What is asked of a job that runs."""
+    savepoint = command(
+        "savepoint",
+        _savepoint,
+        "write a savepoint of a job, which goes on: a copy of all its state in a folder that is "
+        "yours, from which a job can start (run -s). The folder may be copied or moved; no job "
+        "ever deletes it",
+    )
+    stop = command(
+        "stop",
+        _stop,
+        "end a job with a savepoint: no record is processed behind it, all output is committed, "
+        "and a job started from it (run -s) goes on exactly there",
+    )
+    stop.add_argument(
+        "--drain",
+        action="store_true",
+        help="end the input first, so that every window and event timer fires: for a job that is "
+        "not to go on from its savepoint, since its windows would be incomplete",
+    )
+    checkpoint = command("checkpoint", _checkpoint, "take a checkpoint of a job now")
+    rescale = command(
+        "rescale",
+        _rescale,
+        "let a job go on at another parallelism, from a checkpoint taken now, with one short "
+        "pause; operators with a parallelism of their own keep it",
+    )
+    rescale.add_argument(
+        "-p", "--parallelism", type=_positive, metavar="N", required=True, help="the new one"
+    )
+    for added in (savepoint, stop, checkpoint, rescale):
+        added.add_argument("job_id", type=_job_id)
+        _add_address(added)
+    where = "a new folder is made below it; default: execution.checkpointing.savepoint-dir"
+    savepoint.add_argument("dir", nargs="?", metavar="DIR", help=where)
+    stop.add_argument("--savepoint", dest="dir", metavar="DIR", help=where)
 
 
 def _add_program(parser: argparse.ArgumentParser) -> None:
@@ -154,6 +202,26 @@ def _add_program(parser: argparse.ArgumentParser) -> None:
         type=_job_id,
         metavar="ID",
         help="run under this id, going on from its newest checkpoint if it has any",
+    )
+    parser.add_argument(
+        "-s",
+        "--from-savepoint",
+        metavar="PATH",
+        help="start from a savepoint, or from a checkpoint that another job has left: the folder "
+        "of the job, or epochs/NUMBER.json in it. Nothing there is changed or deleted",
+    )
+    parser.add_argument(
+        "--map-uid",
+        action="append",
+        default=[],
+        type=_renaming,
+        metavar="OLD=NEW",
+        help="the operator with uid NEW has the state that the checkpoint has under OLD",
+    )
+    parser.add_argument(
+        "--allow-non-restored-state",
+        action="store_true",
+        help="drop state of operators that the program no longer has",
     )
     parser.add_argument("program", metavar="job.py", help="the program")
     parser.add_argument(
@@ -194,6 +262,13 @@ def _setting(text: str) -> tuple[str, str]:
     return key.strip(), value.strip()
 
 
+def _renaming(text: str) -> tuple[str, str]:
+    old, separator, new = text.partition("=")
+    if not separator or not old or not new:
+        raise argparse.ArgumentTypeError(f"{text!r} is not OLD=NEW, two uids")
+    return old, new
+
+
 # ------------------------------------------------------------------------- run, plan, submit
 
 
@@ -201,6 +276,12 @@ def _settings(options: argparse.Namespace) -> dict[str, str]:
     settings = dict(options.settings)
     if options.parallelism is not None:
         settings["parallelism.default"] = str(options.parallelism)
+    if options.from_savepoint is not None:
+        settings[ConfigOptions.RECOVERY_PATH.key] = parse(options.from_savepoint)[1]
+    if options.map_uid:
+        settings[ConfigOptions.RECOVERY_RENAMED_UIDS.key] = format_map(dict(options.map_uid))
+    if options.allow_non_restored_state:
+        settings[ConfigOptions.RECOVERY_IGNORE_UNCLAIMED_STATE.key] = "true"
     Configuration(settings).validate()
     return settings
 
@@ -390,6 +471,7 @@ def _status(options: argparse.Namespace) -> int:
         ("job", f"{info.name} ({info.job_id})"),
         ("status", info.status.name),
         ("started", _when(info.started_ms)),
+        ("parallelism", str(info.parallelism)),
         ("tasks", str(info.tasks)),
         ("records read", f"{info.records_read:,}"),
         ("records written", f"{info.records_written:,}"),
@@ -405,7 +487,7 @@ def _status(options: argparse.Namespace) -> int:
             else f"{info.last_checkpoint}, took {info.last_checkpoint_ms} ms, "
             f"{(info.last_checkpoint_age_ms or 0) / 1000:.0f} s ago",
         ),
-        ("restored from", str(info.restored_checkpoint or "-")),
+        ("restored from", str(info.restored_from or info.restored_checkpoint or "-")),
         ("restarts", str(info.restarts)),
         ("generation", str(info.generation)),
     ]
@@ -431,6 +513,36 @@ def _cancel(options: argparse.Namespace) -> int:
     client = attach(options.job_id)
     client.cancel().result()
     print(f"{options.job_id} is {client.info().status.name}")
+    return 0
+
+
+def _attached(options: argparse.Namespace) -> JobClient:
+    from jobmanager.cluster import attach
+
+    _connect(options)
+    return attach(options.job_id)
+
+
+def _savepoint(options: argparse.Namespace) -> int:
+    path = _attached(options).trigger_savepoint(options.dir).result()
+    print(path)
+    return 0
+
+
+def _stop(options: argparse.Namespace) -> int:
+    client = _attached(options)
+    path = client.stop_with_savepoint(options.drain, options.dir).result()
+    print(path)
+    return 0
+
+
+def _checkpoint(options: argparse.Namespace) -> int:
+    print(_attached(options).trigger_checkpoint().result())
+    return 0
+
+
+def _rescale(options: argparse.Namespace) -> int:
+    print(f"{options.job_id}: {_attached(options).rescale(options.parallelism).result()}")
     return 0
 
 

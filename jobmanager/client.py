@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, TypeVar
+from uuid import uuid4
 
 from dataflow.common.accumulators import merged_results
 from dataflow.common.config_options import ConfigOptions
@@ -27,12 +28,19 @@ from dataflow.common.job_client import JobClient
 from dataflow.common.job_execution_result import JobExecutionResult
 from dataflow.common.job_id import JobID
 from dataflow.common.job_status import JobStatus
-from dataflow.errors import ClusterError, ConfigError, DataflowError, JobExecutionError
+from dataflow.errors import (
+    ClusterError,
+    ConfigError,
+    DataflowError,
+    JobExecutionError,
+    JobRequestError,
+)
 from dataflow.filesystem import parse
 from dataflow.graph.job_graph import JobGraph
 from jobmanager.job_manager import JobInfo, Outgoing
 from jobmanager.progress import ProgressLine
 from jobmanager.python_files import import_roots
+from jobmanager.requests import Answer, Request, Rescale, TakeCheckpoint, TakeSavepoint
 
 T = TypeVar("T")
 
@@ -45,7 +53,7 @@ PRINT_CHANNEL = "print"
 
 
 class PollingJobClient(JobClient):
-    """A client over three questions to the JobManager: info, fetch, cancel."""
+    """A client over a few questions to the JobManager."""
 
     #: Whether the job goes on when this process ends.
     outlives_process = False
@@ -89,6 +97,13 @@ class PollingJobClient(JobClient):
     def _cancel(self) -> None: ...
 
     @abstractmethod
+    def _request(self, request: Request) -> None:
+        """Idempotent."""
+
+    @abstractmethod
+    def _answer(self, request_id: str) -> Answer | None: ...
+
+    @abstractmethod
     def _wait(self, seconds: float) -> None:
         """Wait that long, or less if the job ends."""
 
@@ -113,6 +128,39 @@ class PollingJobClient(JobClient):
                 self._until_ended(lambda info: None)
 
         return _future(cancel, background=True)
+
+    def trigger_savepoint(self, savepoint_directory: str | None = None) -> Future[str]:
+        folder = _folder(savepoint_directory)
+        return _future(lambda: self._ask_for(TakeSavepoint(uuid4().hex, folder)), background=True)
+
+    def stop_with_savepoint(
+        self, advance_to_end_of_event_time: bool, savepoint_directory: str | None = None
+    ) -> Future[str]:
+        folder, drain = _folder(savepoint_directory), advance_to_end_of_event_time
+
+        def stop() -> str:
+            path = self._ask_for(TakeSavepoint(uuid4().hex, folder, stop=True, drain=drain))
+            self._until_ended(lambda info: None)
+            return path
+
+        return _future(stop, background=True)
+
+    def trigger_checkpoint(self) -> Future[int]:
+        return _future(lambda: int(self._ask_for(TakeCheckpoint(uuid4().hex))), background=True)
+
+    def rescale(self, parallelism: int) -> Future[str]:
+        return _future(lambda: self._ask_for(Rescale(uuid4().hex, parallelism)), background=True)
+
+    def _ask_for(self, request: Request) -> str:
+        """Have the running job do something, and wait until it is done."""
+        self._request(request)
+        pause = POLL_MIN_S
+        while (answer := self._answer(request.request_id)) is None:
+            self._wait(pause)
+            pause = min(pause * 1.5, POLL_MAX_S)
+        if answer.result is None:
+            raise JobRequestError(f"job {self.job_id}: {answer.error}")
+        return answer.result
 
     def get_job_execution_result(self) -> Future[JobExecutionResult]:
         return _future(self._result, background=True)
@@ -245,6 +293,11 @@ class PollingJobClient(JobClient):
         )
         failure.exit_code = info.exit_code
         raise failure
+
+
+def _folder(directory: str | None) -> str:
+    """Absolute here: the JobManager has another working directory. Empty: the job's default."""
+    return "" if directory is None else parse(directory)[1]
 
 
 def _accumulators(info: JobInfo) -> dict[str, Any]:

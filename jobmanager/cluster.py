@@ -21,6 +21,7 @@ from jobmanager.actor import NAME_PREFIX, NAMESPACE, JobManagerActor
 from jobmanager.client import PollingJobClient
 from jobmanager.job_manager import JobInfo, Outgoing
 from jobmanager.python_files import import_roots, ray_modules, requirement_lines
+from jobmanager.requests import Answer, Request
 from state.checkpoint_paths import check_job_id
 
 logger = logging.getLogger(__name__)
@@ -262,6 +263,13 @@ class RayJobClient(PollingJobClient):
 
     def _cancel(self) -> None:
         self._ask("cancel")
+
+    def _request(self, request: Request) -> None:
+        self._ask("request", request)
+
+    def _answer(self, request_id: str) -> Answer | None:
+        answer: Answer | None = self._ask("answer", request_id)
+        return answer
 
     def _wait(self, seconds: float) -> None:
         time.sleep(seconds)

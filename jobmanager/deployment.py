@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from dataflow.graph.job_graph import JobEdge
 from jobmanager.execution_graph import ExecutionGraph
+from jobmanager.region import Region, Regions
 from taskmanager.elements import Attempt
 from taskmanager.messages import (
     Deploy,
     InputDescriptor,
     OutputDescriptor,
     RestoreDescriptor,
+    ResultDescriptor,
     TaskDeploymentDescriptor,
     TaskId,
 )
@@ -21,11 +24,19 @@ Restore = Mapping[str, tuple[RestoreDescriptor, ...]]
 
 
 class Deployment:
-    """One attempt to run a region; ``location`` tells the TaskManager of each of its tasks."""
+    """One attempt to run a region.
 
-    def __init__(self, graph: ExecutionGraph, location: Mapping[TaskId, str]) -> None:
+    ``location`` tells the TaskManager of each of its tasks, and of those whose results it reads.
+    """
+
+    def __init__(
+        self, graph: ExecutionGraph, region: Region, location: Callable[[TaskId], str | None]
+    ) -> None:
         self._graph = graph
-        self._location = location
+        self._region = region
+        producers = (p for exchange in region.consumes for p in exchange.producers)
+        tasks = (task for r in dict.fromkeys((region, *producers)) for task in r.tasks)
+        self._location = {task: location(task) or "" for task in tasks}
         self._peers: dict[tuple[str, range], tuple[str, ...]] = {}
 
     def messages(
@@ -39,9 +50,9 @@ class Deployment:
         """One message per TaskManager, for all of its tasks."""
         graph, job_graph = self._graph, self._graph.job_graph
         by_taskmanager: dict[str, list[TaskDeploymentDescriptor]] = {}
-        for task, taskmanager_id in self._location.items():
+        for task in self._region.tasks:
             vertex = graph.vertex(task)
-            by_taskmanager.setdefault(taskmanager_id, []).append(
+            by_taskmanager.setdefault(self._location[task], []).append(
                 TaskDeploymentDescriptor(
                     job_id=job_id,
                     job_name=job_graph.name,
@@ -58,6 +69,8 @@ class Deployment:
                     ),
                     main_classes=job_graph.main_classes,
                     history_id=history_id,
+                    cached_files=job_graph.cached_files,
+                    drained=self._region.snapshots.get(task),
                 )
             )
         return {there: Deploy(tuple(tasks)) for there, tasks in by_taskmanager.items()}
@@ -80,12 +93,41 @@ class Deployment:
         described = []
         for edge in self._graph.job_graph.outputs(task.vertex_id):
             downstream = self._graph.downstream(edge, task.subtask)
-            peers = self._peers_of(edge.target, downstream)
+            blocking = edge.id in self._graph.blocking
+            peers = ("",) * len(downstream) if blocking else self._peers_of(edge.target, downstream)
             max_parallelism = self._graph.vertices[edge.target].max_parallelism
             described.append(
-                OutputDescriptor(edge, max_parallelism, task.subtask, downstream.start, peers)
+                OutputDescriptor(
+                    edge, max_parallelism, task.subtask, downstream.start, peers, blocking
+                )
             )
         return tuple(described)
+
+    def results(self, regions: Regions) -> dict[str, list[ResultDescriptor]]:
+        """By TaskManager, what it has of other regions and is to send to this one."""
+        graph = self._graph
+        wanted: dict[tuple[TaskId, JobEdge], list[int]] = {}
+        for task in self._region.tasks:
+            for edge in graph.job_graph.inputs(task.vertex_id):
+                if edge.id in graph.blocking:
+                    for up in graph.upstream(edge, task.subtask):
+                        producer = TaskId(edge.source, up)
+                        wanted.setdefault((producer, edge), []).append(task.subtask)
+        found: dict[str, list[ResultDescriptor]] = {}
+        for (producer, edge), subtasks in wanted.items():
+            produced_by = regions.of_task[producer].attempt
+            assert produced_by is not None
+            found.setdefault(self._location[producer], []).append(
+                ResultDescriptor(
+                    producer,
+                    produced_by,
+                    edge.id,
+                    graph.downstream(edge, producer.subtask).start,
+                    tuple(subtasks),
+                    tuple(self._location[TaskId(edge.target, subtask)] for subtask in subtasks),
+                )
+            )
+        return found
 
     def _peers_of(self, vertex_id: str, subtasks: range) -> tuple[str, ...]:
         """Made once for all tasks that have the same neighbours, which after a shuffle all have."""

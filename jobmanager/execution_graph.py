@@ -1,10 +1,14 @@
-"""The JobGraph expanded: one task per subtask, the channels between them, and their regions."""
+"""The JobGraph expanded: one task per subtask, the channels between them, and their regions.
+
+Regions are what pipelined channels hold together: such tasks can only run and restart together.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from dataflow.graph.job_graph import JobEdge, JobGraph, JobVertex, Partitioning
+from dataflow.graph.stages import blocking_edges
 from taskmanager.messages import TaskId
 
 
@@ -35,10 +39,19 @@ class ExecutionGraph:
         self.tasks_in: dict[int, list[TaskId]] = {slot.index: [] for slot in self.slots}
         for task in self.tasks:
             self.tasks_in[self.slot_of[task]].append(task)
+        self.blocking = blocking_edges(job_graph)  # ids of edges
         self.regions = _pipelined_regions(self)
 
     def vertex(self, task: TaskId) -> JobVertex:
         return self.vertices[task.vertex_id]
+
+    def describe(self, task: TaskId) -> str:
+        """For people."""
+        vertex = self.vertex(task)
+        return f"{vertex.name} ({task.subtask + 1}/{vertex.parallelism})"
+
+    def has_sink(self, task: TaskId) -> bool:
+        return any(operator.kind == "sink" for operator in self.vertex(task).operators)
 
     def downstream(self, edge: JobEdge, subtask: int) -> range:
         """The subtasks of the edge's target that one upstream subtask sends to."""
@@ -86,25 +99,28 @@ def connected_to(partitioning: Partitioning, subtask: int, upstream: int, downst
 def _share_slots(
     job_graph: JobGraph, tasks: tuple[TaskId, ...]
 ) -> tuple[tuple[Slot, ...], dict[TaskId, int]]:
-    """Slot *i* of a group holds subtask *i* of each of the group's vertices."""
+    """Slot *i* of a group holds subtask *i* of each of the group's vertices.
+
+    Its index does not depend on the parallelism: a rescaled job finds the same slots again.
+    """
     slots: list[Slot] = []
-    first_of_group: dict[str, int] = {}
-    for group in dict.fromkeys(vertex.slot_sharing_group for vertex in job_graph.vertices):
+    groups = list(dict.fromkeys(vertex.slot_sharing_group for vertex in job_graph.vertices))
+    for number, group in enumerate(groups):
         members = [v for v in job_graph.vertices if v.slot_sharing_group == group]
         wanted: dict[str, float] = {}
         for vertex in members:
             for name, amount in vertex.resources.items():
                 wanted[name] = wanted.get(name, 0) + amount
-        first_of_group[group] = len(slots)
-        for _ in range(max(vertex.parallelism for vertex in members)):
-            slots.append(Slot(len(slots), group, tuple(sorted(wanted.items()))))
-    groups = {vertex.id: vertex.slot_sharing_group for vertex in job_graph.vertices}
-    slot_of = {task: first_of_group[groups[task.vertex_id]] + task.subtask for task in tasks}
+        for subtask in range(max(vertex.parallelism for vertex in members)):
+            index = subtask * len(groups) + number
+            slots.append(Slot(index, group, tuple(sorted(wanted.items()))))
+    number_of = {v.id: groups.index(v.slot_sharing_group) for v in job_graph.vertices}
+    slot_of = {t: t.subtask * len(groups) + number_of[t.vertex_id] for t in tasks}
     return tuple(slots), slot_of
 
 
 def _pipelined_regions(graph: ExecutionGraph) -> tuple[tuple[TaskId, ...], ...]:
-    """Tasks connected by channels, directly or not: they can only restart together."""
+    """Tasks connected by pipelined channels, directly or not."""
     parent = {task: task for task in graph.tasks}
 
     def find(task: TaskId) -> TaskId:
@@ -114,6 +130,8 @@ def _pipelined_regions(graph: ExecutionGraph) -> tuple[tuple[TaskId, ...], ...]:
         return task
 
     for edge in graph.job_graph.edges:
+        if edge.id in graph.blocking:
+            continue
         ups = range(graph.vertices[edge.source].parallelism)
         channels = ((up, down) for up in ups for down in graph.downstream(edge, up))
         if not edge.partitioning.pointwise:  # all with all: enough of the channels to join them

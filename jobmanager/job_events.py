@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from dataflow import __version__
 from dataflow.common.job_status import JobStatus
 from jobmanager.checkpoint_coordinator import CheckpointSettings, MarkCommitted, Publish
+from jobmanager.requests import Answer, Request, RequestOperation, RequestStored
 from state.checkpoint_store import CommitPermit, PublishOutcome, Recovery
 from taskmanager.messages import ControlMessage, Report
 
@@ -27,6 +28,8 @@ class JobSettings:
     fall_back_past_commits: bool = False
     checkpoints: CheckpointSettings | None = None  # None: checkpointing is off
     history_id: str = ""  # see CheckpointStore.history_id
+    restores: bool = False  # from a savepoint, also when checkpointing is off
+    renamed_uids: tuple[tuple[str, str], ...] = ()  # old uid, new uid
 
 
 # -------------------------------------------------------------------------------------- events
@@ -88,7 +91,16 @@ class Tick:
 
 
 Event = (
-    TaskManagerReady | TaskManagerLost | Recovered | Published | Marked | CancelJob | Tick | Report
+    TaskManagerReady
+    | TaskManagerLost
+    | Recovered
+    | Published
+    | Marked
+    | Request
+    | RequestStored
+    | CancelJob
+    | Tick
+    | Report
 )
 
 # ------------------------------------------------------------------------------------- actions
@@ -156,6 +168,8 @@ Action = (
     | Publish
     | MarkCommitted
     | DiscardCheckpoint
+    | RequestOperation
+    | Answer
     | JobStatusChanged
     | StopFenced
 )

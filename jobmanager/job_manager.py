@@ -21,26 +21,21 @@ from dataflow.common.config_options import ConfigOptions
 from dataflow.common.configuration import Configuration
 from dataflow.common.job_status import JobStatus
 from dataflow.errors import (
+    ConfigError,
     CorruptObject,
     DataflowError,
     JobExecutionError,
-    RestoreError,
+    ObjectNotFound,
     StorageError,
 )
 from dataflow.filesystem import parse
 from dataflow.graph.job_graph import JobGraph
-from jobmanager.checkpoint_coordinator import MarkCommitted, Publish
 from jobmanager.client_outbox import ClientOutbox, Delivery
 from jobmanager.job_events import (
     Action,
     CancelJob,
-    DiscardCheckpoint,
     Event,
     JobStatusChanged,
-    Marked,
-    Published,
-    Recover,
-    Recovered,
     Send,
     StartTaskManager,
     StopFenced,
@@ -51,15 +46,29 @@ from jobmanager.job_events import (
 )
 from jobmanager.job_master import JobMaster
 from jobmanager.operator_latency import OperatorLatency, operator_latencies
+from jobmanager.request_operations import execute_request
+from jobmanager.requests import (
+    Answer,
+    DiscardSavepoint,
+    ProbeSavepoint,
+    Request,
+    SaveJob,
+    StoreSavepoint,
+    TakeSavepoint,
+)
+from jobmanager.rescaling import as_stored
 from jobmanager.settings import job_settings, restart_backoff
-from state.checkpoint_store import CheckpointStore, PublishOutcome
+from jobmanager.store_operations import execute_in_store
+from state.checkpoint_store import IN_PLACE, CheckpointStore
+from state.savepoint import RestorePoint, open_restore_point, savepoint_name
 from taskmanager.messages import ClientChunk, ControlMessage, Report
-from taskmanager.threaded import open_store
+from taskmanager.threaded import open_store, signing_key
 
 logger = logging.getLogger(__name__)
 
 EVENTS_MAX = 100_000
 ERROR_HISTORY_MAX = 20
+ANSWERS_MAX = 1_000
 STORE_ATTEMPTS_MAX = 300  # of a restarted JobManager, before the job is given up
 STORE_RETRY_S = 1.0
 SLOW_START_MS = 5_000  # a TaskManager takes a second or two
@@ -130,6 +139,8 @@ class JobInfo:
     exit_code: int = JobExecutionError.exit_code  # of a failed job, by the kind of its error
     latencies: tuple[OperatorLatency, ...] = ()  # from the sources to each operator
     accumulators: tuple[tuple[str, bytes], ...] = ()  # name, pickled; of every subtask
+    parallelism: int = 0  # the largest of its operators
+    restored_from: str | None = None  # the folder of the checkpoint, if not that of the job
 
 
 def _notice(master: JobMaster, restarted: bool) -> str | None:
@@ -162,6 +173,8 @@ class JobManager:
         self._now = 0  # of the JobMaster: when the event it is at has come in
         self._store_thread = ThreadPoolExecutor(1, thread_name_prefix=f"{job_id}-store")
         self._store: CheckpointStore | None = None
+        self._restore: RestorePoint | None = None  # what the job starts from at first
+        self._answers: dict[str, Answer | None] = {}  # None: not yet
         self._retained = 1
         self._delete_when_canceled = (
             Configuration(job_graph.configuration).get(ConfigOptions.CHECKPOINTING_RETENTION)
@@ -188,6 +201,44 @@ class JobManager:
 
     def cancel(self) -> None:
         self._put(CancelJob())
+
+    def request(self, request: Request) -> None:
+        """Idempotent; see ``answer``."""
+        with self._lock:
+            if request.request_id in self._answers:
+                return
+            self._answers[request.request_id] = None
+            if len(self._answers) > ANSWERS_MAX:
+                del self._answers[next(iter(self._answers))]
+        try:
+            if isinstance(request, TakeSavepoint):
+                request = replace(request, folder=self._savepoint_folder(request))
+        except ConfigError as error:
+            self._answers[request.request_id] = Answer(request.request_id, error=str(error))
+            return
+        self._put(request)
+
+    def _savepoint_folder(self, request: TakeSavepoint) -> str:
+        """A new one in the folder that was named, or else in the default one."""
+        options = Configuration(self._job_graph.configuration)
+        directory = request.folder or options.get(ConfigOptions.SAVEPOINT_DIR)
+        if not directory:
+            raise ConfigError(
+                "name a folder for the savepoint, such as s3://bucket/savepoints, or set "
+                "execution.checkpointing.savepoint-dir"
+            )
+        return f"{parse(directory)[1]}/{savepoint_name(self.job_id, request.request_id[:12])}"
+
+    def answer(self, request_id: str) -> Answer | None:
+        """None while it is being done."""
+        ended = self.ended.is_set()  # asked first: the last answers come just before it
+        answer = self._answers.get(request_id)
+        if answer is None and request_id not in self._answers:
+            error = "its JobManager was restarted meanwhile, and does not know what became of it"
+            answer = Answer(request_id, error=f"{error}; dataflow status shows how the job is")
+        elif answer is None and ended:
+            answer = Answer(request_id, error=f"the job is {self.info().status.name}")
+        return answer
 
     def _put(self, event: Event) -> None:
         self._events.put((_monotonic(), event))
@@ -240,8 +291,8 @@ class JobManager:
         by_task = list(master.metrics.items())
         metrics = [values for _, values in by_task]
         watermarks = [m.watermark for m in metrics if m.watermark is not None]
-        statistics = master.coordinator.statistics if master.coordinator else None
-        completed_at = statistics.last_completed_at if statistics else None
+        statistics = master.coordinator.statistics
+        completed_at = statistics.last_completed_at
         return JobInfo(
             status=master.status,
             error=master.error,
@@ -252,16 +303,18 @@ class JobManager:
             records_read=sum(m.records_read for m in metrics),
             records_written=sum(m.records_written for m in metrics),
             watermark=min(watermarks) if watermarks else None,
-            completed_checkpoints=statistics.completed if statistics else 0,
-            failed_checkpoints=statistics.failed if statistics else 0,
-            last_checkpoint=statistics.last_id if statistics else None,
-            last_checkpoint_ms=statistics.last_duration if statistics else None,
+            completed_checkpoints=statistics.completed,
+            failed_checkpoints=statistics.failed,
+            last_checkpoint=statistics.last_id,
+            last_checkpoint_ms=statistics.last_duration,
             last_checkpoint_age_ms=None if completed_at is None else _monotonic() - completed_at,
-            last_checkpoint_failure=statistics.last_failure if statistics else None,
+            last_checkpoint_failure=statistics.last_failure,
             restored_checkpoint=master.restored_checkpoint,
             taskmanagers=master.describe_taskmanagers(),
             notice=_notice(master, self._restarted),
-            latencies=operator_latencies(self._job_graph, by_task),
+            latencies=operator_latencies(master.graph.job_graph, by_task),
+            parallelism=max(v.parallelism for v in master.graph.job_graph.vertices),
+            restored_from=master.restored_from,
             accumulators=tuple(part for m in metrics for part in m.accumulators),
             **common,  # type: ignore[arg-type]
         )
@@ -322,10 +375,19 @@ class JobManager:
             if configuration.get("execution.checkpointing.mode", "EXACTLY_ONCE") == "EXACTLY_ONCE":
                 file_system, path = parse(root)
                 file_system.probe_conditional_put(path)
-            generation = store.claim_generation(uuid.uuid4().hex)
+            whose = IN_PLACE if self._restarted else ""
+            generation = store.claim_generation(whose + uuid.uuid4().hex)
             settings = replace(settings, history_id=store.history_id())
+            if self._restarted:
+                self._job_graph = _as_stored(self._job_graph, store)
             store.save_job(self._job_graph.to_bytes())
             next_checkpoint_id = store.next_checkpoint_id()
+        origin = Configuration(configuration).get(ConfigOptions.RECOVERY_PATH)
+        if origin is not None and self._starts_there(origin):
+            self._restore = open_restore_point(origin, parse, signing_key())
+            settings = replace(settings, restores=True)
+            # What the savepoint has not committed is committed with the first later checkpoint.
+            next_checkpoint_id = max(next_checkpoint_id, self._restore.checkpoint_id + 1)
         return JobMaster(
             self.job_id,
             self._job_graph,
@@ -336,6 +398,16 @@ class JobManager:
             _wall_clock,
         )
 
+    def _starts_there(self, path: str) -> bool:
+        """Once the job has a checkpoint of its own, it goes on from that."""
+        newest = None if self._store is None else self._store.newest_checkpoint_id()
+        if newest is not None and not self._restarted:
+            raise ConfigError(
+                f"the job id {self.job_id} has checkpoints already, the newest of which is "
+                f"{newest}: go on from it without -s, or start from {path} under another --job-id"
+            )
+        return newest is None
+
     def _keep_decision(self, master: JobMaster) -> None:
         """A job that had ended, or was to be canceled, when its JobManager died is not run again.
 
@@ -345,6 +417,9 @@ class JobManager:
             raise JobExecutionError(
                 "its JobManager died, and without checkpoints there is nothing to go on from"
             )
+        if self._store.ended_before(master.generation):
+            master.status = JobStatus.FINISHED
+            return
         record = self._store.get_status() or {}
         status = JobStatus.__members__.get(str(record.get("status")), JobStatus.CREATED)
         if status.is_globally_terminal_state():
@@ -387,6 +462,8 @@ class JobManager:
                     self._on_status(status, error)
                 case StopFenced(reason):
                     logger.warning("job %s: fenced: %s", self.job_id, reason)
+                case Answer(request_id):
+                    self._answers[request_id] = action
                 case _:
                     self._in_store_thread(action)
 
@@ -462,13 +539,19 @@ class JobManager:
 
     def _in_store_thread(self, action: Action) -> None:
         store, master = self._store, self._master
-        assert store is not None, "store operations need a store"
         assert master is not None
         retained = self._retained
         delay_ms = getattr(action, "delay_ms", 0)
 
         def run() -> None:
-            event = execute_in_store(action, store, master.generation, retained)
+            event: Event | None
+            match action:
+                case ProbeSavepoint() | StoreSavepoint() | DiscardSavepoint() | SaveJob():
+                    event = execute_request(action, store, master.generation, parse, signing_key())
+                case _:
+                    event = execute_in_store(
+                        action, store, master.generation, retained, self._restore
+                    )
             if event is not None:
                 self._put(event)
 
@@ -486,59 +569,13 @@ class JobManager:
             submit()
 
 
-def execute_in_store(
-    action: Action, store: CheckpointStore, generation: int, retained: int
-) -> Event | None:
-    """Carry out a store operation; whatever goes wrong becomes part of the answer."""
-    match action:
-        case Recover(exclude):
-            try:
-                if not store.is_current(generation):
-                    return Recovered(None, fenced=True)
-                recovery = store.recover(
-                    generation,
-                    lambda manifest: "its state cannot be read back"
-                    if manifest.checkpoint_id in exclude
-                    else None,
-                )
-                permit = None
-                if recovery.manifest is not None:
-                    permit = store.authorize_commit(generation, recovery.manifest.checkpoint_id)
-                    if permit is None:
-                        return Recovered(None, fenced=True)
-                return Recovered(recovery, permit)
-            except (RestoreError, CorruptObject) as error:  # no retry would read anything else
-                return Recovered(None, error=str(error), refused=True)
-            except DataflowError as error:
-                return Recovered(None, error=str(error))
-        case Publish(manifest):
-            checkpoint_id = manifest.checkpoint_id
-            try:
-                outcome = store.publish(manifest)
-                permit = None
-                if outcome is PublishOutcome.PUBLISHED:
-                    permit = store.authorize_commit(generation, checkpoint_id)
-                return Published(checkpoint_id, outcome, permit)
-            except DataflowError as error:
-                return Published(checkpoint_id, None, error=str(error))
-        case MarkCommitted(permit, keep_from):
-            try:
-                store.mark_committed(permit)
-            except DataflowError as error:
-                return Marked(permit.checkpoint_id, str(error))
-            try:
-                store.collect_garbage(generation, retained, keep_from)
-            except DataflowError as error:
-                logger.warning("old checkpoints remain for now: %s", error)
-            return Marked(permit.checkpoint_id)
-        case DiscardCheckpoint(checkpoint_id):
-            try:
-                store.discard(generation, checkpoint_id)
-            except DataflowError as error:
-                logger.warning("files of checkpoint %s remain: %s", checkpoint_id, error)
-            return None
-        case _:
-            raise AssertionError(f"not a store operation: {action}")
+def _as_stored(job_graph: JobGraph, store: CheckpointStore) -> JobGraph:
+    """At the parallelism to which the job was rescaled; what is stored may be damaged or gone."""
+    try:
+        return as_stored(job_graph, JobGraph.from_bytes(store.load_job()))
+    except (ObjectNotFound, CorruptObject) as error:
+        logger.warning("the job starts at the parallelism it was submitted with: %s", error)
+        return job_graph
 
 
 def _monotonic() -> int:

@@ -10,6 +10,10 @@ A job's regions (tasks connected by channels) run and restart separately:
     DEPLOYING → until every task is ready
     RUNNING
     CANCELING → after a failure, until every task has stopped or its TaskManager is gone
+    FINISHED
+
+In BATCH mode regions are stages or parts of them: a region also waits for the results that it reads
+(``Exchange``), and ends when it has drained, unless it has a sink: sinks commit when all is done.
 
 Every restart recovers from the store, also without a change of JobManager: the epoch records are
 the truth, what this object remembers is not. Each deployment of a region has a new Attempt.
@@ -19,7 +23,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from dataflow import __version__
 from dataflow.common.job_status import JobStatus
 from dataflow.errors import (
     ClusterError,
@@ -30,9 +33,10 @@ from dataflow.errors import (
 )
 from dataflow.graph.job_graph import JobGraph
 from jobmanager import checkpoint_coordinator as checkpointing
-from jobmanager.checkpoint_coordinator import CheckpointCoordinator
+from jobmanager.checkpoint_coordinator import CheckpointCoordinator, CheckpointSettings
 from jobmanager.deployment import Deployment, Restore
 from jobmanager.execution_graph import ExecutionGraph
+from jobmanager.failover import to_restart
 from jobmanager.job_events import (
     Action,
     CancelJob,
@@ -52,14 +56,13 @@ from jobmanager.job_events import (
     Tick,
 )
 from jobmanager.region import Region, Regions, RegionState
+from jobmanager.request_handler import RequestHandler
+from jobmanager.requests import RequestStored, Rescale, TakeCheckpoint, TakeSavepoint
 from jobmanager.restart_backoff import RestartBackoff
-from jobmanager.restore import plan_restore
-from jobmanager.slot_pool import SlotPool
+from jobmanager.restore import plan_restore, refuse_fall_back
+from jobmanager.slot_pool import SlotPool, fault_of_version
 from jobmanager.watermark_alignment import WatermarkAlignment
-from state.checkpoint_store import (
-    CommitPermit,
-    Recovery,
-)
+from state.checkpoint_store import CommitPermit, Recovery
 from taskmanager.elements import Attempt
 from taskmanager.messages import (
     AbortCheckpoint,
@@ -70,10 +73,14 @@ from taskmanager.messages import (
     CommitCheckpoint,
     CommitSucceeded,
     ControlMessage,
+    Drain,
     Finish,
     Heartbeat,
     PeerUnreachable,
+    ReleaseResults,
     Report,
+    ResultLost,
+    SendResults,
     Start,
     TaskCanceled,
     TaskDrained,
@@ -110,6 +117,7 @@ class JobMaster:
         self._settings = settings
         self._backoff = restart_backoff
         self._regions = Regions(self._cut_regions(), self.graph.slot_of)
+        self._regions.connect(self.graph)
         self._pool = SlotPool(
             self.graph.slots,
             settings.slots_per_taskmanager,
@@ -125,33 +133,34 @@ class JobMaster:
         self._restore: Restore = {}  # of that recovery
         self._permit: CommitPermit | None = None
         self._excluded: frozenset[int] = frozenset()  # checkpoints found corrupt while restoring
-        self._finishing = False
+        self.finishing = False
+        self.takes_checkpoints = settings.checkpoints is not None
+        self._requests = RequestHandler(self)
         self.metrics: dict[TaskId, TaskMetrics] = {}
         self.restored_checkpoint: int | None = None
+        self.restored_from: str | None = None  # its folder, if not that of the job
         self.restored_end = False  # that checkpoint covers the end of the job
-        self.coordinator = (
-            CheckpointCoordinator(
-                job_id,
-                job_graph,
-                self.graph.tasks,
-                settings.checkpoints,
-                generation,
-                next_checkpoint_id,
-                wall_clock,
-            )
-            if settings.checkpoints is not None
-            else None
+        self.coordinator = CheckpointCoordinator(
+            job_id,
+            job_graph,
+            self.graph.tasks,
+            settings.checkpoints or CheckpointSettings(interval=None),
+            generation,
+            next_checkpoint_id,
+            wall_clock,
         )
 
     def _cut_regions(self) -> Iterable[tuple[TaskId, ...]]:
-        return self.graph.regions if self._settings.failover_region else [self.graph.tasks]
+        if self._settings.failover_region or self.graph.blocking:
+            return self.graph.regions
+        return [self.graph.tasks]
 
     # ------------------------------------------------------------------------------ events
 
     def start(self, now: int) -> list[Action]:
         """Ask for slots and for what is to be restored."""
         actions: list[Action] = []
-        actions.extend(self._pool.request_missing(now))
+        self._request_slots(now, actions)
         self._recover(actions)
         return actions
 
@@ -168,14 +177,15 @@ class JobMaster:
             case Recovered():
                 self._on_recovered(event, now, actions)
             case Published(checkpoint_id, outcome, permit, error):
-                if self.coordinator is not None:
-                    self._coordinate(
-                        self.coordinator.published(checkpoint_id, outcome, permit, error, now),
-                        now,
-                        actions,
-                    )
+                known = self.coordinator.published(checkpoint_id, outcome, permit, error, now)
+                self._coordinate(known, now, actions)
             case Marked(checkpoint_id, error):
-                self._on_marked(checkpoint_id, error, now, actions)
+                marked = self.coordinator.marked(checkpoint_id, error, now)
+                self._coordinate(marked, now, actions)
+                if error is None:
+                    self._requests.carry_out(self._requests.committed(checkpoint_id), now, actions)
+            case TakeCheckpoint() | TakeSavepoint() | Rescale() | RequestStored():
+                self._requests.handle(event, now, actions)
             case CancelJob():
                 self._end(JobStatus.CANCELLING, None, now, actions)
             case Tick():
@@ -195,8 +205,7 @@ class JobMaster:
         for region in self._regions.within(RegionState.CANCELING):
             times.append(region.canceling_since + self._settings.cancellation_timeout)
         times += [region.deploy_at for region in self._deployable()]
-        if self.coordinator is not None:
-            times.append(self.coordinator.next_tick_at())
+        times.append(self.coordinator.next_tick_at())
         return min((time for time in times if time is not None), default=None)
 
     @property
@@ -209,17 +218,21 @@ class JobMaster:
             case Heartbeat(taskmanager_id, metrics):
                 self._pool.on_heartbeat(taskmanager_id, now)
                 for (task, attempt), values in metrics.items():
-                    if self._current(task, attempt):
-                        self.metrics[task] = values
+                    self._measured(self._current(task, attempt), task, values)
             case TaskReady(task, attempt):
                 region = self._current(task, attempt)
                 if region is not None and region.state is RegionState.DEPLOYING:
                     region.ready.add(task)
-            case TaskDrained(task, attempt):
+            case TaskDrained(task, attempt, snapshot, metrics):
                 region = self._current(task, attempt)
                 if region is not None and region.state is RegionState.RUNNING:
                     region.drained.add(task)
                     self._alignment.forget([task])
+                    if snapshot is not None:
+                        region.snapshots[task] = snapshot
+                    self._measured(region, task, metrics)
+                    if region.has_drained:
+                        self._end_stage(region, actions)
                     self._on_drained(now, actions)
             case TaskFinished(task, attempt) | TaskCanceled(task, attempt):
                 region = self._current(task, attempt)
@@ -227,8 +240,10 @@ class JobMaster:
                     region.stopping.discard(task)  # it may have finished just before the cancel
                 elif region is not None and isinstance(report, TaskFinished):
                     region.finished.add(task)
-                    if report.metrics is not None:
-                        self.metrics[task] = report.metrics
+                    self._measured(region, task, report.metrics)
+                    if not self.takes_checkpoints and len(region.finished) == len(region.tasks):
+                        region.finish()
+                        self._give_slots_back(actions)
             case TaskFailed(task, attempt, error, restartable, corrupt_checkpoint):
                 region = self._current(task, attempt)
                 if region is None:
@@ -239,6 +254,11 @@ class JobMaster:
                 if corrupt_checkpoint is not None:
                     self._excluded |= {corrupt_checkpoint}
                 self._fail_regions([region], error, now, actions, {task}, restartable)
+            case ResultLost(task, attempt, error):
+                region = self._current(task, attempt)
+                if region is not None and region.has_results and region.is_needed:
+                    error = f"results of {self.graph.describe(task)} cannot be read: {error}"
+                    self._fail_regions([region], error, now, actions)
             case PeerUnreachable(_, peer_id, attempt, error):
                 # The death of the peer is reported on its own; this is for a network that is cut.
                 regions = [r for r in self._regions if r.attempt == attempt]
@@ -246,32 +266,30 @@ class JobMaster:
                     regions, f"TaskManager {peer_id} cannot be reached: {error}", now, actions
                 )
             case CheckpointAcknowledged():
-                if self.coordinator is not None:
-                    _, more = self.coordinator.acknowledge(report, now)
-                    self._coordinate(more, now, actions)
+                _, more = self.coordinator.acknowledge(report, now)
+                self._coordinate(more, now, actions)
             case CheckpointDeclined():
-                if self.coordinator is not None:
-                    self._coordinate(self.coordinator.decline(report, now), now, actions)
+                self._coordinate(self.coordinator.decline(report, now), now, actions)
             case CommitSucceeded(task, attempt, checkpoint_id):
-                if self.coordinator is not None:
-                    self._coordinate(
-                        self.coordinator.commit_succeeded(task, attempt, checkpoint_id),
-                        now,
-                        actions,
-                    )
+                self._coordinate(
+                    self.coordinator.commit_succeeded(task, attempt, checkpoint_id), now, actions
+                )
             case WatermarkReached(task, attempt, group, watermark):
                 region = self._current(task, attempt)
                 # One that has drained says no more: this is a message that came twice.
                 if region and region.state is RegionState.RUNNING and task not in region.drained:
                     lowest = self._alignment.reached(group, task, watermark)
                     self._send(AlignWatermark, region, [task], actions, watermark=lowest)
-            case _:
-                pass  # chunks for the client are the shell's
 
     def _current(self, task: TaskId, attempt: Attempt) -> Region | None:
         """The task's region if the report is of its present attempt."""
         region = self._regions.of_task.get(task)
         return region if region is not None and region.attempt == attempt else None
+
+    def _measured(self, region: Region | None, task: TaskId, metrics: TaskMetrics | None) -> None:
+        """Tasks that only commit again have nothing to say about what they did before."""
+        if region is not None and metrics is not None and not region.recommits:
+            self.metrics[task] = metrics
 
     # --------------------------------------------------------------------------- advancing
 
@@ -284,12 +302,13 @@ class JobMaster:
             if not region.stopping:
                 region.stopped()
         if not self._ending:
+            self._requests.advance(now, actions)
+            self._request_slots(now, actions)
             self._deploy_waiting(now, actions)
             self._start_ready(now, actions)
-            if self.coordinator is not None:
-                self._coordinate(self.coordinator.tick(now), now, actions)
+            self._coordinate(self.coordinator.tick(now), now, actions)
             self._finish_if_done(now, actions)
-        if self._ending and self._regions.all_are(RegionState.WAITING):
+        if self._ending and self._regions.all_are(RegionState.WAITING, RegionState.FINISHED):
             canceled = self.status is JobStatus.CANCELLING
             self._terminate(JobStatus.CANCELED if canceled else JobStatus.FAILED, actions)
 
@@ -300,15 +319,7 @@ class JobMaster:
             )
         overdue = self._pool.overdue(now)
         if overdue is not None:
-            self._end(
-                JobStatus.FAILING,
-                f"no TaskManager with {len(overdue.slots)} slot(s) and "
-                f"{dict(overdue.resources) or 'its CPU'} could be started within "
-                f"{self._settings.slot_request_timeout / 1000:.0f} s; give the cluster more "
-                "resources or the job a lower parallelism",
-                now,
-                actions,
-            )
+            self._requests.on_overdue(overdue, now, actions)
         for region in self._regions.within(RegionState.CANCELING):
             if now - region.canceling_since >= self._settings.cancellation_timeout:
                 # User code that does not return can only be stopped with its process.
@@ -320,15 +331,11 @@ class JobMaster:
     def _on_taskmanager_ready(
         self, taskmanager_id: str, version: str, now: int, actions: list[Action]
     ) -> None:
-        """Messages, state and hashing are of one version; another attempt would find no other."""
-        if version == __version__:
+        error = fault_of_version(taskmanager_id, version)
+        if error is None:
             self._pool.on_ready(taskmanager_id, now)
-            return
-        error = (
-            f"TaskManager {taskmanager_id} has version {version} of ray-dataflow and the "
-            f"JobManager {__version__}: install the same one on every node"
-        )
-        self._end(JobStatus.FAILING, error, now, actions, kind=ClusterError)
+        else:
+            self._end(JobStatus.FAILING, error, now, actions, kind=ClusterError)
 
     def _on_taskmanager_lost(
         self, taskmanager_id: str, reason: str, now: int, actions: list[Action]
@@ -336,23 +343,29 @@ class JobMaster:
         info = self._pool.remove(taskmanager_id)
         if info is None:
             return
-        there = [task for slot in info.slots for task in self.graph.tasks_in[slot]]
+        there = [task for slot in info.slots for task in self.graph.tasks_in.get(slot, ())]
         gone = set(there) if info.ready else set()
         hit = list(dict.fromkeys(self._regions.of_task[task] for task in there))
         # It may live on, out of reach: then it must not keep what its successor needs.
         actions.append(StopTaskManager(taskmanager_id))
         for region in hit:
             region.stopping -= gone
+            if region.state is RegionState.FINISHED and not region.is_needed:
+                region.released = True
         if self._ending:
             pass
-        elif info.ready:  # another one starts while the tasks are canceled
-            actions.extend(self._pool.request_missing(now))
-        else:  # it never came up: the wait, and its limit, go on
-            retry = self._settings.start_retry
-            actions.extend(self._pool.request_missing(info.requested_at, retry))
+        elif not info.ready:  # it never came up: the wait, and its limit, go on
+            self._request_slots(info.requested_at, actions, self._settings.start_retry)
+        elif not self.graph.blocking:  # another one starts while the tasks are canceled
+            self._request_slots(now, actions)
         self._fail_regions(
             hit, f"TaskManager {taskmanager_id} was lost: {reason}", now, actions, gone
         )
+
+    def _request_slots(self, since: int, actions: list[Action], delay_ms: int = 0) -> None:
+        if self._pool.lacks_slots:
+            wanted = self._regions.wanted_slots() if self.graph.blocking else self._pool.slots
+            actions.extend(self._pool.request_missing(since, wanted, delay_ms))
 
     # ------------------------------------------------------------- asked by the shell
 
@@ -369,15 +382,7 @@ class JobMaster:
 
     def describe_taskmanagers(self) -> dict[str, str]:
         """TaskManager id to the tasks it holds, for people."""
-        described: dict[str, list[str]] = {t: [] for t in self._pool}
-        for task in self.graph.tasks:
-            location = self.location(task)
-            if location in described:
-                vertex = self.graph.vertex(task)
-                described[location].append(
-                    f"{vertex.name} ({task.subtask + 1}/{vertex.parallelism})"
-                )
-        return {t: ", ".join(tasks) or "starting" for t, tasks in described.items()}
+        return self._pool.describe(self.graph)
 
     # ----------------------------------------------------------------------------- failover
 
@@ -391,27 +396,39 @@ class JobMaster:
         restartable: bool = True,
     ) -> None:
         """Cancel the regions and, if the strategy allows, restart them; ``gone`` need no cancel."""
-        regions = [region for region in regions if region.active]
+        regions = [region for region in regions if region.can_fail]
         if not regions or self._ending:
             for region in regions:
                 self._cancel_region(region, now, actions, gone)
+            return
+        if self.finishing and self._requests.ends_job:
+            self._terminate(JobStatus.FINISHED, actions)  # stopped, and everything is committed
             return
         self._backoff.notify_failure(now)
         self.error = error
         if not (restartable and self._backoff.can_restart()):
             self._end(JobStatus.FAILING, error, now, actions, gone)
             return
-        if self._finishing:
-            # Tasks that have finished cannot take part in another checkpoint: all start again.
-            regions = [region for region in self._regions if region.active]
-            self._finishing = False
+        if self.finishing or self._requests.holds_tasks:
+            self.finishing = False
+            if self.takes_checkpoints:
+                # Tasks that have finished cannot take part in another checkpoint: all start again.
+                regions = [region for region in self._regions if region.active]
         self.restarts += 1
-        delay = self._backoff.delay_ms()
-        self._stop_checkpoints(error, actions)
+        deploy_at = now + self._backoff.delay_ms()
+        self._stop_checkpoints(error, now, actions)
         self._set_status(JobStatus.RESTARTING, actions, error)
-        for region in regions:
+        failed = [region for region in regions if not region.can_recommit]
+        if failed and self.graph.blocking and not self._settings.failover_region:
+            failed = list(self._regions)
+        anew = to_restart(failed)
+        for region in dict.fromkeys((*anew, *regions)):
+            region.deploy_at = deploy_at
             self._cancel_region(region, now, actions, gone)
-            region.deploy_at = now + delay
+            if region.state is RegionState.FINISHED:
+                self._send(ReleaseResults, region, region.tasks, actions)
+                region.stopped()
+            region.begin_anew(recommits=region not in anew)
         self._recovery = None
         self._recover(actions)
 
@@ -438,7 +455,7 @@ class JobMaster:
         if self._ending:
             return
         self.error, self.exit_code = error, kind.exit_code
-        self._stop_checkpoints(error or "the job is canceled", actions)
+        self._stop_checkpoints(error or "the job is canceled", now, actions)
         self._set_status(status, actions, error)
         for region in self._regions:
             self._cancel_region(region, now, actions, gone)
@@ -446,6 +463,7 @@ class JobMaster:
     def _terminate(self, status: JobStatus, actions: list[Action]) -> None:
         actions.extend(StopTaskManager(taskmanager_id) for taskmanager_id in self._pool.clear())
         self._set_status(status, actions, self.error)
+        actions.extend(self._requests.job_ended(status, self.error))
 
     def _set_status(
         self, status: JobStatus, actions: list[Action], error: str | None = None
@@ -457,7 +475,7 @@ class JobMaster:
     # ----------------------------------------------------------------------------- recovery
 
     def _recover(self, actions: list[Action], delay_ms: int = 0) -> None:
-        if self.coordinator is None:
+        if not self.takes_checkpoints and not self._settings.restores:
             self._recovery = Recovery(None, False, [])
         elif not self._recovering:
             self._recovering = True
@@ -488,32 +506,21 @@ class JobMaster:
             self._recover(actions, self._settings.recover_retry)
             return
         self._recover_failures = 0
-        refusal = self._refuse_fall_back(recovery)
+        refusal = refuse_fall_back(recovery, self._settings.fall_back_past_commits)
         if refusal is not None:
             self._end(JobStatus.FAILING, refusal, now, actions, kind=RestoreError)
             return
         self._restore, faults = plan_restore(
-            self.graph.job_graph, recovery.manifest, self._settings.ignore_unclaimed_state
+            self.graph.job_graph,
+            recovery.manifest,
+            self._settings.ignore_unclaimed_state,
+            recovery.folder,
+            self._settings.renamed_uids,
         )
         if faults:
             self._end(JobStatus.FAILING, "\n".join(faults), now, actions, kind=RestoreError)
             return
         self._recovery, self._permit = recovery, event.permit
-
-    def _refuse_fall_back(self, recovery: Recovery) -> str | None:
-        """Falling back to an older checkpoint must not lose or repeat output silently."""
-        if not recovery.skipped:
-            return None
-        skipped = "; ".join(f"checkpoint {id_}: {reason}" for id_, reason in recovery.skipped)
-        manifest = recovery.manifest
-        assert manifest is not None, "the store refuses to start from nothing then"
-        if manifest.needs_commit and not self._settings.fall_back_past_commits:
-            return (
-                f"the newest checkpoint cannot be used ({skipped}), and going back to checkpoint "
-                f"{manifest.checkpoint_id} would write again what was committed since; "
-                "set execution.state-recovery.fall-back-past-commits to accept these duplicates"
-            )
-        return None
 
     def _fence(self, reason: str, actions: list[Action]) -> None:
         actions.extend(StopTaskManager(taskmanager_id) for taskmanager_id in self._pool.clear())
@@ -521,6 +528,7 @@ class JobMaster:
         # Not FAILED: the job lives on under another JobManager.
         self.status = JobStatus.SUSPENDED
         actions.append(StopFenced(reason))
+        actions.extend(self._requests.job_ended(self.status, reason))
 
     # --------------------------------------------------------------------------- deployment
 
@@ -529,7 +537,8 @@ class JobMaster:
         if self._ending or self._recovery is None or self._recovering:
             return []
         located = self._pool.located
-        return [r for r in self._regions.within(RegionState.WAITING) if r.slots <= located]
+        waiting = self._regions.within(RegionState.WAITING)
+        return [r for r in waiting if r.slots <= located and r.can_read]
 
     def _deploy_waiting(self, now: int, actions: list[Action]) -> None:
         for region in self._deployable():
@@ -540,11 +549,7 @@ class JobMaster:
         self._attempts += 1
         attempt = Attempt(self.generation, self._attempts)
         region.deploy(attempt)
-        located = ((task, self.location(task)) for task in region.tasks)
-        deployment = Deployment(
-            self.graph, {task: there for task, there in located if there is not None}
-        )
-        messages = deployment.messages(
+        messages = Deployment(self.graph, region, self.location).messages(
             self.job_id, attempt, self.restarts, self._restore, self._settings.history_id
         )
         actions.extend(Send(there, deploy) for there, deploy in messages.items())
@@ -556,18 +561,28 @@ class JobMaster:
                 region.run()
                 started = True
                 self._send(Start, region, region.tasks, actions)
-        if started and self._regions.all_are(RegionState.RUNNING):
+                self._send_results(region, actions)
+        if started and self._regions.all_run():
             self._all_running(now, actions)
+
+    def _send_results(self, region: Region, actions: list[Action]) -> None:
+        """Have what it reads sent to it, if it reads any."""
+        if region.consumes and not region.recommits:
+            assert region.attempt is not None
+            found = Deployment(self.graph, region, self.location).results(self._regions)
+            for there, results in found.items():
+                actions.append(Send(there, SendResults(tuple(results), region.attempt)))
 
     def _all_running(self, now: int, actions: list[Action]) -> None:
         self._set_status(JobStatus.RUNNING, actions)
+        if self.graph.blocking:
+            return  # what is restored, is so stage by stage; and there are no checkpoints
         recovery, permit = self._recovery, self._permit
         self._recovery = None  # used up: the next restart asks again
         if recovery is not None and recovery.manifest is not None:
             self.restored_checkpoint = recovery.manifest.checkpoint_id
+            self.restored_from = recovery.folder
             self.restored_end = recovery.manifest.covers_end and self.restarts == 0
-        if self.coordinator is None:
-            return
         attempts = {
             task: region.attempt
             for region in self._regions
@@ -579,14 +594,15 @@ class JobMaster:
             self._permit = None
             self._coordinate(self.coordinator.recommit(permit), now, actions)
         self._on_drained(now, actions)
+        self._requests.carry_out(self._requests.job_running(), now, actions)
 
     # -------------------------------------------------------------------------- checkpoints
 
-    def _stop_checkpoints(self, reason: str, actions: list[Action]) -> None:
-        if self.coordinator is not None:
-            for action in self.coordinator.job_stopped(reason):
-                assert isinstance(action, checkpointing.Abort)
-                self._abort_checkpoint(action.checkpoint_id, actions)
+    def _stop_checkpoints(self, reason: str, now: int, actions: list[Action]) -> None:
+        self._requests.carry_out(self._requests.job_stopped(reason), now, actions)
+        for action in self.coordinator.job_stopped(reason):
+            assert isinstance(action, checkpointing.Abort)
+            self._abort_checkpoint(action.checkpoint_id, actions)
 
     def _abort_checkpoint(self, checkpoint_id: int, actions: list[Action]) -> None:
         for region in self._regions:
@@ -594,7 +610,8 @@ class JobMaster:
                 self._send(
                     AbortCheckpoint, region, region.tasks, actions, checkpoint_id=checkpoint_id
                 )
-        actions.append(DiscardCheckpoint(checkpoint_id))
+        if self.takes_checkpoints:
+            actions.append(DiscardCheckpoint(checkpoint_id))
 
     def _coordinate(
         self, wanted: list[checkpointing.CheckpointAction], now: int, actions: list[Action]
@@ -602,57 +619,68 @@ class JobMaster:
         """Carry out what the coordinator decided."""
         for action in wanted:
             match action:
-                case checkpointing.Trigger(checkpoint_id):
+                case checkpointing.Trigger(checkpoint_id, options):
                     for region in self._regions:
                         sources = [task for task in region.tasks if task in self.graph.sources]
-                        self._send(
-                            TriggerCheckpoint,
-                            region,
-                            sources,
-                            actions,
-                            checkpoint_id=checkpoint_id,
-                        )
+                        fields = {"checkpoint_id": checkpoint_id, "options": options}
+                        self._send(TriggerCheckpoint, region, sources, actions, **fields)
+                case checkpointing.EndInput():
+                    self.send_to_all(Drain, actions)
                 case checkpointing.Abort(checkpoint_id, _):
                     self._abort_checkpoint(checkpoint_id, actions)
                 case checkpointing.Publish() | checkpointing.MarkCommitted():
                     actions.append(action)
                 case checkpointing.Commit(permit, settled):
-                    fields = {"permit": permit, "settled": settled}
-                    for region in self._regions:
-                        self._send(CommitCheckpoint, region, region.tasks, actions, **fields)
+                    self.send_to_all(CommitCheckpoint, actions, permit=permit, settled=settled)
                 case checkpointing.FailJob(reason):
                     self._fail_regions(list(self._regions), reason, now, actions)
                 case checkpointing.Fenced(reason):
                     self._fence(reason, actions)
-
-    def _on_marked(
-        self, checkpoint_id: int, error: str | None, now: int, actions: list[Action]
-    ) -> None:
-        if self.coordinator is not None:
-            self._coordinate(
-                self.coordinator.marked(checkpoint_id, error, now), now, actions
-            )
+            self._requests.on_checkpoint(action, now, actions)
 
     # ---------------------------------------------------------------------------- the end
 
     def _on_drained(self, now: int, actions: list[Action]) -> None:
         drained = all(region.has_drained for region in self._regions)
-        if drained and self.coordinator is not None:
+        if drained:
             self._coordinate(self.coordinator.all_drained(now), now, actions)
+
+    def _end_stage(self, region: Region, actions: list[Action]) -> None:
+        """It has drained: drop what nobody else will read, and end it if it has no sink."""
+        for producer in region.needs_no_more():
+            producer.released = True
+            self._send(ReleaseResults, producer, producer.tasks, actions)
+        self._give_slots_back(actions)
+        if region.produces and not any(self.graph.has_sink(task) for task in region.tasks):
+            self._send(Finish, region, region.tasks, actions)
+
+    def _give_slots_back(self, actions: list[Action]) -> None:
+        """Those that no stage needs any more."""
+        if self.graph.blocking and not self.finishing:
+            given_back = self._pool.give_back(self._regions.slots_to_keep())
+            actions.extend(StopTaskManager(taskmanager_id) for taskmanager_id in given_back)
 
     def _finish_if_done(self, now: int, actions: list[Action]) -> None:
         regions = self._regions
-        if not all(region.has_drained for region in regions):
+        ended = self._requests.ends_job or all(region.is_done for region in regions)
+        if not ended or self._requests.holds_end:
             return
-        if not self._finishing and (self.coordinator is None or self.coordinator.finished):
-            self._finishing = True
-            for region in regions:
-                self._send(Finish, region, region.tasks, actions)
-        if self._finishing and all(len(r.finished) == len(r.tasks) for r in regions):
+        if not self.finishing and self.coordinator.finished:
+            self.finishing = True
+            self.send_to_all(Finish, actions)
+        if self.finishing and all(len(r.finished) == len(r.tasks) for r in regions):
             self.error = None  # of an earlier attempt
             self._terminate(JobStatus.FINISHED, actions)
 
     # ------------------------------------------------------------------------------ sending
+
+    def send_to_all(
+        self, message: Callable[..., ControlMessage], actions: list[Action], **fields: object
+    ) -> None:
+        """As ``_send``, to every task there is."""
+        for region in self._regions:
+            if region.active:
+                self._send(message, region, region.tasks, actions, **fields)
 
     def _send(
         self,

@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from dataflow.graph.job_graph import JobGraph
-from state.checkpoint_store import CheckpointManifest
+from state.checkpoint_store import CheckpointManifest, Recovery
 from taskmanager.messages import RestoreDescriptor
 
 
 def plan_restore(
-    job_graph: JobGraph, manifest: CheckpointManifest | None, ignore_unclaimed_state: bool
+    job_graph: JobGraph,
+    manifest: CheckpointManifest | None,
+    ignore_unclaimed_state: bool,
+    folder: str | None = None,
+    renamed: Iterable[tuple[str, str]] = (),
 ) -> tuple[dict[str, tuple[RestoreDescriptor, ...]], list[str]]:
-    """Per vertex id what it restores, and every reason why the checkpoint does not fit."""
+    """Per vertex id what it restores, and every reason why the checkpoint does not fit.
+
+    ``folder``: where the state lies, if not in the folder of the job. ``renamed``: old and new
+    uids of operators; it may be given for good, so where the old uid is gone it does nothing.
+    """
     if manifest is None:
         return {}, []
-    faults: list[str] = []
+    names = dict(renamed)
+    whence = f"checkpoint {manifest.checkpoint_id}" if folder is None else folder
+    faults = _faults_of_names(job_graph, manifest, names, whence)
     claimed: set[str] = set()
     plan: dict[str, tuple[RestoreDescriptor, ...]] = {}
     for vertex in job_graph.vertices:
         uids = {operator.uid for operator in vertex.operators}
         descriptors = []
         for old in manifest.vertices:
-            shared = uids.intersection(old.operator_uids)
+            shared = {uid for uid in old.operator_uids if names.get(uid, uid) in uids}
             if not shared:
                 continue
             claimed |= shared
             if old.max_parallelism != vertex.max_parallelism:
                 faults.append(
                     f"operator '{vertex.name}' has max parallelism {vertex.max_parallelism}, but "
-                    f"checkpoint {manifest.checkpoint_id} was taken with {old.max_parallelism}; "
+                    f"{whence} was taken with {old.max_parallelism}; "
                     f"set_max_parallelism({old.max_parallelism}) on it"
                 )
             descriptors.append(
@@ -36,6 +48,9 @@ def plan_restore(
                     old.parallelism,
                     tuple((subtask.subtask, subtask.handle) for subtask in old.subtasks),
                     old.shares_state,
+                    folder,
+                    tuple((uid, names[uid]) for uid in sorted(shared) if uid in names),
+                    settled=folder is not None and not manifest.needs_commit,
                 )
             )
         plan[vertex.id] = tuple(descriptors)
@@ -44,8 +59,47 @@ def plan_restore(
             for uid in old.operator_uids:
                 if uid not in claimed:
                     faults.append(
-                        f"checkpoint {manifest.checkpoint_id} has state of operator uid '{uid}', "
-                        "which the job no longer has; give the operator its old uid() or set "
-                        "execution.state-recovery.ignore-unclaimed-state: true to drop it"
+                        f"{whence} has state of operator uid '{uid}', which the job no longer "
+                        "has; give the operator its old uid(), say what it is called now with "
+                        f"--map-uid {uid}=NEW, or drop the state with --allow-non-restored-state "
+                        "(execution.state-recovery.ignore-unclaimed-state: true)"
                     )
     return plan, faults
+
+
+def _faults_of_names(
+    job_graph: JobGraph, manifest: CheckpointManifest, names: dict[str, str], whence: str
+) -> list[str]:
+    """Renamings that would leave open which state is whose."""
+    present = {operator.uid for vertex in job_graph.vertices for operator in vertex.operators}
+    saved = {uid for vertex in manifest.vertices for uid in vertex.operator_uids}
+    faults = []
+    for old, new in names.items():
+        if old in present:
+            faults.append(f"--map-uid {old}={new}: the job still has an operator uid '{old}'")
+        elif new not in present:
+            faults.append(f"--map-uid {old}={new}: the job has no operator uid '{new}'")
+        elif old in saved and new in saved:
+            faults.append(
+                f"--map-uid {old}={new}: {whence} has state of '{new}' too, and only one of them "
+                "can go to that operator"
+            )
+    if len(set(names.values())) < len(names):
+        faults.append("--map-uid gives one operator the state of two others")
+    return faults
+
+
+def refuse_fall_back(recovery: Recovery, accept_duplicates: bool) -> str | None:
+    """Why not: falling back to an older checkpoint must not lose or repeat output silently."""
+    if not recovery.skipped:
+        return None
+    skipped = "; ".join(f"checkpoint {id_}: {reason}" for id_, reason in recovery.skipped)
+    manifest = recovery.manifest
+    assert manifest is not None, "the store refuses to start from nothing then"
+    if manifest.needs_commit and not accept_duplicates:
+        return (
+            f"the newest checkpoint cannot be used ({skipped}), and going back to checkpoint "
+            f"{manifest.checkpoint_id} would write again what was committed since; "
+            "set execution.state-recovery.fall-back-past-commits to accept these duplicates"
+        )
+    return None

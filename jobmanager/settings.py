@@ -37,6 +37,7 @@ def job_settings(configuration: dict[str, str]) -> JobSettings:
         failover_region=options.get(ConfigOptions.FAILOVER_STRATEGY) == "region",
         ignore_unclaimed_state=options.get(ConfigOptions.RECOVERY_IGNORE_UNCLAIMED_STATE),
         fall_back_past_commits=options.get(ConfigOptions.RECOVERY_FALL_BACK_PAST_COMMITS),
+        renamed_uids=tuple((options.get(ConfigOptions.RECOVERY_RENAMED_UIDS) or {}).items()),
         checkpoints=checkpoints,
     )
 

@@ -6,11 +6,12 @@ Pure book-keeping: what to do about a TaskManager that is silent or overdue is t
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, KeysView
+from collections.abc import Container, Iterable, Iterator, KeysView
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
-from jobmanager.execution_graph import Slot
+from dataflow import __version__
+from jobmanager.execution_graph import ExecutionGraph, Slot
 from jobmanager.job_events import StartTaskManager
 
 
@@ -22,6 +23,16 @@ class TaskManagerInfo:
     resources: tuple[tuple[str, float], ...]
     requested_at: int
     ready: bool = False
+
+
+def fault_of_version(taskmanager_id: str, version: str) -> str | None:
+    """Messages, state and hashing are of one version; another attempt would find no other."""
+    if version == __version__:
+        return None
+    return (
+        f"TaskManager {taskmanager_id} has version {version} of ray-dataflow and the "
+        f"JobManager {__version__}: install the same one on every node"
+    )
 
 
 class SlotPool:
@@ -40,7 +51,7 @@ class SlotPool:
         id_prefix: str,
     ) -> None:
         """TaskManagers are called ``id_prefix`` and a number that is never used again."""
-        self._slots = slots
+        self._slots = {slot.index: slot for slot in slots}
         self._slots_per_taskmanager = slots_per_taskmanager
         self._heartbeat_timeout = heartbeat_timeout
         self._slot_request_timeout = slot_request_timeout
@@ -67,12 +78,35 @@ class SlotPool:
         """The slots of ready TaskManagers."""
         return self._location.keys()
 
-    def request_missing(self, since: int, delay_ms: int = 0) -> list[StartTaskManager]:
-        """TaskManagers for every slot that nobody offers; they are wanted ``since``."""
+    def describe(self, graph: ExecutionGraph) -> dict[str, str]:
+        """TaskManager id to the tasks of its slots, for people."""
+        return {
+            taskmanager_id: ", ".join(
+                graph.describe(task) for slot in info.slots for task in graph.tasks_in.get(slot, ())
+            )
+            if info.ready
+            else "starting"
+            for taskmanager_id, info in self._taskmanagers.items()
+        }
+
+    @property
+    def slots(self) -> KeysView[int]:
+        """All there are to be."""
+        return self._slots.keys()
+
+    @property
+    def lacks_slots(self) -> bool:
+        """There are some that nobody offers and that have not been asked for."""
+        return bool(self._unoffered)
+
+    def request_missing(
+        self, since: int, wanted: Container[int], delay_ms: int = 0
+    ) -> list[StartTaskManager]:
+        """TaskManagers for every slot of these that nobody offers; they are wanted ``since``."""
         missing: dict[tuple[tuple[str, float], ...], list[int]] = {}
-        for index in sorted(self._unoffered):
+        for index in sorted(slot for slot in self._unoffered if slot in wanted):
             missing.setdefault(self._slots[index].resources, []).append(index)
-        self._unoffered.clear()
+            self._unoffered.discard(index)
         requests = []
         for resources, slots in missing.items():
             for first in range(0, len(slots), self._slots_per_taskmanager):
@@ -84,6 +118,25 @@ class SlotPool:
                 heappush(self._asked, (since, taskmanager_id))
                 requests.append(StartTaskManager(taskmanager_id, total, delay_ms))
         return requests
+
+    def resize(self, slots: Iterable[Slot]) -> list[str]:
+        """These are all there are from now on; gives up TaskManagers that offer none: their ids."""
+        self._slots = {slot.index: slot for slot in slots}
+        for info in self._taskmanagers.values():
+            for gone in set(info.slots).difference(self._slots):
+                self._location.pop(gone, None)
+            info.slots = tuple(slot for slot in info.slots if slot in self._slots)
+        offered = {slot for info in self._taskmanagers.values() for slot in info.slots}
+        self._unoffered = set(self._slots).difference(offered)
+        idle = [name for name, info in self._taskmanagers.items() if not info.slots]
+        for taskmanager_id in idle:
+            self.remove(taskmanager_id)
+        return idle
+
+    @property
+    def complete(self) -> bool:
+        """Every slot is offered by a TaskManager that is ready."""
+        return len(self._location) == len(self._slots)
 
     def on_ready(self, taskmanager_id: str, now: int) -> None:
         """It is up; who was given up before is ignored."""
@@ -99,6 +152,17 @@ class SlotPool:
         if taskmanager_id in self._heard:
             self._heard[taskmanager_id] = now
             self._heard.move_to_end(taskmanager_id)
+
+    def give_back(self, wanted: Container[int]) -> list[str]:
+        """Remove the ready TaskManagers that offer none of these slots; their ids."""
+        unwanted = [
+            taskmanager_id
+            for taskmanager_id, info in self._taskmanagers.items()
+            if info.ready and not any(slot in wanted for slot in info.slots)
+        ]
+        for taskmanager_id in unwanted:
+            self.remove(taskmanager_id)
+        return unwanted
 
     def remove(self, taskmanager_id: str) -> TaskManagerInfo | None:
         """Its slots are missing from now on; None when it was not there any more."""

@@ -13,6 +13,7 @@ import decimal
 import uuid
 from collections.abc import Collection, Iterable
 from itertools import chain
+from sys import getrefcount
 from typing import Any
 
 #: Types whose values never change and hold nothing that does.
@@ -33,6 +34,13 @@ ATOMIC: frozenset[type] = frozenset(
         uuid.UUID,
     }
 )
+
+#: Of themselves; a tuple may hold what can.
+_CANNOT_CHANGE = ATOMIC | {tuple}
+
+
+#: What ``getrefcount`` says, so called, of an object that only a list refers to.
+_ONE = max(map(getrefcount, [object()]))
 
 
 def _all_atomic(values: Iterable[Any]) -> bool:
@@ -55,6 +63,27 @@ def all_immutable(values: Collection[Any]) -> bool:
     return kinds <= ATOMIC and _all_atomic(chain.from_iterable(tuples))
 
 
+def made_separate(*lists: list[Any]) -> None:
+    """Replace what appears in them again by a copy: no two are one object that can be changed.
+
+    What two values have in common inside of them (a list in two tuples) stays common.
+    """
+    for each in lists:
+        # Mostly this is all: nothing can be changed, or nobody but the list has a reference to it.
+        if not _CANNOT_CHANGE.issuperset(map(type, each)) and max(map(getrefcount, each)) > _ONE:
+            break
+    else:
+        return
+    seen = set()
+    for each in lists:
+        for index, value in enumerate(each):
+            if id(value) in seen:
+                if type(value) not in _CANNOT_CHANGE:
+                    each[index] = _detached_if_possible(value)
+            else:
+                seen.add(id(value))
+
+
 def detached(value: Any) -> Any:
     """``value`` if it is immutable, else a deep copy of it."""
     kind = type(value)
@@ -71,7 +100,7 @@ def detached(value: Any) -> Any:
 
 def detached_rows(rows: list[Any]) -> list[Any]:
     """Each row ``detached``; one that cannot be copied is shared."""
-    return rows if _all_atomic(rows) else [_detached_if_possible(row) for row in rows]
+    return rows if all_immutable(rows) else [_detached_if_possible(row) for row in rows]
 
 
 def _detached_if_possible(value: Any) -> Any:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn, Protocol
 
-from dataflow.common.codec import dumps_data, loads_data
+from dataflow.common.codec import dumps_state
 from dataflow.datastream.state import BroadcastState, MapStateDescriptor, ReadOnlyBroadcastState
 from dataflow.errors import JobExecutionError, RestoreError
 from state.aliasing import is_immutable
+from state.operator_state import read_item
 from state.snapshot import OperatorSnapshot, Redistribution
 
 #: Names in the snapshot begin so, apart from those of the function's own operator state.
@@ -62,7 +63,7 @@ class BroadcastStates:
         for name, entries in self._dicts.items():
             try:
                 if entries:
-                    encoded[PREFIX + name] = [dumps_data(entries)]
+                    encoded[PREFIX + name] = [dumps_state(entries)]
             except Exception as error:
                 raise JobExecutionError(
                     f"broadcast state {name!r} of operator {self._operator_name!r} cannot be "
@@ -76,15 +77,17 @@ class BroadcastStates:
         for name, items in operator.items():
             if not name.startswith(PREFIX):
                 continue
-            entries = self._dicts.get(name.removeprefix(PREFIX))
+            own_name = name.removeprefix(PREFIX)
+            entries = self._dicts.get(own_name)
             if entries is None:
                 raise RestoreError(
                     f"operator {self._operator_name!r} has no broadcast state "
-                    f"{name.removeprefix(PREFIX)!r}, which is in the checkpoint; give its "
+                    f"{own_name!r}, which is in the checkpoint; give its "
                     "descriptor to broadcast(), or the operator another uid to start it empty"
                 )
             for item in items:
-                entries.update(loads_data(item))
+                what = f"broadcast state {own_name!r}"
+                entries.update(read_item(item, what, self._operator_name))
             if not all(map(is_immutable, entries.values())):
                 self._sharing.shares_mutable = True
 

@@ -65,6 +65,8 @@ CLAIM_RACES_MAX = 10
 TRANSFERS = 8
 JOB_BYTES_MAX = 1 << 30
 _JOBS = "_jobs"
+ENDED = "nobody: the job has been stopped"
+IN_PLACE = "in the place of a JobManager: "  # claimants that were not submitted anew
 
 Verify = Callable[[CheckpointManifest], str | None]
 """Says why a checkpoint cannot be restored, or None when it can."""
@@ -152,10 +154,14 @@ class CheckpointStore:
 
     @classmethod
     def in_folder(
-        cls, fs: FileSystem, folder: str, hmac_key: bytes | None = None
+        cls,
+        fs: FileSystem,
+        folder: str,
+        hmac_key: bytes | None = None,
+        transfers: int = TRANSFERS,
     ) -> CheckpointStore:
         """For state that lies relative to ``folder``: of a savepoint, or of another job."""
-        store = cls(fs, "", "savepoint", hmac_key)
+        store = cls(fs, "", "savepoint", hmac_key, transfers)
         store._root = folder.rstrip("/")
         store.job_id = ""  # whatever the manifest says
         return store
@@ -175,6 +181,29 @@ class CheckpointStore:
             if self._fs.put_if_absent(self._path(JobPaths.claim(generation)), data):
                 return generation
         raise StorageError(f"{CLAIMS_MAX} other JobManagers claimed {self._root} at the same time")
+
+    def claim_end(self, generation: int) -> bool:
+        """End the job: nobody goes on with it after ``generation``, but for a new submission.
+
+        It is the claim of the next generation, so either this or a newer JobManager's claim is
+        first; False if that is. Idempotent.
+        """
+        body = {"generation": generation + 1, "claimant": ENDED}
+        data = seal("claim", body, self._key)
+        return self._fs.put_if_absent(self._path(JobPaths.claim(generation + 1)), data)
+
+    def ended_before(self, generation: int) -> bool:
+        """Whether the job had been ended when ``generation`` was claimed in its JobManager's place.
+
+        The claimants of all that came in between begin with ``IN_PLACE``.
+        """
+        while generation > 1:
+            generation -= 1
+            data = self._read(JobPaths.claim(generation))
+            claimant = str(unseal("claim", data, self._key).get("claimant"))
+            if not claimant.startswith(IN_PLACE):
+                return claimant == ENDED
+        return False
 
     def history_id(self) -> str:
         """Names the history of this job in this store, from its first claim on."""

@@ -64,6 +64,14 @@ class Runs:
         """How many rows there are at the moment; merging may make them less."""
         return self._gathered_rows + sum(int(run.num_rows) for run in self._runs)
 
+    def clear(self) -> None:
+        """Forget everything; it is somewhere else."""
+        self._runs, self._gathered, self._gathered_rows = [], [], 0
+
+    def put_before(self, tables: Sequence[pa.Table]) -> None:
+        """Rows that came before all that are here."""
+        self._runs = [*tables, *self._runs]
+
     def tables(self) -> list[pa.Table]:
         """Everything, in order, as it is."""
         return [*self._runs, *self._gathered]
@@ -121,7 +129,7 @@ class ColumnarState:
             blocks = dict.fromkeys(watermarks, b"")
             if parts:
                 try:
-                    blocks.update(self._by_group(concat(parts)))
+                    blocks.update(self._by_group(concat(parts, self._keys)))
                 except pa.ArrowException as error:
                     raise JobExecutionError(
                         f"the state of operator {self._operator_name!r} cannot be encoded for the "
@@ -221,12 +229,30 @@ def _with_slice(rows: pa.Table, start: int) -> pa.Table:
     return rows.add_column(0, SLICE, pa.repeat(pa.scalar(start, pa.int64()), rows.num_rows))
 
 
-def concat(tables: Sequence[pa.Table]) -> pa.Table:
-    """One table of all rows in order; columns of several types become the one that fits all."""
+def concat(tables: Sequence[pa.Table], keys: Sequence[str] = ()) -> pa.Table:
+    """One table of all rows in order; columns of several types become the one that fits all.
+
+    Raises ArrowTypeError if one of the columns ``keys`` is text here and binary there: the type
+    that fits both would make one key of two.
+    """
     first = tables[0].schema
     if all(table.schema == first for table in tables):  # then names may even be there twice
         return pa.concat_tables(tables)
+    for name in keys:
+        if len({_is_text(table.schema.field(name).type) for table in tables} - {None}) > 1:
+            raise pa.ArrowTypeError(
+                f"the key's column {name!r} is text in some batches and binary in others, and 'a' "
+                "is not the key b'a': cast it to one of them"
+            )
     return pa.concat_tables(in_one_zone(tables), promote_options="permissive")
+
+
+def _is_text(kind: pa.DataType) -> bool | None:
+    """False for binary, None for anything else."""
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return True
+    is_binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return False if is_binary or pa.types.is_fixed_size_binary(kind) else None
 
 
 def in_one_zone(tables: Sequence[pa.Table]) -> list[pa.Table]:

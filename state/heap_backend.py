@@ -58,9 +58,7 @@ class HeapStateTable(StateTable):
 
     def take_changes(self) -> Changes:
         """What was touched since they were last taken; noted from now on."""
-        noted = Changes(self.watch.changed or {}, self.watch.dropped)
-        self.watch.changed, self.watch.dropped = {}, set()
-        return noted
+        return Changes(*self.watch.take(self.namespaces))
 
     def apply(self, change: Frame, mine: Callable[[Any], bool]) -> None:
         """Do what a frame of a snapshot says, to the keys that are ``mine``."""

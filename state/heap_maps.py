@@ -22,6 +22,7 @@ from state.aliasing import ATOMIC, is_immutable
 ABSENT: Final = object()
 
 _get = dict.get
+_set = dict.__setitem__
 _MISSING: Final = object()
 
 
@@ -45,6 +46,7 @@ class Watch:
             keys = self.changed.get(namespace)
             if keys is None:
                 keys = self.changed[namespace] = set()
+            values.noted = keys
             keys.add(key)
         if self.aside is not None:
             kept = self.aside.get(namespace)
@@ -53,6 +55,16 @@ class Watch:
             if key not in kept:
                 value = _get(values, key, ABSENT)
                 kept[key] = value if value is ABSENT else apart(value)
+
+    def take(self, namespaces: Namespaces) -> tuple[dict[Any, set[Any]], set[Any]]:
+        """Changed and dropped so far; from now on they are noted anew."""
+        changed, dropped = self.changed or {}, self.dropped
+        self.changed, self.dropped = {}, set()
+        for namespace in changed:
+            values = _get(namespaces, namespace)
+            if values is not None:
+                values.noted = None
+        return changed, dropped
 
     def drop(self, namespace: Any, values: StateMap) -> None:
         """The namespace goes, and its values are somebody else's from now on."""
@@ -79,12 +91,17 @@ def apart(value: Any) -> Any:
 class StateMap(dict[Any, Any]):
     """The values of a namespace by key."""
 
-    __slots__ = ("namespace", "watch")
+    __slots__ = ("namespace", "noted", "watch")
 
     def __init__(self, namespace: Any, watch: Watch) -> None:
         super().__init__()
         self.namespace = namespace
         self.watch = watch
+        #: Of ``watch.changed``, once there is one for this namespace.
+        self.noted: set[Any] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
 
 
 class WatchedMap(StateMap):
@@ -107,8 +124,12 @@ class WatchedMap(StateMap):
         return value
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self.watch.touch(self, key)
-        super().__setitem__(key, value)
+        noted = self.noted
+        if noted is None or self.watch.aside is not None:
+            self.watch.touch(self, key)
+        else:  # with a changelog, most of the time
+            noted.add(key)
+        _set(self, key, value)
 
     def __delitem__(self, key: Any) -> None:
         self.watch.touch(self, key)
@@ -149,6 +170,9 @@ class Namespaces(dict[Any, StateMap]):
     def __init__(self, watch: Watch) -> None:
         super().__init__()
         self.watch = watch
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
 
     def __setitem__(self, namespace: Any, values: Mapping[Any, Any]) -> None:
         made = StateMap(namespace, self.watch)

@@ -21,6 +21,17 @@ PREFIX = "function/"
 _KINDS = {Redistribution.SPLIT: "list state", Redistribution.UNION: "union list state"}
 
 
+def read_item(item: bytes, what: str, operator_name: str) -> Any:
+    """What ``dumps_state`` has written; errors call it ``what``. Raises RestoreError."""
+    where = f"{what} of operator {operator_name!r}"
+    try:
+        return loads_state(item)
+    except SchemaMismatch as error:
+        raise RestoreError(f"{where} does not fit the program: {error}") from error
+    except Exception as error:
+        raise RestoreError(f"{where} cannot be decoded: {type(error).__name__}: {error}") from error
+
+
 class OperatorListState(ListState[Any]):
     """A list; what it hands out is a copy."""
 
@@ -101,19 +112,9 @@ class OperatorStateBackend(OperatorStateStore):
             mode = snapshot.modes.get(full_name, Redistribution.SPLIT)
             if full_name.startswith(PREFIX) and mode in _KINDS:
                 name = full_name.removeprefix(PREFIX)
-                self._restored[name] = mode, [self._decode(name, item) for item in items]
-
-    def _decode(self, name: str, item: bytes) -> Any:
-        try:
-            return loads_state(item)
-        except SchemaMismatch as error:
-            where = f"state {name!r} of operator {self._operator_name!r}"
-            raise RestoreError(f"{where} does not fit the program: {error}") from error
-        except Exception as error:
-            raise RestoreError(
-                f"state {name!r} of operator {self._operator_name!r} cannot be decoded: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+                what = f"state {name!r}"
+                read = [read_item(item, what, self._operator_name) for item in items]
+                self._restored[name] = mode, read
 
     def snapshot_into(self, snapshot: OperatorSnapshot) -> None:
         """Add all states, encoded. Raises JobExecutionError for what cannot be."""

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Protocol
 
 from dataflow.common.keys import KeyGroupRange
 from dataflow.errors import CorruptObject, ObjectNotFound
@@ -46,13 +47,38 @@ class Written:
     files: dict[tuple[str, str], StateHandle] = field(default_factory=dict)
 
 
+class StateWriter(Protocol):
+    """What snapshots are written to; a CheckpointStore is one."""
+
+    transfers: int
+
+    def write_state(
+        self, generation: int, checkpoint_id: int, name: str, data: bytes, sha256: str | None = None
+    ) -> StateHandle: ...
+
+
+class InBoth:
+    """Whatever is written is in two stores, under the same path in each."""
+
+    def __init__(self, first: StateWriter, second: StateWriter) -> None:
+        self._stores = (first, second)
+        self.transfers = second.transfers
+
+    def write_state(
+        self, generation: int, checkpoint_id: int, name: str, data: bytes, sha256: str | None = None
+    ) -> StateHandle:
+        first, second = self._stores
+        first.write_state(generation, checkpoint_id, name, data, sha256)
+        return second.write_state(generation, checkpoint_id, name, data, sha256)
+
+
 class SnapshotWriter:
     """Writes the snapshots of one task.
 
     Methods are for the task's thread; what ``prepare`` returns is for an I/O thread.
     """
 
-    def __init__(self, store: CheckpointStore, generation: int, name: str) -> None:
+    def __init__(self, store: StateWriter, generation: int, name: str) -> None:
         self._store = store
         self._generation = generation
         self._name = name

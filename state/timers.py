@@ -11,7 +11,7 @@ from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from typing import Any
 
-from dataflow.common.batch import MIN_TIMESTAMP
+from dataflow.common.batch import MAX_TIMESTAMP, MIN_TIMESTAMP
 from state.backend import KeyedStateBackend, StateTable
 
 #: A heap may hold this many deleted timers, or as many as live ones, before it is rebuilt.
@@ -183,8 +183,11 @@ class InternalTimerService:
 
 def _checked(timestamp: Any) -> int:
     try:
-        return operator.index(timestamp)
+        checked = operator.index(timestamp)
     except TypeError:
         raise TypeError(
             f"a timer needs an int in milliseconds, not {type(timestamp).__name__}"
         ) from None
+    if not MIN_TIMESTAMP <= checked <= MAX_TIMESTAMP:
+        raise ValueError(f"a timer at {checked} would never fire: a time is an int64 in ms")
+    return checked

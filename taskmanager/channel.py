@@ -17,7 +17,7 @@ Threading: an ``OutputChannel`` belongs to its task's thread but for ``on_feedba
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -27,6 +27,7 @@ from dataflow.common.batch import ArrowBatch, RowBatch
 from dataflow.common.codec import dumps_data
 from dataflow.errors import JobExecutionError
 from taskmanager.elements import ChannelId, Control, Element, Watermark
+from taskmanager.serializer import serialize
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ PENDING_MAX = 2
 _CONTROL_BYTES = 16
 
 #: Turns an element into what travels, with its size, given an estimate of the size.
-Encode = Callable[[Element, int], tuple[Any, int]]
+Encode = Callable[[Element | bytes, int], tuple[Any, int]]
 
 
 def estimate_row_bytes(rows: list[Any]) -> int:
@@ -78,7 +79,7 @@ class OutputChannel:
         self._arrow: list[ArrowBatch] = []  # columns being gathered; never with rows
         self._arrow_rows = 0
         self._arrow_bytes = 0
-        self._pending: deque[tuple[Element, int]] = deque()  # sealed, with size in bytes
+        self._pending: deque[tuple[Element | bytes, int]] = deque()  # sealed, with size in bytes
         self._pending_bytes = 0
         self._unconsumed: deque[int] = deque()  # sizes of what was sent and not consumed
         self._unconsumed_bytes = 0
@@ -93,20 +94,20 @@ class OutputChannel:
     def append_rows(self, rows: list[Any], timestamps: list[int] | None) -> None:
         """Records to go out with the next batch; the lists stay the caller's."""
         if self._arrow:
-            self._seal()
+            self.seal()
         gathered = self._rows
         if not gathered:
             self._rows = rows[:]
             self._timestamps = None if timestamps is None else timestamps[:]
         else:
             if (timestamps is None) != (self._timestamps is None):
-                self._seal()
+                self.seal()
                 return self.append_rows(rows, timestamps)
             gathered += rows
             if timestamps is not None and self._timestamps is not None:
                 self._timestamps += timestamps
         if len(self._rows) >= self._rows_max:
-            self._seal()
+            self.seal()
         return None
 
     def append_arrow(self, batch: ArrowBatch) -> None:
@@ -118,7 +119,7 @@ class OutputChannel:
                 or (self._arrow[0].timestamps is None) != (batch.timestamps is None)
             )
         ):
-            self._seal()
+            self.seal()
         self._arrow.append(batch)
         self._arrow_rows += len(batch)
         self._arrow_bytes += int(batch.data.nbytes)
@@ -126,11 +127,11 @@ class OutputChannel:
             self._arrow_rows >= self._limits.batch_rows_max
             or self._arrow_bytes >= self._limits.bytes_max // 4
         ):
-            self._seal()
+            self.seal()
 
     def append_control(self, element: Control) -> None:
         """A control element, behind everything appended before."""
-        self._seal()
+        self.seal()
         if isinstance(element, Watermark) and self._pending:
             last, _ = self._pending[-1]
             if isinstance(last, Watermark):  # nothing lies between: the newer one says it all
@@ -138,7 +139,12 @@ class OutputChannel:
                 return
         self._push(element, _CONTROL_BYTES)
 
-    def _seal(self) -> None:
+    def append_sealed(self, payload: bytes) -> None:
+        """An element that was encoded before, by itself."""
+        self._push(payload, len(payload))
+
+    def seal(self) -> None:
+        """What was gathered is a batch now, or several."""
         if self._rows:
             rows, timestamps = self._rows, self._timestamps
             self._rows, self._timestamps = [], None
@@ -164,7 +170,7 @@ class OutputChannel:
             stamps = None if timestamps is None else timestamps[start : start + most]
             self._push(RowBatch(part, stamps), size * len(part))
 
-    def _push(self, element: Element, size: int) -> None:
+    def _push(self, element: Element | bytes, size: int) -> None:
         self._pending.append((element, size))
         self._pending_bytes += size
 
@@ -185,7 +191,7 @@ class OutputChannel:
             and self._unconsumed_bytes < limits.bytes_max
         ):
             if not self._pending:
-                self._seal()
+                self.seal()
                 if not self._pending:
                     break
             element, estimate = self._pending.popleft()
@@ -198,6 +204,19 @@ class OutputChannel:
         first = self._sent + 1
         self._sent += len(items)
         return first, items, sizes
+
+    def take_sealed(self) -> Iterator[Element]:
+        """All elements that are complete, without any window: not for ``append_sealed``."""
+        while self._pending:
+            element, estimate = self._pending.popleft()
+            self._pending_bytes -= estimate
+            assert not isinstance(element, bytes)
+            yield element
+
+    @property
+    def gathered(self) -> int:
+        """Records that are not sealed."""
+        return len(self._rows) + self._arrow_rows
 
     def _release(self) -> None:
         consumed = self._consumed
@@ -219,6 +238,23 @@ class OutputChannel:
             self._consumed = consumed
         if demand > self.demand:
             self.demand = demand
+
+
+def encode(element: Element, limits: ChannelLimits) -> bytes:
+    """What travels between processes. Raises JobExecutionError for a record that is too large."""
+    try:
+        payload = serialize(element)
+    except Exception:
+        if isinstance(element, RowBatch):
+            for row in element.rows:  # raises for the one that the sampled ones did not show
+                row_bytes(row)
+        raise
+    if len(payload) > limits.record_bytes_max and isinstance(element, RowBatch):
+        # Seldom: look for the one row that the sampled ones did not show.
+        largest = max(map(row_bytes, element.rows))
+        if largest > limits.record_bytes_max:
+            refuse_record(largest, limits)
+    return payload
 
 
 def refuse_record(size: int, limits: ChannelLimits) -> NoReturn:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from dataflow.common.batch import ArrowBatch, RowBatch
+from state.checkpoint_options import CHECKPOINT, CheckpointOptions
 
 
 class Attempt(NamedTuple):
@@ -50,6 +51,7 @@ class Barrier:
     """Everything before it belongs to the checkpoint, everything after it does not."""
 
     checkpoint_id: int
+    options: CheckpointOptions = CHECKPOINT
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from dataflow.graph.cached_files import CachedFile
 from dataflow.graph.job_graph import JobEdge, JobVertex
+from state.checkpoint_options import CHECKPOINT, CheckpointOptions
 from state.checkpoint_store import CommitPermit, StateHandle
 from taskmanager.elements import Attempt, ChannelId
 from taskmanager.latency import LatencyHistogram, LatencyPath
@@ -53,7 +55,8 @@ class OutputDescriptor:
     max_parallelism: int  # of the target
     subtask: int
     first: int  # downstream subtask
-    peers: tuple[str, ...]  # the TaskManager of each, from the first on
+    peers: tuple[str, ...]  # the TaskManager of each, from the first on; "" where not known yet
+    blocking: bool = False  # kept on disk: the other end is deployed when all is there
 
     @property
     def channels(self) -> list[tuple[ChannelId, str]]:
@@ -76,6 +79,9 @@ class RestoreDescriptor:
     parallelism: int  # of that vertex, at the time of the checkpoint
     handles: tuple[tuple[int, StateHandle | None], ...]  # (old subtask, its state)
     shares_state: bool = False
+    folder: str | None = None  # to which the handles are relative, if not that of the job
+    renamed: tuple[tuple[str, str], ...] = ()  # operators: old uid, new uid
+    settled: bool = False  # all its sinks have committed, perhaps long ago
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,29 @@ class TaskDeploymentDescriptor:
     restore: tuple[RestoreDescriptor, ...] = ()  # empty: a fresh start
     main_classes: bytes = b""
     history_id: str = ""
+    cached_files: tuple[CachedFile, ...] = ()
+    #: Without checkpoints: what the task left when it had drained (see TaskDrained).
+    drained: bytes | None = None
+
+
+@dataclass(frozen=True)
+class ResultDescriptor:
+    """A blocking result of a task that has drained, and which of its channels are wanted where."""
+
+    producer: TaskId
+    produced_by: Attempt
+    edge_id: str
+    first: int  # downstream subtask of the producer
+    downstream: tuple[int, ...]  # those that want it
+    peers: tuple[str, ...]  # the TaskManager of each
+
+    @property
+    def channels(self) -> list[tuple[ChannelId, str]]:
+        """With the TaskManager at the other end of each."""
+        return [
+            (ChannelId(self.edge_id, self.producer.subtask, down), peer)
+            for down, peer in zip(self.downstream, self.peers, strict=True)
+        ]
 
 
 # ---------------------------------------------------------------------- JobManager to TaskManager
@@ -115,8 +144,42 @@ class Start:
 
 
 @dataclass(frozen=True)
+class SendResults:
+    """Send blocking results that are here to tasks of that attempt, which are ready for them."""
+
+    results: tuple[ResultDescriptor, ...]
+    attempt: Attempt
+
+
+@dataclass(frozen=True)
+class ReleaseResults:
+    """Nobody needs the blocking results of these tasks any more."""
+
+    tasks: tuple[TaskId, ...]
+    attempt: Attempt
+
+
+@dataclass(frozen=True)
 class TriggerCheckpoint:
     """Sources: snapshot and send the barrier."""
+
+    tasks: tuple[TaskId, ...]
+    attempt: Attempt
+    checkpoint_id: int
+    options: CheckpointOptions = CHECKPOINT
+
+
+@dataclass(frozen=True)
+class Drain:
+    """Sources: the input ends here, whatever there is still to read."""
+
+    tasks: tuple[TaskId, ...]
+    attempt: Attempt
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Go on, although the barrier of that checkpoint said to stop."""
 
     tasks: tuple[TaskId, ...]
     attempt: Attempt
@@ -148,7 +211,10 @@ class AbortCheckpoint:
 
 @dataclass(frozen=True)
 class Finish:
-    """Every task of the job has drained and everything is committed: end."""
+    """Every task has drained, or stopped for good, and everything is committed: end.
+
+    In BATCH mode tasks without a sink end when their region has drained.
+    """
 
     tasks: tuple[TaskId, ...]
     attempt: Attempt
@@ -183,7 +249,11 @@ class ClientAcknowledged:
 ControlMessage = (
     Deploy
     | Start
+    | SendResults
+    | ReleaseResults
     | TriggerCheckpoint
+    | Drain
+    | Resume
     | CommitCheckpoint
     | AbortCheckpoint
     | Finish
@@ -205,10 +275,16 @@ class TaskReady:
 
 @dataclass(frozen=True)
 class TaskDrained:
-    """Processed its last input; it still takes part in checkpoints."""
+    """Processed its last input; it still takes part in checkpoints.
+
+    Without checkpoints ``snapshot`` is what its sinks have to commit: who gets it, instead of the
+    input, commits the same.
+    """
 
     task: TaskId
     attempt: Attempt
+    snapshot: bytes | None = None
+    metrics: TaskMetrics | None = None
 
 
 @dataclass(frozen=True)
@@ -237,6 +313,15 @@ class TaskFailed:
     error: str
     restartable: bool = True  # False: the same would happen again (RestoreError)
     corrupt_checkpoint: int | None = None  # its state could not be read back as it was written
+
+
+@dataclass(frozen=True)
+class ResultLost:
+    """The blocking results of the task cannot be read (any more)."""
+
+    task: TaskId
+    attempt: Attempt  # that produced them
+    error: str
 
 
 @dataclass(frozen=True)
@@ -338,6 +423,7 @@ Report = (
     | TaskFinished
     | TaskCanceled
     | TaskFailed
+    | ResultLost
     | CheckpointAcknowledged
     | CheckpointDeclined
     | CommitSucceeded

@@ -10,6 +10,7 @@ from dataflow.common.codec import loads_code
 from dataflow.datastream.output_tag import OutputTag
 from dataflow.graph.job_graph import JobVertex, OperatorNode, Target
 from state.aliasing import detached_rows
+from state.checkpoint_options import CHECKPOINT, CheckpointOptions
 from state.snapshot import OperatorSnapshot
 from taskmanager.elements import Watermark, WatermarkStatus
 from taskmanager.operators.base import Operator, OperatorContext
@@ -206,7 +207,11 @@ class OperatorChain:
         for operator in self.operators:
             operator.prepare_barrier(checkpoint_id)
 
-    def snapshot(self, checkpoint_id: int) -> dict[str, OperatorSnapshot]:
+    def snapshot(
+        self, checkpoint_id: int, options: CheckpointOptions = CHECKPOINT
+    ) -> dict[str, OperatorSnapshot]:
+        for operator in self.operators:
+            operator.checkpoint_options = options
         return {
             node.uid: operator.snapshot_state(checkpoint_id)
             for node, operator in zip(self.nodes, self.operators, strict=True)

@@ -28,6 +28,7 @@ from dataflow.datastream.state import (
     ValueStateDescriptor,
 )
 from dataflow.errors import JobExecutionError
+from dataflow.graph.cached_files import CachedFile
 from dataflow.graph.job_graph import Partitioning
 from dataflow.graph.specs import OperatorSpec
 from dataflow.graph.transformation import Input
@@ -73,6 +74,7 @@ class _Context:
         self.attempt_number = 0
         self.configuration = configuration
         self.accumulators = TaskAccumulators()
+        self.cached_files = driver.cached_files
         self.metrics: dict[str, Callable[[], float]] = {}
 
     def processing_time(self) -> int:
@@ -154,10 +156,12 @@ class OperatorDriver:
         configuration: dict[str, str],
         snapshots: Sequence[bytes],
         now: int,
+        cached_files: tuple[CachedFile, ...] = (),
     ) -> None:
         self.parallelism = parallelism
         self.max_parallelism = max_parallelism
         self.now = now
+        self.cached_files = cached_files
         self.events: list[Event] = []
         self.side: dict[str, list[tuple[Any, int | None]]] = {}
         self._inputs = inputs

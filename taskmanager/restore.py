@@ -2,30 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from dataflow.common.keys import KeyGroupRange
+from dataflow.errors import RestoreError
 from state.checkpoint_store import CheckpointStore, StateHandle
 from state.snapshot import TaskSnapshot, redistribute
 from state.snapshot_store import StoredSnapshot, Written
 from taskmanager.messages import RestoreDescriptor, TaskDeploymentDescriptor
+from taskmanager.operators.sink import COMMITTABLES
 
 
 def load_snapshot(
-    descriptor: TaskDeploymentDescriptor, store: CheckpointStore
+    descriptor: TaskDeploymentDescriptor,
+    store: CheckpointStore | None,
+    state_folder: Callable[[str], CheckpointStore] | None = None,
 ) -> tuple[TaskSnapshot, Written]:
     """Everything of the checkpoint that belongs to this subtask. Blocks.
 
-    Also what of it the next snapshot may refer to. Raises StorageError, ObjectNotFound,
-    CorruptObject.
+    Also what of it the next snapshot may refer to. ``state_folder`` opens the folder of a
+    checkpoint that is not in the job's own ``store``; to that nothing may refer. Raises
+    StorageError, ObjectNotFound, CorruptObject.
     """
     merged, written = TaskSnapshot(), Written()
     for restore in descriptor.restore:
-        part, referable = _load_part(restore, descriptor, store)
-        merged.operators.update(part.operators)
-        written.layers.update(referable.layers)
-        written.files.update(referable.files)
+        there = store
+        if restore.folder is not None and state_folder is not None:
+            there = state_folder(restore.folder)
+        if there is None:
+            raise RestoreError("the job is restored from a checkpoint but has no storage")
+        part, referable = _load_part(restore, descriptor, there)
+        if restore.settled:
+            _forget_committables(part, descriptor)
+        names = dict(restore.renamed)
+        for uid, operator in part.operators.items():
+            if restore.folder is not None:
+                operator.extends = None
+            merged.operators[names.get(uid, uid)] = operator
+        if restore.folder is None:
+            written.layers.update({names.get(u, u): o for u, o in referable.layers.items()})
+            written.files.update(
+                {(names.get(u, u), name): f for (u, name), f in referable.files.items()}
+            )
         # Chains may have been cut differently: only the very same chain is known to be done.
         merged.drained = part.drained and len(descriptor.restore) == 1
     return merged, written
+
+
+def _forget_committables(part: TaskSnapshot, descriptor: TaskDeploymentDescriptor) -> None:
+    """They are not committed again: what they have become may be gone by now."""
+    names = {old: new for restore in descriptor.restore for old, new in restore.renamed}
+    sinks = {node.uid for node in descriptor.vertex.operators if node.kind == "sink"}
+    for uid, operator in part.operators.items():
+        if names.get(uid, uid) in sinks:
+            operator.operator.pop(COMMITTABLES, None)
 
 
 def _load_part(

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from dataflow.common.batch import Batch, RowBatch
+from dataflow.common.batch import Batch
 from dataflow.common.codec import loads_code
 from dataflow.errors import DataflowError, JobExecutionError
 from dataflow.graph.job_graph import Partitioning
-from taskmanager.channel import ChannelLimits, OutputChannel, refuse_record, row_bytes
+from taskmanager.channel import ChannelLimits, OutputChannel, encode
 from taskmanager.elements import Attempt, ChannelId, Control, Element
 from taskmanager.messages import DataMessage, Feedback, OutputDescriptor
 from taskmanager.operators.function_operator import user_traceback
+from taskmanager.partition_file import PartitionFile
 from taskmanager.partitioner import (
     BroadcastPartitioner,
     ChoosingPartitioner,
@@ -23,7 +24,7 @@ from taskmanager.partitioner import (
     custom_chooser,
     shuffle_chooser,
 )
-from taskmanager.serializer import serialize
+from taskmanager.result_writer import ResultWriter, channels_on_disk
 
 
 class Transport(Protocol):
@@ -51,6 +52,8 @@ class ResultPartition:
     ) -> None:
         self.descriptor = descriptor
         self.channels = [OutputChannel(cid, limits) for cid, _ in descriptor.channels]
+        if descriptor.blocking:
+            self.channels = self.channels[: channels_on_disk(descriptor)]
         self._partitioner = _partitioner(descriptor, self.channels, subtask, attempt)
 
     def emit(self, batch: Batch) -> None:
@@ -139,21 +142,10 @@ class Link:
             self._in_flight = True
             self._transport.send(self._peer_id, messages, self._acknowledged)
 
-    def _encode(self, element: Element, estimate: int) -> tuple[Any, int]:
-        if self._local:
+    def _encode(self, element: Element | bytes, estimate: int) -> tuple[Any, int]:
+        if self._local or isinstance(element, bytes):
             return element, estimate
-        try:
-            payload = serialize(element)
-        except Exception:
-            if isinstance(element, RowBatch):
-                for row in element.rows:  # raises for the one that the sampled ones did not show
-                    row_bytes(row)
-            raise
-        if len(payload) > self._limits.record_bytes_max and isinstance(element, RowBatch):
-            # Seldom: look for the one row that the sampled ones did not show.
-            largest = max(map(row_bytes, element.rows))
-            if largest > self._limits.record_bytes_max:
-                refuse_record(largest, self._limits)
+        payload = encode(element, self._limits)
         return payload, len(payload)
 
     def _acknowledged(self) -> None:
@@ -172,14 +164,22 @@ class TaskOutputs:
         limits: ChannelLimits,
         transport: Transport,
         wake_up: Callable[[], None],
+        files: Mapping[str, PartitionFile] | None = None,
     ) -> None:
+        """``files`` by edge, for those that are blocking."""
+        files = files or {}
         self.partitions = {
             d.edge.id: ResultPartition(d, subtask, attempt, limits) for d in descriptors
         }
         self.channels: dict[ChannelId, OutputChannel] = {}
         by_peer: dict[str, list[OutputChannel]] = {}
+        self._writers: list[ResultWriter] = []
         for descriptor in descriptors:
             partition = self.partitions[descriptor.edge.id]
+            if descriptor.blocking:
+                file = files[descriptor.edge.id]
+                self._writers.append(ResultWriter(partition.channels, file, limits))
+                continue
             for channel, (_, peer_id) in zip(partition.channels, descriptor.channels, strict=True):
                 self.channels[channel.id] = channel
                 by_peer.setdefault(peer_id, []).append(channel)
@@ -200,3 +200,10 @@ class TaskOutputs:
     def flush(self) -> None:
         for link in self._links:
             link.flush()
+        for writer in self._writers:
+            writer.flush()
+
+    def finish(self) -> None:
+        """Nothing follows: what is on disk can be read."""
+        for writer in self._writers:
+            writer.finish()

@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
-from enum import Enum
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,17 +26,18 @@ from dataflow.errors import (
     CorruptObject,
     ObjectNotFound,
     RestoreError,
-    UploadLost,
     UserFunctionError,
 )
 from dataflow.graph.job_graph import OperatorNode
 from dataflow.graph.pickling import install_main_classes
+from state.checkpoint_options import CHECKPOINT, CheckpointOptions
 from state.checkpoint_store import CheckpointStore, CommitPermit
 from state.snapshot import TaskSnapshot
-from state.snapshot_store import SnapshotWriter, Stored, Written
+from state.snapshot_format import decode, encode
+from state.snapshot_store import Written
 from taskmanager.accumulators import TaskAccumulators
-from taskmanager.alignment import BarrierAligner
 from taskmanager.channel import ChannelLimits
+from taskmanager.completion import Start, when_all_done
 from taskmanager.elements import (
     END_OF_INPUT,
     Barrier,
@@ -52,8 +52,6 @@ from taskmanager.error_report import describe_error, shorten
 from taskmanager.input_gate import InputGate
 from taskmanager.latency_markers import LatencyMarkers
 from taskmanager.messages import (
-    CheckpointAcknowledged,
-    CheckpointDeclined,
     ClientChunk,
     CommitSucceeded,
     DataMessage,
@@ -69,13 +67,15 @@ from taskmanager.messages import (
 from taskmanager.operator_chain import OperatorChain
 from taskmanager.operators.enumerator import EnumeratorOperator
 from taskmanager.operators.metrics import measured
-from taskmanager.operators.sink import SinkOperator
+from taskmanager.operators.sink import SinkOperator, final_committables
 from taskmanager.operators.source import SourceOperator
+from taskmanager.partition_file import PartitionFile
 from taskmanager.restore import load_snapshot
 from taskmanager.result_partition import TaskOutputs
-from taskmanager.snapshot_in_progress import SnapshotInProgress
+from taskmanager.subtask_checkpoints import SubtaskCheckpoints
 from taskmanager.task_context import TaskOperatorContext
 from taskmanager.task_services import TaskServices
+from taskmanager.task_state import TaskState
 from taskmanager.watermark_valve import WatermarkValve
 
 logger = logging.getLogger(__name__)
@@ -83,27 +83,18 @@ logger = logging.getLogger(__name__)
 Mail = Callable[[], None]
 
 
-class TaskState(Enum):
-    """See the module's text."""
-
-    INITIALIZING = "INITIALIZING", False
-    READY = "READY", False
-    RUNNING = "RUNNING", False
-    DRAINED = "DRAINED", False
-    FINISHED = "FINISHED", True
-    CANCELED = "CANCELED", True
-    FAILED = "FAILED", True
-
-    def __init__(self, _name: str, ended: bool) -> None:
-        self.ended = ended  # nothing happens to the task any more
-
-
 class Task:
     """See the module's text. Methods are for the task's thread unless they say otherwise."""
 
     def __init__(
-        self, descriptor: TaskDeploymentDescriptor, services: TaskServices, limits: ChannelLimits
+        self,
+        descriptor: TaskDeploymentDescriptor,
+        services: TaskServices,
+        limits: ChannelLimits,
+        files: Mapping[str, PartitionFile] | None = None,
     ) -> None:
+        """``files``, by edge, are for blocking results; they outlive the task if it finishes."""
+        self._files = files or {}
         self.descriptor = descriptor
         self.id = descriptor.task
         self.attempt = descriptor.attempt
@@ -118,27 +109,21 @@ class Task:
         ]
         self._peers = {cid: peer for i in descriptor.inputs for cid, peer in i.channels}
         self._gate = InputGate(channels, limits) if channels else None
-        self._aligner = BarrierAligner(len(channels)) if channels else None
         self._valve = WatermarkValve(len(channels))
         # Those whose EndOfInput has not come, without feedback: that ends after this task does.
         self._open_channels = sum(len(i.peers) for i in descriptor.inputs if not i.feedback)
         self._feedback_edges = {i.edge_id for i in descriptor.inputs if i.feedback}
-        self._aligned_exactly = (
-            descriptor.configuration.get("execution.checkpointing.mode", "EXACTLY_ONCE")
-            != "AT_LEAST_ONCE"
-        )
-        self._taking: SnapshotInProgress | None = None
         self._store: CheckpointStore | None = None
-        self._snapshots: SnapshotWriter | None = None  # where there is a store
-        self._aborted_checkpoint = 0  # the newest that will not complete
-        self._triggered_checkpoint = 0  # the newest that was started here
+        self._checkpoints = SubtaskCheckpoints(self)
         self._requests_handled: dict[ChannelId, int] = {}
         self._chunks_sent = 0
         self._chunk_callbacks: dict[int, Callable[[], None]] = {}
         self._metrics: dict[str, Callable[[], float]] = {}
         self._accumulators = TaskAccumulators()
         self._restored_drained = False
+        self._finishing = False
         self._settled = False  # whether a commit has said so
+        self._stopped_by: int | None = None  # the checkpoint behind whose barrier nothing happens
         self._opened = False
         self._input_ended = False
         self._poll_at: int | None = None
@@ -214,6 +199,11 @@ class Task:
             self._mail.popleft()()
         if self.state not in (TaskState.RUNNING, TaskState.DRAINED):
             return bool(self._mail)
+        if self._stopped_by is not None:
+            progressed = self._checkpoints.take_more()
+            self._outputs.flush()
+            self._send_feedback()
+            return progressed or bool(self._mail)
         progressed = False
         self._poll_at = None
         # Asked once: if what timers emit fills the outputs again and again, input has its turn too.
@@ -227,9 +217,7 @@ class Task:
                 self._finish_chain()
         if self._stores_input or (has_room and not self._chain.blocked()):
             progressed = self._process_input()
-        if self._taking is not None:
-            progressed = True
-            self._take_more()
+        progressed |= self._checkpoints.take_more()
         self._outputs.flush()
         self._send_feedback()
         return progressed or bool(self._mail)
@@ -239,7 +227,9 @@ class Task:
 
         While there is no room, timers wait too: feedback will wake the task.
         """
-        if self.state is not TaskState.RUNNING or not self._outputs.has_room():
+        if self.state is not TaskState.RUNNING or self._stopped_by is not None:
+            return None
+        if not self._outputs.has_room():
             return None
         times = [t for t in (self._chain.next_timer_at(), self._poll_at) if t is not None]
         return min(times) if times else None
@@ -287,8 +277,8 @@ class Task:
                 self._advance_watermark(self._valve.on_watermark(position, timestamp))
             case WatermarkStatus(idle):
                 self._on_status(position, idle)
-            case Barrier(checkpoint_id):
-                self._on_barrier(position, checkpoint_id)
+            case Barrier():
+                self._checkpoints.on_barrier(position, element)
             case LatencyMarker():
                 # What waits for its round is not late, and a marker could go round for ever.
                 if self.state is TaskState.RUNNING and not self._stores_input:
@@ -326,6 +316,12 @@ class Task:
     def _is_drained(self) -> bool:
         return self.state is TaskState.DRAINED
 
+    def drain(self) -> None:
+        """If this is a source: the input ends here, whatever there is still to read."""
+        is_source = self._source is not None or self._enumerator is not None
+        if is_source and self.state is TaskState.RUNNING and not self._input_ended:
+            self._drain()
+
     def _drain(self) -> None:
         """The last record is in: flush everything that time or the end releases."""
         self._input_ended = True
@@ -340,8 +336,23 @@ class Task:
 
     def _become_drained(self) -> None:
         self._outputs.broadcast(END_OF_INPUT)
+        self._outputs.finish()
         self.state = TaskState.DRAINED
-        self._services.report(TaskDrained(self.id, self.attempt))
+        left = self.descriptor.drained
+        if self._store is not None or left is not None:
+            self._services.report(TaskDrained(self.id, self.attempt, left))
+            return
+        # Somebody else can commit this from now on, with the input gone and the TaskManager lost.
+        snapshot = TaskSnapshot(final_committables(self._chain), drained=True)
+        if not snapshot.operators:
+            self._report_drained(encode(snapshot), None)
+        else:
+            self._call_async(lambda: encode(snapshot.completed()), self._report_drained)
+
+    def _report_drained(self, snapshot: bytes | None, error: BaseException | None) -> None:
+        if error is not None:
+            raise error
+        self._services.report(TaskDrained(self.id, self.attempt, snapshot, self.metrics()))
 
     def _send_feedback(self) -> None:
         if self._gate is None:
@@ -362,9 +373,7 @@ class Task:
         descriptor = self.descriptor
         install_main_classes(descriptor.main_classes)
         self._store = self._services.checkpoint_store(descriptor)
-        if self._store is not None:
-            name = f"{self.id.vertex_id}-{self.id.subtask}-{self.attempt.number}"
-            self._snapshots = SnapshotWriter(self._store, self.attempt.generation, name)
+        self._checkpoints.open_store()
         self._outputs = TaskOutputs(
             descriptor.outputs,
             self.id.subtask,
@@ -372,7 +381,10 @@ class Task:
             self._limits,
             self._services.transport,
             lambda: self._services.wake_up(self),
+            self._files,
         )
+        if self._files:
+            self._metrics["resultBytesOnDisk"] = lambda: sum(f.size for f in self._files.values())
         self._chain = OperatorChain(descriptor.vertex, self._outputs, self._context_for)
         into = self._chain.inputs
         self._into = [into[c.input_index] for c in self._gate.channels] if self._gate else []
@@ -387,16 +399,17 @@ class Task:
             self._chain.add_timer(self._markers)
         if self._enumerator is not None:
             self._enumerator.reader_parallelism = len(self._outputs.channels)
-        if not descriptor.restore:
+        if descriptor.drained is not None:
+            self._restored_drained = True
+            self._open(decode(descriptor.drained))
+        elif not descriptor.restore:
             self._open(TaskSnapshot())
         else:
             self._call_async(self._load_snapshot, self._on_snapshot_loaded)
 
     def _load_snapshot(self) -> tuple[TaskSnapshot, Written]:
         """On an I/O thread."""
-        if self._store is None:
-            raise RestoreError("the job is restored from a checkpoint but has no storage")
-        return load_snapshot(self.descriptor, self._store)
+        return load_snapshot(self.descriptor, self._store, self._services.state_folder)
 
     def _on_snapshot_loaded(
         self, loaded: tuple[TaskSnapshot, Written] | None, error: BaseException | None
@@ -404,9 +417,8 @@ class Task:
         if error is not None:
             raise error
         assert loaded is not None
-        assert self._snapshots is not None
         snapshot, written = loaded
-        self._snapshots.adopt(self.descriptor.restore[0].checkpoint_id, written)
+        self._checkpoints.adopt(self.descriptor.restore[0].checkpoint_id, written)
         self._restored_drained = snapshot.drained
         self._open(snapshot)
 
@@ -437,9 +449,10 @@ class Task:
             self._source.align(watermark)
 
     def finish(self) -> None:
-        """The whole job has drained. Without checkpoints, sinks commit now."""
-        if self.state is not TaskState.DRAINED:
+        """The whole job has drained, or stopped. Without checkpoints, sinks commit now."""
+        if self._finishing or (self.state is not TaskState.DRAINED and self._stopped_by is None):
             return
+        self._finishing = True
         commits = [] if self._store is not None else [o.commit_at_end for o in self._sinks]
         self._when_all_done(
             commits, lambda: self._abort_abandoned(self._finished), "the commit at the end"
@@ -495,6 +508,8 @@ class Task:
         return None
 
     def _close_quietly(self) -> None:
+        for file in self._files.values():
+            file.close()
         chain = getattr(self, "_chain", None)
         if chain is not None:
             error = chain.close()
@@ -503,97 +518,29 @@ class Task:
 
     # ------------------------------------------------------------------------ checkpoints
 
-    def trigger_checkpoint(self, checkpoint_id: int) -> None:
+    def trigger_checkpoint(
+        self, checkpoint_id: int, options: CheckpointOptions = CHECKPOINT
+    ) -> None:
         """A task without inputs starts the checkpoint."""
         if self.state not in (TaskState.RUNNING, TaskState.DRAINED):
             return
-        if checkpoint_id <= max(self._triggered_checkpoint, self._aborted_checkpoint):
-            return
-        assert self._gate is None, "only tasks without inputs are triggered"
-        self._checkpoint(checkpoint_id)
-
-    def _on_barrier(self, position: int, checkpoint_id: int) -> None:
-        assert self._aligner is not None
-        assert self._gate is not None
-        result = self._aligner.on_barrier(position, checkpoint_id)
-        for aborted in result.aborted:
-            self._decline(aborted, f"superseded by checkpoint {checkpoint_id}")
-        if self._aligned_exactly:
-            if position in self._aligner.blocked and not result.aborted:
-                self._gate.block(position)  # one more: no need to look at all channels
-            else:
-                self._gate.set_blocked(self._aligner.blocked)
-        if result.completed is not None:
-            self._checkpoint(result.completed)
-
-    def _checkpoint(self, checkpoint_id: int) -> None:
-        """The barrier has come on every input: pass it on, snapshot, upload."""
-        self._triggered_checkpoint = checkpoint_id
-        self._chain.prepare_barrier(checkpoint_id)
-        self._outputs.broadcast(Barrier(checkpoint_id))
-        snapshot = TaskSnapshot(self._chain.snapshot(checkpoint_id), drained=self._is_drained)
-        if self._snapshots is None:
-            self._decline(checkpoint_id, "the job has no checkpoint storage")
-            return
-        commits = any(isinstance(o, SinkOperator) and o.needs_commit for o in self._chain.operators)
-        snapshots = self._snapshots
-
-        def uploaded(stored: Stored | None, error: BaseException | None) -> None:
-            if isinstance(error, UploadLost):
-                raise error
-            if error is not None or stored is None:
-                self._decline(checkpoint_id, f"{self.name}: upload failed: {error}")
-            elif checkpoint_id > self._aborted_checkpoint:
-                snapshots.stored(checkpoint_id, stored)
-                completed = stored.snapshot
-                self._services.report(
-                    CheckpointAcknowledged(
-                        self.id,
-                        self.attempt,
-                        checkpoint_id,
-                        stored.handle,
-                        completed.stateful_uids,
-                        completed.drained,
-                        commits,
-                        completed.shares_state,
-                    )
-                )
-
-        upload = snapshots.prepare(checkpoint_id, snapshot)
-        self._give_up_taking()  # of a checkpoint that has been aborted
-        self._taking = SnapshotInProgress(
-            checkpoint_id, snapshot, lambda: self._call_async(upload, uploaded)
-        )
-        self._take_more()
-
-    def _take_more(self) -> None:
-        if self._taking is not None and self._taking.advance():
-            self._taking = None
-
-    def _give_up_taking(self) -> None:
-        if self._taking is not None:
-            self._taking.cancel()
-            self._taking = None
-
-    def _decline(self, checkpoint_id: int, reason: str) -> None:
-        if not self.state.ended:
-            self._services.report(
-                CheckpointDeclined(self.id, self.attempt, checkpoint_id, reason[:1_000])
-            )
+        self._checkpoints.trigger(checkpoint_id, options)
 
     def abort_checkpoint(self, checkpoint_id: int) -> None:
         """The coordinator gave the checkpoint up."""
-        self._aborted_checkpoint = max(self._aborted_checkpoint, checkpoint_id)
-        if self._taking is not None and self._taking.checkpoint_id <= checkpoint_id:
-            self._give_up_taking()
+        self._checkpoints.forget(checkpoint_id)
+        self.resume(checkpoint_id)
         if self.state not in (TaskState.RUNNING, TaskState.DRAINED):
             return
-        if self._aligner is not None and self._gate is not None:
-            self._aligner.abort(checkpoint_id)
-            self._gate.set_blocked(self._aligner.blocked if self._aligned_exactly else set())
+        self._checkpoints.stop_aligning(checkpoint_id)
         for operator in self._chain.operators:
             operator.notify_checkpoint_aborted(checkpoint_id)
             operator.abort_checkpoint(checkpoint_id)
+
+    def resume(self, checkpoint_id: int) -> None:
+        """Go on, if it was that checkpoint that stopped the task."""
+        if self._stopped_by is not None and self._stopped_by <= checkpoint_id:
+            self._stopped_by = None
 
     def commit(self, permit: CommitPermit, settled: bool = False) -> None:
         """The checkpoint is complete; the permit proves that this job may commit it.
@@ -603,8 +550,7 @@ class Task:
         if self.state not in (TaskState.RUNNING, TaskState.DRAINED):
             return
         checkpoint_id = permit.checkpoint_id
-        if self._snapshots is not None:
-            self._snapshots.completed(checkpoint_id)
+        self._checkpoints.completed(checkpoint_id)
         for operator in self._chain.operators:
             operator.notify_checkpoint_complete(checkpoint_id)
 
@@ -620,29 +566,8 @@ class Task:
             self._settled = True
             self._abort_abandoned(lambda: None)
 
-    def _when_all_done(
-        self,
-        starts: Sequence[Callable[[Callable[[BaseException | None], None]], None]],
-        then: Callable[[], None],
-        what: str,
-    ) -> None:
-        """Start several asynchronous things; ``then`` once all have succeeded."""
-        left = len(starts)
-        if not starts:
-            then()
-
-        def done(error: BaseException | None) -> None:
-            nonlocal left
-            if self.state.ended:
-                return
-            if error is not None:
-                raise RuntimeError(f"{what} failed: {error}") from error
-            left -= 1
-            if left == 0:
-                then()
-
-        for start in starts:
-            start(done)
+    def _when_all_done(self, starts: Sequence[Start], then: Mail, what: str) -> None:
+        when_all_done(starts, then, what, lambda: self.state.ended)
 
     # ---------------------------------------------------------------- given to operators
 

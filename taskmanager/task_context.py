@@ -34,6 +34,7 @@ class TaskOperatorContext:
         self.attempt = str(descriptor.attempt)
         self.attempt_number = descriptor.attempt_number
         self.configuration = descriptor.configuration
+        self.cached_files = descriptor.cached_files
         self.processing_time = task._services.processing_time
         self.call_async = task._call_async
         self.run_coroutine = task._run_coroutine

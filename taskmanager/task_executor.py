@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from dataflow.common.config_options import ConfigOptions
 from dataflow.common.configuration import Configuration
+from taskmanager.blocking_results import BlockingResults
 from taskmanager.channel import ChannelLimits
 from taskmanager.elements import Attempt, ChannelId
 from taskmanager.messages import (
@@ -22,9 +23,13 @@ from taskmanager.messages import (
     ControlMessage,
     DataMessage,
     Deploy,
+    Drain,
     Feedback,
     Finish,
     Heartbeat,
+    ReleaseResults,
+    Resume,
+    SendResults,
     Start,
     TaskCanceled,
     TaskDeploymentDescriptor,
@@ -49,6 +54,7 @@ class TaskExecutor:
         self._tasks: dict[TaskId, Task] = {}
         self._receivers: dict[ChannelId, Task] = {}  # by the channels that end here
         self._senders: dict[ChannelId, Task] = {}  # by the channels that begin here
+        self._results = BlockingResults(services)
 
     def handle(self, message: ControlMessage) -> None:
         """Obey the JobManager; what is addressed to another attempt is ignored."""
@@ -58,8 +64,18 @@ class TaskExecutor:
                     self._deploy(descriptor)
             case Start():
                 self._post(message, lambda task: task.start)
-            case TriggerCheckpoint(checkpoint_id=checkpoint_id):
-                self._post(message, lambda task: lambda: task.trigger_checkpoint(checkpoint_id))
+            case SendResults():
+                self._results.send(message)
+            case ReleaseResults():
+                self._results.release(message)
+            case TriggerCheckpoint(checkpoint_id=checkpoint_id, options=options):
+                self._post(
+                    message, lambda task: lambda: task.trigger_checkpoint(checkpoint_id, options)
+                )
+            case Drain():
+                self._post(message, lambda task: task.drain)
+            case Resume(checkpoint_id=checkpoint_id):
+                self._post(message, lambda task: lambda: task.resume(checkpoint_id))
             case CommitCheckpoint(permit=permit, settled=settled):
                 self._post(message, lambda task: lambda: task.commit(permit, settled))
             case AbortCheckpoint(checkpoint_id=checkpoint_id):
@@ -82,18 +98,23 @@ class TaskExecutor:
                 if existing.attempt >= descriptor.attempt:
                     return  # repeated or late
                 existing.post(existing.cancel)
-            task = Task(descriptor, self._services, channel_limits(descriptor.configuration))
+            limits = channel_limits(descriptor.configuration)
+            files = self._results.create(descriptor, limits)
+            task = Task(descriptor, self._services, limits, files)
             self._tasks[descriptor.task] = task
             for input_ in descriptor.inputs:
                 self._receivers.update((channel, task) for channel, _ in input_.channels)
             for output in descriptor.outputs:
-                self._senders.update((channel, task) for channel, _ in output.channels)
+                if not output.blocking:
+                    self._senders.update((channel, task) for channel, _ in output.channels)
         self._launch(task)
 
     def _post(
         self,
         message: Start
         | TriggerCheckpoint
+        | Drain
+        | Resume
         | CommitCheckpoint
         | AbortCheckpoint
         | Finish
@@ -131,6 +152,8 @@ class TaskExecutor:
             task = self._senders.get(item.channel)
             if task is not None:
                 task.on_feedback(item)
+            else:
+                self._results.on_feedback(item)
 
     def fail_attempt(self, attempt: Attempt, error: BaseException) -> None:
         """Fail every task of an attempt, for instance because its peers broke the protocol."""
@@ -149,6 +172,10 @@ class TaskExecutor:
 
     def tasks(self) -> list[Task]:
         return list(self._tasks.values())
+
+    def close(self) -> None:
+        """Drop the results that tasks have left."""
+        self._results.close()
 
     def _forget(self, task: Task) -> None:
         if self._tasks.get(task.id) is task:

@@ -49,5 +49,8 @@ class TaskServices(Protocol):
     def checkpoint_store(self, descriptor: TaskDeploymentDescriptor) -> CheckpointStore | None:
         """Where this job's checkpoints live; None when checkpointing is off."""
 
+    def state_folder(self, folder: str) -> CheckpointStore:
+        """For state that lies elsewhere: of a savepoint, or of another job."""
+
     def wake_up(self, task: Task) -> None:
         """Step the task soon; callable from any thread."""

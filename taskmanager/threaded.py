@@ -78,7 +78,7 @@ class ThreadedTaskManager:
         done: Callable[[Any, BaseException | None], None],
         delay_ms: int = 0,
     ) -> None:
-        caller = threading.current_thread().name
+        caller = threading.current_thread().name.removesuffix(" I/O")
 
         def run() -> None:
             # Log lines of the work name the task it is done for.
@@ -111,6 +111,9 @@ class ThreadedTaskManager:
                 self._stores[key] = open_store(root, descriptor.job_id)
             return self._stores[key]
 
+    def state_folder(self, folder: str) -> CheckpointStore:
+        return CheckpointStore.in_folder(*parse(folder), signing_key())
+
     def wake_up(self, task: Task) -> None:
         wake = self._wakes.get(task)
         if wake is not None:
@@ -142,6 +145,7 @@ class ThreadedTaskManager:
         for task in self.executor.tasks():
             while not task.state.ended and time.monotonic() < deadline:
                 threading.Event().wait(0.005)
+        self.executor.close()
         self._delays.stop()
         self._event_loop.stop()
         self._io.shutdown(wait=False, cancel_futures=True)
@@ -177,8 +181,13 @@ class ThreadedTaskManager:
 def open_store(root: str, job_id: str) -> CheckpointStore:
     """The checkpoint store of a job; manifests are signed if DATAFLOW_HMAC_KEY is set."""
     file_system, path = parse(root)
+    return CheckpointStore(file_system, path, job_id, signing_key())
+
+
+def signing_key() -> bytes | None:
+    """What DATAFLOW_HMAC_KEY says."""
     key = os.environ.get("DATAFLOW_HMAC_KEY")
-    return CheckpointStore(file_system, path, job_id, key.encode() if key else None)
+    return key.encode() if key else None
 
 
 def _monotonic_ns() -> int:

@@ -12,6 +12,7 @@ from dataflow.common.batch import Batch, RowBatch
 from dataflow.common.codec import dumps_code, loads_code
 from dataflow.common.keys import DEFAULT_MAX_PARALLELISM, KeyGroupRange, key_group
 from dataflow.datastream.output_tag import OutputTag
+from dataflow.graph.cached_files import CachedFile
 from dataflow.graph.specs import OperatorSpec
 from state.snapshot import OperatorSnapshot
 from taskmanager.accumulators import TaskAccumulators
@@ -41,6 +42,7 @@ class FakeOperatorContext:
         self.now = 0
         self.coroutines: list[HeldCoroutine] = []  # all that were ever asked for
         self.accumulators = TaskAccumulators()
+        self.cached_files: tuple[CachedFile, ...] = ()
         self.metrics: dict[str, Callable[[], float]] = {}
 
     def processing_time(self) -> int:

@@ -92,6 +92,9 @@ class Services:
     def checkpoint_store(self, descriptor: TaskDeploymentDescriptor) -> CheckpointStore | None:
         return self.store
 
+    def state_folder(self, folder: str) -> CheckpointStore:
+        return CheckpointStore.in_folder(MemoryFileSystem(), folder)
+
     def wake_up(self, task: Task) -> None:
         self.woken += 1
 
@@ -125,6 +128,7 @@ class TaskHarness:
         configuration: dict[str, str] | None = None,
         limits: ChannelLimits | None = None,
         edge: JobEdge = EDGE,
+        drained: bytes | None = None,
     ) -> None:
         self.services = Services(store)
         descriptor = TaskDeploymentDescriptor(
@@ -141,6 +145,7 @@ class TaskHarness:
             ),
             outputs=(OutputDescriptor(edge, 128, 0, 0, ("peer",) * outputs),) if outputs else (),
             configuration={"metrics.latency.interval": "0 ms", **(configuration or {})},
+            drained=drained,
         )
         if restore:
             ids = {acknowledged.checkpoint_id for acknowledged in restore}

@@ -7,7 +7,7 @@ PatternStream what becomes of the matches. See docs/cep.md.
 from __future__ import annotations
 
 from dataflow.cep.after_match_skip import AfterMatchSkipStrategy
-from dataflow.cep.conditions import IterativeCondition, SimpleCondition
+from dataflow.cep.conditions import IterativeCondition, RichIterativeCondition, SimpleCondition
 from dataflow.cep.functions import (
     PatternFlatSelectFunction,
     PatternFlatTimeoutFunction,
@@ -32,6 +32,7 @@ __all__ = [
     "PatternSelectFunction",
     "PatternStream",
     "PatternTimeoutFunction",
+    "RichIterativeCondition",
     "SimpleCondition",
     "TimedOutPartialMatchHandler",
     "WithinType",

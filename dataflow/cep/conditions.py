@@ -7,16 +7,20 @@ the pattern it was given to, so that a failure can say where.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from dataflow.common.callables import require_arity, require_plain
+from dataflow.datastream.function import Function, RuntimeContext
 from dataflow.errors import JobGraphError
 
 
-class IterativeCondition(ABC):
-    """A test that may look at the events taken so far by the partial match it is asked for."""
+class IterativeCondition(Function):
+    """A test that may look at the events taken so far by the partial match it is asked for.
+
+    It may have ``open`` and ``close``, as any function, but no state.
+    """
 
     class Context(ABC):
         """The partial match and the time."""
@@ -41,6 +45,24 @@ class IterativeCondition(ABC):
         """Whether ``value`` fits."""
 
 
+class RichIterativeCondition(IterativeCondition):
+    """A condition that remembers the runtime context which ``open`` was given."""
+
+    _runtime_context: RuntimeContext | None = None
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        self._runtime_context = runtime_context
+
+    def get_runtime_context(self) -> RuntimeContext:
+        """Raises RuntimeError before ``open`` of this class."""
+        if self._runtime_context is None:
+            raise RuntimeError(
+                f"{type(self).__name__} has no runtime context yet: it gets it in open(), and one "
+                "of your own has to call super().open(runtime_context)"
+            )
+        return self._runtime_context
+
+
 class SimpleCondition(IterativeCondition):
     """A test of the event alone, which is asked at most once per event."""
 
@@ -51,11 +73,15 @@ class SimpleCondition(IterativeCondition):
 
 @dataclass(frozen=True, eq=False)
 class Predicate:
-    """A function of the event, or of the event and a Context."""
+    """A function of the event, or of the event and a Context.
+
+    ``owner`` is what has to be opened before it is called.
+    """
 
     function: Callable[..., Any]
     iterative: bool
     pattern: str
+    owner: Function | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +119,17 @@ Condition = Predicate | AllOf | AnyOf | Not
 TRUE = AllOf(())
 
 
+def predicates(condition: Condition | None) -> Iterator[Predicate]:
+    """The leaves of the tree; None has none."""
+    if isinstance(condition, Predicate):
+        yield condition
+    elif isinstance(condition, Not):
+        yield from predicates(condition.part)
+    elif condition is not None:
+        for part in condition.parts:
+            yield from predicates(part)
+
+
 def both(first: Condition | None, second: Condition) -> Condition:
     """A condition narrowed by another; None is no condition yet."""
     return second if first is None else AllOf((first, second))
@@ -110,6 +147,7 @@ def as_predicate(method: str, condition: Any, pattern: str) -> Predicate:
         raise JobGraphError(f"{where}: give an instance: {condition.__name__}(...)")
     if isinstance(condition, IterativeCondition):
         require_plain(where, condition, "filter")
-        return Predicate(condition.filter, not isinstance(condition, SimpleCondition), pattern)
+        iterative = not isinstance(condition, SimpleCondition)
+        return Predicate(condition.filter, iterative, pattern, condition)
     require_plain(where, condition)
     return Predicate(condition, require_arity(where, condition, 1, 2) == 2, pattern)

@@ -21,6 +21,7 @@ from dataflow.cep.conditions import (
     as_predicate,
     both,
     either,
+    predicates,
 )
 from dataflow.common.time import DurationLike, to_millis
 from dataflow.errors import JobGraphError
@@ -312,6 +313,12 @@ class Pattern:
             if isinstance(part, GroupPattern):
                 yield from part.group.parts()
             part = part.previous
+
+    def conditions(self) -> Iterator[Predicate]:
+        """What the user gave to ``where``, ``or_`` and ``until``, of all parts."""
+        for part in self.parts():
+            yield from predicates(part.condition)
+            yield from predicates(part.until_condition)
 
     def names(self) -> list[str]:
         """The names of all events, from the last to the first."""

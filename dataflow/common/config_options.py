@@ -128,11 +128,17 @@ class ConfigOptions:
         "BATCH takes all input of a keyed operator before its first result, sorted by key, without "
         "checkpoints; AUTOMATIC means BATCH if every source ends",
     )
+    BATCH_SHUFFLE_MODE = _option(
+        "execution.batch-shuffle-mode",
+        one_of("ALL_EXCHANGES_BLOCKING", "ALL_EXCHANGES_PIPELINED"),
+        "ALL_EXCHANGES_BLOCKING",
+        "Of a job in BATCH: whether it runs in stages, the results of each on disk, or all at once",
+    )
     SORTED_INPUTS_MEMORY = _option(
         "execution.sorted-inputs.memory",
         size(1 << 20, 1 << 40),
         128 << 20,
-        "Of one keyed operator subtask in BATCH; what does not fit is sorted on disk",
+        "Of one keyed operator subtask in BATCH; what does not fit is on disk",
     )
     ITERATION_MEMORY = _option(
         "execution.iteration.memory",
@@ -286,11 +292,39 @@ class ConfigOptions:
         64 << 20,
         "About what these may take",
     )
+    SAVEPOINT_DIR = _option(
+        "execution.checkpointing.savepoint-dir",
+        some_text,
+        None,
+        "Where savepoints are written that name no folder: s3://bucket/prefix or file:///folder",
+        "state.savepoints.dir",
+    )
+    RECOVERY_PATH = _option(
+        "execution.state-recovery.path",
+        some_text,
+        None,
+        "What a new job starts from: a savepoint, or a checkpoint that another job has retained",
+        "execution.savepoint.path",
+    )
+    RECOVERY_CLAIM_MODE = _option(
+        "execution.state-recovery.claim-mode",
+        one_of("NO_CLAIM", later=("CLAIM", "LEGACY")),
+        "NO_CLAIM",
+        "Whose the savepoint is that a job starts from: yours, it is never changed or deleted",
+        "execution.savepoint-restore-mode",
+    )
+    RECOVERY_RENAMED_UIDS = _option(
+        "execution.state-recovery.renamed-uids",
+        parse_map,
+        None,
+        "Operators that have another uid than in the checkpoint, as old:new,old:new",
+    )
     RECOVERY_IGNORE_UNCLAIMED_STATE = _option(
         "execution.state-recovery.ignore-unclaimed-state",
         parse_boolean,
         False,
         "Restore although the checkpoint holds state of operators that the job does not have",
+        "execution.savepoint.ignore-unclaimed-state",
     )
     RECOVERY_FALL_BACK_PAST_COMMITS = _option(
         "execution.state-recovery.fall-back-past-commits",
@@ -513,9 +547,6 @@ class TypedOptionBuilder(Generic[T]):
 _IGNORED = {
     re.compile(r"python\.[a-z.-]+|pipeline\.(generic-types|force-kryo|force-avro)"): (
         "there is no JVM"
-    ),
-    re.compile(r"execution\.checkpointing\.savepoint-dir|state\.savepoints\.dir"): (
-        "there are no savepoints yet"
     ),
 }
 

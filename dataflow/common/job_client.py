@@ -29,6 +29,38 @@ class JobClient(ABC):
         """Ask the job to stop; done once it has reached a terminal state."""
 
     @abstractmethod
+    def trigger_savepoint(self, savepoint_directory: str | None = None) -> Future[str]:
+        """Write a savepoint into a new folder below the directory; its path, once it is complete.
+
+        Without a directory, into that of ``execution.checkpointing.savepoint-dir``. The future
+        fails with JobRequestError if there is no savepoint; the job goes on.
+        """
+
+    @abstractmethod
+    def stop_with_savepoint(
+        self, advance_to_end_of_event_time: bool, savepoint_directory: str | None = None
+    ) -> Future[str]:
+        """End the job with a savepoint; its path, once the job has FINISHED.
+
+        No record is processed behind the savepoint, and all output is committed. With
+        ``advance_to_end_of_event_time`` the input ends first, so every window and event timer
+        fires: that is for jobs that will not go on from the savepoint. As ``trigger_savepoint``.
+        """
+
+    @abstractmethod
+    def trigger_checkpoint(self) -> Future[int]:
+        """Take a checkpoint besides those that are due; its id. Fails with JobRequestError."""
+
+    @abstractmethod
+    def rescale(self, parallelism: int) -> Future[str]:
+        """Let the job go on at another parallelism, from a checkpoint taken now.
+
+        As if it had been started with ``-p parallelism``: operators with a parallelism of their
+        own keep it. Done when it runs again, with a sentence that says what has changed. Fails
+        with JobRequestError, and then the job goes on as it was.
+        """
+
+    @abstractmethod
     def get_accumulators(self) -> Future[dict[str, Any]]:
         """The job's counters so far, by name."""
 

@@ -17,7 +17,7 @@ import inspect
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from dataflow.common.callables import require_arity
+from dataflow.common.callables import require_arity, require_overrides
 from dataflow.common.time import DurationLike, to_millis
 from dataflow.common.typeinfo import TypeInformation
 from dataflow.datastream.arguments import instance_of, title_of
@@ -163,4 +163,5 @@ def _as_async_function(method: str, function: Any) -> AsyncFunction:
             f"{method}(): {where} must be an `async def` that returns a list of results"
         )
     require_arity(f"{method}()", called, 1)
+    require_overrides(f"{method}({name})", function, "open", "close", "timeout")
     return _Async(called) if plain else function

@@ -34,7 +34,7 @@ class FileSystemCheckpointStorage(CheckpointStorage):
         return self._path
 
     def get_savepoint_path(self) -> str | None:
-        """None: there is no place for savepoints apart from that of checkpoints."""
+        """None: that is ``StreamExecutionEnvironment.set_default_savepoint_directory``."""
         return None
 
     def get_min_file_size_threshold(self) -> int:

@@ -52,6 +52,18 @@ class KeyedStateStore(ABC):
     ) -> AggregatingState[Any, Any]: ...
 
 
+class DistributedCache(ABC):
+    """The files that the program has registered with ``env.register_cached_file``."""
+
+    @abstractmethod
+    def get_file(self, name: str) -> str:
+        """The path of the file or folder here, until the function is closed; not to be written.
+
+        The first call in a process puts it there, so call it in ``open``. Raises ValueError if no
+        file has the name, StorageError if it cannot be fetched.
+        """
+
+
 class RuntimeContext(KeyedStateStore):
     """What a function learns in ``open``: which subtask it is, its metrics and its state."""
 
@@ -80,6 +92,9 @@ class RuntimeContext(KeyedStateStore):
     @abstractmethod
     def get_job_parameter(self, key: str, default_value: str) -> str:
         """A parameter of ``env.get_config().set_global_job_parameters``."""
+
+    @abstractmethod
+    def get_distributed_cache(self) -> DistributedCache: ...
 
     @abstractmethod
     def get_metrics_group(self) -> MetricGroup: ...

@@ -29,6 +29,7 @@ from dataflow.datastream.two_input_functions import (
     KeyedCoProcessFunction,
     KeyedStateFunction,
 )
+from dataflow.errors import JobGraphError
 from dataflow.metrics import MetricGroup
 
 __all__ = [
@@ -349,6 +350,19 @@ def as_reduce_function(function: ReduceFunction | Callable[[Any, Any], Any]) -> 
         return function
     require_arity("reduce()", function, 2)
     return _Reduce(function)
+
+
+def require_no_open(where: str, function: Function) -> None:
+    """Refuse a function with ``open`` or ``close`` where nobody calls them, as Flink does.
+
+    Raises JobGraphError.
+    """
+    kind = type(function)
+    if kind.open is not Function.open or kind.close is not Function.close:
+        raise JobGraphError(
+            f"{where}: {kind.__name__} has open() or close(), which are not called here; do what "
+            "they do in the window function, or in the process function that has the state"
+        )
 
 
 def as_map_partition_function(

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from dataflow.common.callables import require_arity
+from dataflow.common.callables import require_arity, require_plain
 from dataflow.datastream.functions import Function
 
 
@@ -57,14 +57,16 @@ class ProcessJoinFunction(Function):
         """An iterable or None; ``(tag, value)`` with an OutputTag goes to that side output."""
 
 
-class _ProcessPair(ProcessJoinFunction):
+class PairFunction(ProcessJoinFunction):
+    """A callable of both records that returns the one result. Operators may call it themselves."""
+
     def __init__(self, function: Callable[[Any, Any], Any]) -> None:
-        self._function = function
+        self.function = function
 
     def process_element(
         self, left: Any, right: Any, ctx: ProcessJoinFunction.Context
     ) -> Iterable[Any]:
-        return (self._function(left, right),)
+        return (self.function(left, right),)
 
 
 def as_process_join_function(
@@ -72,6 +74,7 @@ def as_process_join_function(
 ) -> ProcessJoinFunction:
     """A callable gives one result per pair. Raises JobGraphError if it is neither."""
     if isinstance(function, ProcessJoinFunction):
+        require_plain("process", function, "process_element", may_yield=True)
         return function
     require_arity("process()", function, 2)
-    return _ProcessPair(function)
+    return PairFunction(function)

@@ -132,10 +132,12 @@ class OperatorSettings:
         For map, flat_map, filter, process and reduce (also sum, min, ...). What a process function
         had changed in its state, and the timers it had set, stay; a reduce leaves the aggregate
         as it was. What makes no sense as a result, such as None from flat_map, is an error too.
+        Also for what becomes of the matches of a pattern (dataflow.cep): the match is what is left
+        out then, and the FailedRecord's value.
 
         Always failing the job are: ``open``, ``close`` and timers, which have no record; key
-        selectors, because a record without a key has nowhere to go; errors of this library
-        (DataflowError); and what is no Exception, such as SystemExit.
+        selectors, because a record without a key has nowhere to go; conditions of patterns; errors
+        of this library (DataflowError); and what is no Exception, such as SystemExit.
         """
         self._operator("on_error").on_error = policy
         return self

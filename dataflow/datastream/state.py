@@ -11,7 +11,12 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 from dataflow.common.typeinfo import TypeInformation
-from dataflow.datastream.functions import AggregateFunction, ReduceFunction, as_reduce_function
+from dataflow.datastream.functions import (
+    AggregateFunction,
+    ReduceFunction,
+    as_reduce_function,
+    require_no_open,
+)
 from dataflow.datastream.state_ttl import StateTtlConfig as StateTtlConfig
 from dataflow.errors import JobGraphError
 
@@ -273,6 +278,7 @@ class ReducingStateDescriptor(StateDescriptor):
     ) -> None:
         super().__init__(name, type_info)
         self._reduce_function = as_reduce_function(reduce_function)
+        require_no_open(f"ReducingStateDescriptor({name!r})", self._reduce_function)
 
     def get_reduce_function(self) -> ReduceFunction:
         return self._reduce_function
@@ -293,6 +299,7 @@ class AggregatingStateDescriptor(StateDescriptor):
                 f"AggregatingStateDescriptor({name!r}): an AggregateFunction is needed, not a "
                 f"{type(agg_function).__name__}"
             )
+        require_no_open(f"AggregatingStateDescriptor({name!r})", agg_function)
         self._agg_function = agg_function
 
     def get_agg_function(self) -> AggregateFunction:

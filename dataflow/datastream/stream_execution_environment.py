@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from dataflow.common.config_options import ConfigOption, ConfigOptions, validate
@@ -31,6 +32,7 @@ from dataflow.datastream.execution_mode import RuntimeExecutionMode
 from dataflow.datastream.slot_sharing_group import SlotSharingGroup
 from dataflow.datastream.state_backend import StateBackend
 from dataflow.errors import ConfigError, JobGraphError
+from dataflow.graph.cached_files import Registered, registered, shipped
 from dataflow.graph.job_graph import JobGraph
 from dataflow.graph.specs import SourceSpec
 from dataflow.graph.transformation import GraphSettings, Input, Transformation
@@ -57,6 +59,7 @@ class StreamExecutionEnvironment:
         self._iteration: Transformation | None = None  # the one whose body is being called
         self._slot_profiles: dict[str, dict[str, float]] = {}
         self._python_files: list[str] = []
+        self._cached_files: dict[str, Registered] = {}
         self._requirements: str | None = None
 
     @staticmethod
@@ -168,6 +171,15 @@ class StreamExecutionEnvironment:
         self._configuration.set(ConfigOptions.STATE_BACKEND, state_backend.name)
         return self
 
+    def set_default_savepoint_directory(self, directory: str) -> StreamExecutionEnvironment:
+        """Where savepoints are written for which no directory is named."""
+        self._configuration.set(ConfigOptions.SAVEPOINT_DIR, directory)
+        return self
+
+    def get_default_savepoint_directory(self) -> str | None:
+        """None if there is none."""
+        return self._configuration.get(ConfigOptions.SAVEPOINT_DIR)
+
     def set_restart_strategy(
         self, restart_strategy: RestartStrategyConfiguration
     ) -> StreamExecutionEnvironment:
@@ -220,6 +232,20 @@ class StreamExecutionEnvironment:
             f"add_python_archive({archive_path!r}) is not supported; ship Python code with "
             "add_python_file() and read data through a file source"
         )
+
+    def register_cached_file(self, file_path: str, name: str, executable: bool = False) -> None:
+        """Have a file or folder where functions run: ``get_distributed_cache().get_file(name)``.
+
+        One on this machine is read when the job is executed and travels with it: at most 64 MiB,
+        all together. One in a store that all nodes reach, such as ``s3://bucket/model``, is
+        fetched by every process that asks for it. Raises ConfigError.
+        """
+        file = registered(file_path, name, executable)
+        if self._cached_files.setdefault(name, file) != file:
+            raise ConfigError(
+                f"register_cached_file({file_path!r}, {name!r}): "
+                f"{self._cached_files[name].path} is registered under this name already"
+            )
 
     # --------------------------------------------------------------------------------- sources
 
@@ -319,7 +345,8 @@ class StreamExecutionEnvironment:
         )
         if job_name is None:
             job_name = self._setting(ConfigOptions.PIPELINE_NAME) or DEFAULT_JOB_NAME
-        return build_job_graph(job_name, self._transformations, settings)
+        job_graph = build_job_graph(job_name, self._transformations, settings)
+        return replace(job_graph, cached_files=shipped(self._cached_files.values()))
 
     def _setting(self, option: ConfigOption[T]) -> T:
         """The option's value; its default if that is faulty, which is reported with the rest."""

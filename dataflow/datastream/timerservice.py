@@ -17,7 +17,10 @@ class TimerService(ABC):
 
     @abstractmethod
     def register_processing_time_timer(self, timestamp: int) -> None:
-        """Call ``on_timer`` once the wall clock has reached ``timestamp``."""
+        """Call ``on_timer`` once the wall clock has passed ``timestamp``: 1 ms after it, or later.
+
+        Records that come in that very millisecond are processed first, as in Flink.
+        """
 
     @abstractmethod
     def register_event_time_timer(self, timestamp: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dataflow.common.callables import require_arity, require_plain
+from dataflow.common.callables import require_arity, require_overrides, require_plain
 from dataflow.common.time import DurationLike, to_millis
 from dataflow.common.typeinfo import TypeInformation
 from dataflow.datastream.aggregates import Aggregate, checked, refuse_keys
@@ -24,6 +24,7 @@ from dataflow.datastream.functions import (
     ReduceFunction,
     WindowFunction,
     as_reduce_function,
+    require_no_open,
 )
 from dataflow.datastream.output_tag import OutputTag
 from dataflow.datastream.window import (
@@ -47,11 +48,15 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound="WindowedStream")
 
+_ASSIGNER_METHODS = ("assign_windows", "merge_windows", "get_default_trigger", "is_event_time")
+_TRIGGER_METHODS = ("on_element", "on_event_time", "on_processing_time", "on_merge", "clear")
+
 
 class WindowedStream:
     """The windows of a keyed stream, to be reduced, aggregated or processed."""
 
     def __init__(self, stream: KeyedStream, assigner: WindowAssigner[Any, Any]) -> None:
+        require_overrides("window()", assigner, *_ASSIGNER_METHODS)
         self._stream = stream
         self._assigner = assigner
         self._allowed_lateness_ms = 0
@@ -68,6 +73,7 @@ class WindowedStream:
     def trigger(self: S, trigger: Trigger[Any, Any]) -> S:
         """When windows are evaluated and emptied, instead of as their assigner has it."""
         instance_of("trigger", trigger, Trigger)
+        require_overrides("trigger()", trigger, *_TRIGGER_METHODS)
         if isinstance(self._assigner, MergingWindowAssigner) and not trigger.can_merge():
             raise JobGraphError(
                 f"trigger({type(trigger).__name__}): the windows of "
@@ -80,6 +86,7 @@ class WindowedStream:
     def evictor(self: S, evictor: Evictor[Any]) -> S:
         """Take records out of windows when they are evaluated; all records are kept until then."""
         self._evictor = instance_of("evictor", evictor, Evictor)
+        require_overrides("evictor()", evictor, "evict_before", "evict_after")
         return self
 
     def allowed_lateness(self: S, time_ms: DurationLike) -> S:
@@ -103,6 +110,7 @@ class WindowedStream:
         """Combine each window's records as they come; ``window_function`` gets the one result."""
         require_plain("reduce", reduce_function, "reduce")
         function = as_reduce_function(reduce_function)
+        require_no_open("reduce() of windows", function)
         if window_function is None and output_type is None:
             output_type = self._stream._type
         return self._window("reduce", reduce_function, output_type, function, None, window_function)
@@ -119,6 +127,7 @@ class WindowedStream:
         """Aggregate each window's records as they come; ``window_function`` gets the result."""
         function = instance_of("aggregate", aggregate_function, AggregateFunction)
         require_plain("aggregate", function, "create_accumulator", "add", "get_result", "merge")
+        require_no_open("aggregate() of windows", function)
         return self._window("aggregate", function, output_type, None, function, window_function)
 
     def apply(

@@ -17,6 +17,9 @@ from dataflow.graph.specs import (
     BY_KEY,
     BroadcastFirstSpec,
     BroadcastProcessSpec,
+    ColumnarBatchWindowSpec,
+    ColumnarWindowSpec,
+    CoProcessSpec,
     OnErrorSpec,
     OperatorSpec,
     PartitionSpec,
@@ -70,6 +73,9 @@ def in_batch(spec: OperatorSpec) -> OperatorSpec:
         return replace(spec, strategy=replace(spec.strategy, generator=NoWatermarks))
     if isinstance(spec, BroadcastProcessSpec):
         return BroadcastFirstSpec(spec)
+    if isinstance(spec, ColumnarWindowSpec):
+        # No record is late: lateness would only keep what nobody asks for.
+        return ColumnarBatchWindowSpec(replace(spec, allowed_lateness_ms=0))
     plain = spec.operator if isinstance(spec, OnErrorSpec) else spec
     if isinstance(plain, BY_KEY) and not _unkeyed(plain):
         return SortedInputSpec(spec)
@@ -77,10 +83,13 @@ def in_batch(spec: OperatorSpec) -> OperatorSpec:
 
 
 def _unkeyed(spec: OperatorSpec) -> bool:
+    if isinstance(spec, CoProcessSpec):
+        return spec.key_selectors is None
     return isinstance(spec, (ProcessSpec, PartitionSpec)) and spec.key_selector is None
 
 
-def without_checkpoints(configuration: dict[str, str]) -> dict[str, str]:
-    """The job's configuration in BATCH mode."""
+def batch_configuration(configuration: dict[str, str]) -> dict[str, str]:
+    """The job's configuration in BATCH mode: without checkpoints, and AUTOMATIC no more."""
     interval = ConfigOptions.CHECKPOINTING_INTERVAL.key
-    return {key: value for key, value in configuration.items() if key != interval}
+    kept = {key: value for key, value in configuration.items() if key != interval}
+    return kept | {ConfigOptions.RUNTIME_MODE.key: "BATCH"}

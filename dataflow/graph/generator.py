@@ -13,8 +13,10 @@ from dataclasses import replace
 
 from dataflow.common.config_options import ConfigOptions
 from dataflow.datastream.output_tag import OutputTag
+from dataflow.datastream.windowing.assigners import GlobalWindows
+from dataflow.datastream.windowing.triggers import never_purges
 from dataflow.errors import FunctionPicklingError, JobGraphError
-from dataflow.graph.batch_mode import batch_faults, in_batch, is_batch, without_checkpoints
+from dataflow.graph.batch_mode import batch_configuration, batch_faults, in_batch, is_batch
 from dataflow.graph.chaining import Chain, build_chains
 from dataflow.graph.iterations import iteration_faults
 from dataflow.graph.job_graph import (
@@ -26,7 +28,7 @@ from dataflow.graph.job_graph import (
     Target,
 )
 from dataflow.graph.pickling import dump_function, dump_main_classes, dump_spec
-from dataflow.graph.specs import CAN_SKIP, OnErrorSpec, OperatorSpec
+from dataflow.graph.specs import CAN_SKIP, OnErrorSpec, OperatorSpec, WindowSpec
 from dataflow.graph.stream_graph import Link, Node, StreamGraph, build_stream_graph, stable_id
 from dataflow.graph.transformation import GraphSettings, Transformation
 from dataflow.graph.validation import find_faults
@@ -41,7 +43,7 @@ def build_job_graph(
     graph = build_stream_graph(transformations, settings)
     batch = is_batch(graph)
     if batch:
-        configuration = without_checkpoints(settings.configuration)
+        configuration = batch_configuration(settings.configuration)
         graph.settings = settings = replace(settings, configuration=configuration)
     faults = [*find_faults(name, graph), *batch_faults(graph), *iteration_faults(graph)]
     blobs = _Blobs(graph, batch)
@@ -50,6 +52,7 @@ def build_job_graph(
     if blobs.faults:
         raise FunctionPicklingError(blobs.faults)
     _warn_of_generated_uids(graph)
+    _warn_of_endless_windows(graph)
     chains = build_chains(graph)
     edges = _edges(chains, blobs)
     return JobGraph(
@@ -150,6 +153,7 @@ def _vertices(
                 operators=tuple(operators),
                 slot_sharing_group=chain.head.slot_sharing_group,
                 resources=resources,
+                fixed_parallelism=any(node.fixed_parallelism for node in chain.nodes),
             )
         )
     return tuple(vertices)
@@ -181,6 +185,25 @@ def _profile_holders(chains: list[Chain], settings: GraphSettings) -> dict[Chain
             widest[group] = chain
     profiles = settings.slot_profiles
     return {chain: profiles[group] for group, chain in widest.items() if group in profiles}
+
+
+def _warn_of_endless_windows(graph: StreamGraph) -> None:
+    """Whatever a global window keeps is kept as long as the job lives, unless a trigger purges."""
+    for node in graph.nodes:
+        spec = node.transformation.spec
+        if (
+            isinstance(spec, WindowSpec)
+            and isinstance(spec.assigner, GlobalWindows)
+            and (spec.reduce, spec.aggregate, spec.evictor) == (None, None, None)
+            and spec.trigger is not None
+            and never_purges(spec.trigger)
+        ):
+            _log.warning(
+                "%s keeps every record of a key for ever, because its %s never empties the "
+                "window: give trigger() a PurgingTrigger.of(...) of it, or set an evictor()",
+                node.label,
+                type(spec.trigger).__name__,
+            )
 
 
 def _warn_of_generated_uids(graph: StreamGraph) -> None:

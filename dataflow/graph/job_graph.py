@@ -15,6 +15,7 @@ from enum import Enum
 from typing import Any
 
 from dataflow.errors import CorruptObject
+from dataflow.graph.cached_files import CachedFile
 
 FORMAT_VERSION = 1
 
@@ -72,6 +73,7 @@ class JobVertex:
     operators: tuple[OperatorNode, ...]
     slot_sharing_group: str = "default"
     resources: dict[str, float] = field(default_factory=dict)  # Ray resources, such as num_gpus
+    fixed_parallelism: bool = False  # an operator of it does not have the job's parallelism
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class JobGraph:
     edges: tuple[JobEdge, ...]
     configuration: dict[str, str] = field(default_factory=dict)
     main_classes: bytes = b""  # cloudpickled {name: class} of the script's __main__
+    cached_files: tuple[CachedFile, ...] = ()
 
     def vertex(self, vertex_id: str) -> JobVertex:
         for vertex in self.vertices:
@@ -136,12 +139,20 @@ def _b64(blob: bytes) -> str:
     return base64.b64encode(blob).decode()
 
 
+def _from_b64(text: str) -> bytes:
+    return base64.b64decode(text)
+
+
 def _encode_graph(graph: JobGraph) -> dict[str, Any]:
     return {
         "version": FORMAT_VERSION,
         "name": graph.name,
         "configuration": graph.configuration,
         "main_classes": _b64(graph.main_classes),
+        "cached_files": [
+            {**vars(file), "content": None if file.content is None else _b64(file.content)}
+            for file in graph.cached_files
+        ],
         "vertices": [
             {
                 "id": v.id,
@@ -150,6 +161,7 @@ def _encode_graph(graph: JobGraph) -> dict[str, Any]:
                 "max_parallelism": v.max_parallelism,
                 "slot_sharing_group": v.slot_sharing_group,
                 "resources": v.resources,
+                "fixed_parallelism": v.fixed_parallelism,
                 "operators": [
                     {
                         "uid": o.uid,
@@ -195,6 +207,7 @@ def _decode_graph(data: dict[str, Any]) -> JobGraph:
             max_parallelism=v["max_parallelism"],
             slot_sharing_group=v["slot_sharing_group"],
             resources=v["resources"],
+            fixed_parallelism=v["fixed_parallelism"],
             operators=tuple(
                 OperatorNode(
                     uid=o["uid"],
@@ -229,4 +242,8 @@ def _decode_graph(data: dict[str, Any]) -> JobGraph:
         edges=edges,
         configuration=data["configuration"],
         main_classes=base64.b64decode(data["main_classes"]),
+        cached_files=tuple(
+            CachedFile(**{**f, "content": None if (c := f["content"]) is None else _from_b64(c)})
+            for f in data.get("cached_files", ())
+        ),
     )

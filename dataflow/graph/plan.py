@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from dataflow.graph.job_graph import JobGraph, JobVertex, OperatorNode, Target
+from dataflow.graph.stages import stage_numbers
 
 
 class PlanReady(BaseException):
@@ -48,6 +49,7 @@ def plan_as_json(graph: JobGraph) -> str:
             if feedback:
                 entry["feedback"] = True
             predecessors[reader].append(entry | {"side": target.tag})
+    stages = stage_numbers(graph)
     plan = {
         "name": graph.name,
         "nodes": [
@@ -69,6 +71,7 @@ def plan_as_json(graph: JobGraph) -> str:
                 "parallelism": vertex.parallelism,
                 "max_parallelism": vertex.max_parallelism,
                 "slot_sharing_group": vertex.slot_sharing_group,
+                "stage": stages[vertex.id],
                 "resources": vertex.resources,
                 "nodes": [ids[vertex.id, index] for index in range(len(vertex.operators))],
             }
@@ -100,6 +103,9 @@ def plan_as_text(graph: JobGraph) -> str:
         f"job '{graph.name}': {_count(len(graph.vertices), 'vertex', 'vertices')}, "
         f"{_count(subtasks, 'subtask')}, {_count(graph.slots_required, 'slot')}"
     ]
+    stages = max(stage_numbers(graph).values(), default=1)
+    if stages > 1:
+        lines[0] += f", {stages} stages"
     drawing = _Drawing(graph)
     for vertex in graph.vertices:
         lines.append("")
@@ -117,11 +123,14 @@ class _Drawing:
         self._edges = {edge.id: edge for edge in graph.edges}
         self._numbers = {vertex.id: n for n, vertex in enumerate(graph.vertices, start=1)}
         self._heads = {vertex.id: vertex.operators[0] for vertex in graph.vertices}
+        self._stages = stage_numbers(graph)
 
     def vertex(self, vertex: JobVertex) -> Iterator[str]:
         facts = [f"parallelism {vertex.parallelism}"]
         if vertex.slot_sharing_group != "default":
             facts.append(f"slot sharing group '{vertex.slot_sharing_group}'")
+        if max(self._stages.values()) > 1:
+            facts.append(f"stage {self._stages[vertex.id]}")
         facts += [f"{name} {amount:g}" for name, amount in sorted(vertex.resources.items())]
         edges = self._graph.inputs(vertex.id)
         reads = [f"[{self._numbers[edge.source]}]" for edge in edges if not edge.feedback]

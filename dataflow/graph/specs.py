@@ -261,8 +261,8 @@ class OnErrorSpec(OperatorSpec):
     side_output: OutputTag | None
 
 
-#: Operators with an error policy: those that work a record at a time.
-CAN_SKIP = (MapSpec, FlatMapSpec, FilterSpec, ProcessSpec, ReduceSpec)
+#: Operators with an error policy: those that work a record, or a match, at a time.
+CAN_SKIP = (MapSpec, FlatMapSpec, FilterSpec, ProcessSpec, ReduceSpec, CepSpec)
 
 
 @dataclass(frozen=True)
@@ -316,6 +316,13 @@ class SortedInputSpec(OperatorSpec):
 
 
 @dataclass(frozen=True)
+class ColumnarBatchWindowSpec(OperatorSpec):
+    """In BATCH: ``operator`` takes all its input, and then fires one window after the other."""
+
+    operator: ColumnarWindowSpec
+
+
+@dataclass(frozen=True)
 class BroadcastFirstSpec(OperatorSpec):
     """In BATCH: ``operator`` gets all that is broadcast before the first record of its other input.
 
@@ -325,8 +332,16 @@ class BroadcastFirstSpec(OperatorSpec):
     operator: BroadcastProcessSpec
 
 
-#: Keyed operators that can do with one key at a time. The others are as right without.
-BY_KEY = (ProcessSpec, ReduceSpec, WindowSpec, PartitionSpec)
+#: Keyed operators that can do with one key at a time. Those on columns keep an accumulator per key.
+BY_KEY = (
+    ProcessSpec,
+    ReduceSpec,
+    WindowSpec,
+    PartitionSpec,
+    CoProcessSpec,
+    IntervalJoinSpec,
+    CepSpec,
+)
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,7 @@ class Node:
     slot_sharing_group: str
     inherited_group: str
     label: str = ""
+    fixed_parallelism: bool = False  # whatever the job's is
     inputs: list[Link] = field(default_factory=list)
     outputs: list[Link] = field(default_factory=list)
 
@@ -163,7 +164,10 @@ def _settle(
         group = uid
     else:
         group = inherited
-    return Node(t, uid, parallelism, max_parallelism, group, inherited)
+    fixed = t.non_parallel or t.parallelism is not None
+    return Node(
+        t, uid, parallelism, max_parallelism, group, inherited, fixed_parallelism=fixed
+    )
 
 
 def _enumerator(node: Node) -> Node | None:
@@ -183,7 +187,12 @@ def _enumerator(node: Node) -> Node | None:
         stateful=True,
     )
     group = node.slot_sharing_group
-    return Node(transformation, f"{node.uid}-enumerator", 1, 1, group, node.inherited_group)
+    return Node(
+        transformation,
+        f"{node.uid}-enumerator",
+        *(1, 1, group, node.inherited_group),
+        fixed_parallelism=True,
+    )
 
 
 def _iteration_input(node: Node, source: Node, read: Input) -> Node | None:
@@ -229,6 +238,7 @@ def _inserted(transformation: Transformation, uid: str, source: Node) -> Node:
         source.max_parallelism,
         source.slot_sharing_group,
         source.inherited_group,
+        fixed_parallelism=source.fixed_parallelism,
     )
 
 

@@ -148,8 +148,9 @@ def _error_policy_faults(node: Node) -> Iterator[str]:
         yield f"{node.label}: on_error({policy!r:.60}) is not 'fail', 'skip' or an OutputTag"
     elif policy != "fail" and not isinstance(node.transformation.spec, CAN_SKIP):
         yield (
-            f"{node.label}: on_error({policy!r}) is possible for map, flat_map, filter, process "
-            "and reduce only, which work on one record at a time; here an error fails the job"
+            f"{node.label}: on_error({policy!r}) is possible for map, flat_map, filter, process, "
+            "reduce and patterns only, which work on one record or match at a time; here an error "
+            "fails the job"
         )
 
 

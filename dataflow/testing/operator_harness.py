@@ -33,6 +33,7 @@ from dataflow.datastream.output_tag import OutputTag
 from dataflow.datastream.state import StateDescriptor
 from dataflow.datastream.stream_execution_environment import StreamExecutionEnvironment
 from dataflow.errors import JobGraphError
+from dataflow.graph.cached_files import registered, shipped
 from dataflow.graph.generator import operator_spec
 from dataflow.graph.specs import ColumnarWindowSpec
 from dataflow.graph.transformation import Input, Transformation
@@ -90,6 +91,7 @@ class OperatorTestHarness:
         configuration: Mapping[str, str] | None = None,
         restore: HarnessSnapshot | None = None,
         processing_time: int = 0,
+        cached_files: Mapping[str, str] | None = None,
     ) -> OperatorTestHarness:
         """A harness for the operator that ``operator`` puts on a stream, or on several.
 
@@ -100,6 +102,7 @@ class OperatorTestHarness:
         With ``parallelism`` > 1 records go to the subtasks that a job would send them to, and each
         subtask has its own copy of the function. ``restore`` starts from a snapshot, taken at
         whatever parallelism. ``processing_time`` is what the clock shows at first, in ms.
+        ``cached_files`` are paths by name, as for ``env.register_cached_file``.
 
         Raises JobGraphError if it is not exactly one operator, RestoreError for a snapshot that
         does not fit.
@@ -112,6 +115,7 @@ class OperatorTestHarness:
             configuration=dict(configuration or {}),
             restore=restore,
             processing_time=processing_time,
+            cached_files=cached_files or {},
         )
 
     def __init__(
@@ -123,6 +127,7 @@ class OperatorTestHarness:
         configuration: dict[str, str],
         restore: HarnessSnapshot | None,
         processing_time: int,
+        cached_files: Mapping[str, str],
     ) -> None:
         from taskmanager.operator_driver import OperatorDriver  # an upward import: see test_tidy
 
@@ -146,6 +151,7 @@ class OperatorTestHarness:
             configuration,
             restore.subtasks if restore else (),
             processing_time,
+            shipped(registered(path, name, False) for name, path in cached_files.items()),
         )
         self._max_parallelism = max_parallelism
         self._streams = len(transformation.inputs)

@@ -189,7 +189,7 @@ class _Compiler:
     def _convert(self, place: _Place, sink: State) -> State:
         part = place.part
         if part.loop is Loop.UNBOUNDED:
-            looping = self._loop(place, self._without_nots(place, sink))
+            looping = self._loop(place, self._after_loop(place, sink))
             first = self._times(place, looping, sink)
         elif part.loop is Loop.TIMES:
             first = self._times(place, sink, sink)
@@ -222,7 +222,12 @@ class _Compiler:
         ignore = place.ignore()
         take = place.take_in_loop()
         may_be_left = place.heads_group and place.group is not None and place.group.may_be_left
-        return self._single(place, sink, leave_to, take, ignore, part.gap_ms, may_be_left)
+        state, ignoring = self._single(
+            place, sink, leave_to, take, ignore, part.gap_ms, may_be_left
+        )
+        if ignoring is not state:
+            self._add_stops_before(place, ignoring)
+        return state
 
     def _repeated(self, place: _Place, sink: State, leave_to: State | None) -> State:
         """A state that waits for one more event of the part."""
@@ -230,7 +235,8 @@ class _Compiler:
         if isinstance(part, GroupPattern):
             return self._group(place, part, sink, leave_to, part.inner_strategy)
         take, ignore = place.take_in_loop(), place.ignore_in_loop()
-        return self._single(place, sink, leave_to, take, ignore, part.loop_gap_ms, False)
+        state, _ = self._single(place, sink, leave_to, take, ignore, part.loop_gap_ms, False)
+        return state
 
     def _single(
         self,
@@ -241,23 +247,40 @@ class _Compiler:
         ignore: Condition | None,
         gap_ms: int | None,
         may_be_left: bool,
-    ) -> State:
+    ) -> tuple[State, State]:
+        """A state that waits for one event, and that in which an event has been passed over."""
         part = place.part
-        state = self.state(part.name, gap_ms=gap_ms)
+        state = ignoring = self.state(part.name, gap_ms=gap_ms)
         sink = self._without_nots(place, sink)
         state.take(sink, take)
         if leave_to is not None:
             self._leave(part, state, leave_to)
         if ignore is not None:
-            ignoring = state
             if leave_to is not None or may_be_left:
                 # Having ignored an event it cannot be left: the state behind has ignored it too.
                 ignoring = self.state(part.name, gap_ms=gap_ms)
                 ignoring.take(sink, take)
                 ignoring.ignore(ignoring, ignore)
-                self._add_stops_before(place, ignoring)
             state.ignore(ignoring, ignore)
-        return state
+        return state, ignoring
+
+    def _after_loop(self, place: _Place, sink: State) -> State:
+        """``sink`` as it is reached through the loop.
+
+        Behind a greedy one it takes nothing that the loop can take, also where that is left out.
+        """
+        part = place.part
+        after_until = None
+        if part.is_greedy:
+            if part.until_condition is not None:
+                after_until = self._copied(sink)
+            _only_if_not(sink, place.take())
+        reached = self._without_nots(place, sink)
+        if after_until is not None:
+            self._after_until[sink] = self._after_until[reached] = after_until
+            if reached is not sink:
+                self._after_until[reached] = self._without_nots(place, after_until)
+        return reached
 
     def _leave(self, part: Pattern, state: State, leave_to: State) -> None:
         if part.is_greedy and part.until_condition is not None:
@@ -273,13 +296,7 @@ class _Compiler:
             return self._looping_group(place, part, sink)
         take, ignore = place.take_in_loop(), place.ignore_in_loop()
         looping = self.state(part.name, gap_ms=part.loop_gap_ms)
-        if part.is_greedy:
-            if part.until_condition is not None:
-                self._after_until[sink] = self._copied(sink)
-            self._leave(part, looping, sink)
-            _only_if_not(sink, place.take())
-        else:
-            looping.proceed(sink, TRUE)
+        self._leave(part, looping, sink)
         looping.take(looping, take)
         self._add_stop_after(place, looping)
         if ignore is not None:

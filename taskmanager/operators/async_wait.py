@@ -20,10 +20,12 @@ from functools import partial
 from typing import Any
 
 from dataflow.common.batch import MIN_TIMESTAMP, ArrowBatch, RowBatch
-from dataflow.common.codec import dumps_data, loads_data
+from dataflow.common.codec import dumps_state
 from dataflow.datastream.functions import AsyncRetryPredicate
 from dataflow.errors import JobExecutionError
 from dataflow.graph.specs import AsyncWaitSpec
+from state.aliasing import made_separate
+from state.operator_state import read_item
 from state.snapshot import OperatorSnapshot
 from taskmanager.operators.completion_queue import CompletionQueue, Entry, MarkerKind
 from taskmanager.operators.function_operator import FunctionOperator
@@ -51,7 +53,7 @@ class AsyncWaitOperator(FunctionOperator):
 
     def restore(self, snapshot: OperatorSnapshot) -> None:
         for item in snapshot.operator.get(STATE, ()):
-            value, timestamp = loads_data(item)
+            value, timestamp = read_item(item, "a record in flight", self.context.operator_name)
             # Issued once the task runs: until then others of the region may fail to start.
             self._waiting.append(self._queue.add(value, timestamp))
 
@@ -202,6 +204,7 @@ class AsyncWaitOperator(FunctionOperator):
         def emit() -> None:
             nonlocal rows, stamps
             if rows:
+                made_separate(rows)
                 batch = RowBatch(rows, stamps or None)
                 rows, stamps = [], []
                 self.output.emit(batch)
@@ -235,7 +238,7 @@ class AsyncWaitOperator(FunctionOperator):
 
     def _encoded(self, entry: Entry) -> bytes:
         try:
-            return dumps_data((entry.value, entry.timestamp))
+            return dumps_state((entry.value, entry.timestamp))
         except Exception as error:
             raise JobExecutionError(
                 f"operator {self.context.operator_name!r} holds a record of type "

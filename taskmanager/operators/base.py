@@ -17,6 +17,8 @@ from typing import Any, Protocol
 from dataflow.common.batch import ArrowBatch, Batch, RowBatch
 from dataflow.common.keys import KeyGroupRange
 from dataflow.datastream.output_tag import OutputTag
+from dataflow.graph.cached_files import CachedFile
+from state.checkpoint_options import CHECKPOINT, CheckpointOptions
 from state.snapshot import OperatorSnapshot
 from taskmanager.accumulators import TaskAccumulators
 
@@ -53,6 +55,7 @@ class OperatorContext(Protocol):
     attempt_number: int
     configuration: dict[str, str]
     accumulators: TaskAccumulators
+    cached_files: tuple[CachedFile, ...]
 
     def processing_time(self) -> int:
         """In milliseconds since the epoch; it never jumps (virtual in a simulation)."""
@@ -105,6 +108,8 @@ class Operator:
 
     output: Output
     context: OperatorContext
+    #: Of the checkpoint that ``snapshot`` is called for.
+    checkpoint_options: CheckpointOptions = CHECKPOINT
 
     def setup(self, context: OperatorContext, output: Output) -> None:
         self.context = context
@@ -205,6 +210,10 @@ class TwoInputOperator(Operator):
     It always is the head of its chain, because a chain has one way in. Watermarks and idleness
     come to it as those of all its channels together, and barriers are aligned over all of them.
     """
+
+    #: In BATCH: whether records of one key must come in the order of their times over both inputs,
+    #: as opposed to those of each input.
+    one_order = True
 
     def process_batch2(self, batch: RowBatch | ArrowBatch) -> None:
         """Records of the second input."""

@@ -101,7 +101,12 @@ _Operator = BroadcastProcessOperator | KeyedBroadcastProcessOperator
 
 
 class _Times(BaseBroadcastProcessFunction.BaseContext):
-    """What all these contexts know of time."""
+    """What all these contexts know of time, which sets no timers."""
+
+    _no_timers = (
+        "timers need a keyed stream: call key_by() before connect(), and use a "
+        "KeyedBroadcastProcessFunction"
+    )
 
     def __init__(self, operator: _Operator) -> None:
         self.current_timestamp: int | None = None
@@ -115,6 +120,9 @@ class _Times(BaseBroadcastProcessFunction.BaseContext):
 
     def current_watermark(self) -> int:
         return self._operator.current_watermark()
+
+    def timer_service(self) -> NoReturn:
+        raise RuntimeError(self._no_timers)
 
 
 class _ReadOnlyContext(_Times, BroadcastProcessFunction.ReadOnlyContext):
@@ -131,6 +139,10 @@ class _WritingContext(_Times, BroadcastProcessFunction.Context):
 
 class _KeyedWritingContext(_WritingContext, KeyedBroadcastProcessFunction.Context):
     _operator: KeyedBroadcastProcessOperator
+    _no_timers = (
+        "a broadcast record has no key, so process_broadcast_element() cannot set timers: set them "
+        "in process_element()"
+    )
 
     def apply_to_keyed_state(
         self,

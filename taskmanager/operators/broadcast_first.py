@@ -96,6 +96,7 @@ class BroadcastFirstOperator(TwoInputOperator):
     def finish(self) -> None:
         self._operator.process_watermark(MAX_TIMESTAMP)
         self._operator.finish()
+        self._store.close()
 
     def close(self) -> None:
         try:

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import operator
 from bisect import bisect_right
-from functools import cmp_to_key
+from functools import cmp_to_key, partial
 from heapq import heappop, heappush
 from typing import Any
 
 from dataflow.cep.functions import Match, PatternProcessFunction, TimedOutPartialMatchHandler
-from dataflow.common.batch import MIN_TIMESTAMP, ArrowBatch, RowBatch
+from dataflow.common.batch import MAX_TIMESTAMP, MIN_TIMESTAMP, ArrowBatch, RowBatch
 from dataflow.common.config_options import ConfigOptions
 from dataflow.common.configuration import Configuration
+from dataflow.datastream.function import Function
 from dataflow.datastream.output_tag import OutputTag
 from dataflow.errors import JobExecutionError, RestoreError
 from dataflow.graph.specs import CepSpec
@@ -29,8 +30,11 @@ from taskmanager.cep.matching import Matching
 from taskmanager.cep.nfa import Nfa, PatternFailed, as_match
 from taskmanager.operators.base import OperatorContext, Output
 from taskmanager.operators.collector import BATCH_ROWS, Collector
+from taskmanager.operators.error_policy import ProcessElement as ProcessMatch
+from taskmanager.operators.error_policy import Skip
 from taskmanager.operators.function_operator import not_iterable
 from taskmanager.operators.keyed_operator import KeyedOperator
+from taskmanager.operators.runtime_context import ConditionRuntimeContext
 
 _timestamp_of = operator.itemgetter(0)
 
@@ -44,8 +48,9 @@ class CepOperator(KeyedOperator):
     been late before a restart still is.
     """
 
-    def __init__(self, spec: CepSpec) -> None:
+    def __init__(self, spec: CepSpec, on_error: Skip | None = None) -> None:
         super().__init__(spec.function, spec.key_selector)
+        self._on_error = on_error
         self._pattern = spec.pattern
         self._late_tag = spec.late_tag
         self._event_time = spec.event_time
@@ -54,6 +59,18 @@ class CepOperator(KeyedOperator):
         #: The restored watermarks of all and only the key groups that are ahead of this one.
         self._ahead: dict[int, int] = {}
         self._late_dropped = 0
+        self._process_match: ProcessMatch = spec.function.process_match
+        self._process_late: ProcessMatch | None = None
+        if isinstance(spec.function, TimedOutPartialMatchHandler):
+            self._process_late = spec.function.process_timed_out_match
+        #: What conditions have to be opened, with the part that each was given to.
+        self._conditions = {
+            id(predicate.owner): (predicate.owner, predicate.pattern)
+            for predicate in spec.pattern.conditions()
+            if predicate.owner is not None
+        }
+        self._opened_conditions: list[tuple[Function, str]] = []
+        self._conditions_context: ConditionRuntimeContext | None = None
 
     # ---------------------------------------------------------------------------------- life cycle
 
@@ -64,6 +81,16 @@ class CepOperator(KeyedOperator):
         limit = Configuration(context.configuration).get(ConfigOptions.CEP_PARTIAL_MATCHES_MAX)
         self._nfa = Nfa(self._pattern, limit, context.processing_time)
         context.add_metric("numLateRecordsDropped", lambda: self._late_dropped)
+        if self._on_error is not None:
+            around = partial(
+                self._on_error.around,
+                collector=self._collector,
+                context=context,
+                stamped=self._event_time,
+            )
+            self._process_match = around(self._process_match, method="process_match")
+            if self._process_late is not None:
+                self._process_late = around(self._process_late, method="process_timed_out_match")
 
     def open(self) -> None:
         #: Events whose time has not come: (timestamp, event), of each key.
@@ -79,6 +106,26 @@ class CepOperator(KeyedOperator):
             self._set_alarm(key, matching)
         self._context = _MatchContext(self)
         super().open()
+        runtime_context = self._conditions_context = ConditionRuntimeContext(self.context)
+        for condition, pattern in self._conditions.values():
+            self._opened_conditions.append((condition, pattern))
+            try:
+                condition.open(runtime_context)
+            except BaseException as error:
+                self.fail(error, f"in open() of a condition of pattern {pattern!r}")
+
+    def close(self) -> None:
+        try:
+            while self._opened_conditions:
+                condition, pattern = self._opened_conditions.pop()
+                try:
+                    condition.close()
+                except BaseException as error:
+                    self.fail(error, f"in close() of a condition of pattern {pattern!r}")
+        finally:
+            if self._conditions_context is not None:
+                self._conditions_context.release()
+            super().close()
 
     def restore(self, snapshot: OperatorSnapshot) -> None:
         super().restore(snapshot)
@@ -179,6 +226,18 @@ class CepOperator(KeyedOperator):
                 self._ring(timestamp)
         self.output.emit_watermark(timestamp)
 
+    def advance_key(self, timestamp: int) -> None:
+        if self._event_time:
+            self.process_watermark(timestamp - 1)
+
+    def end_of_key(self) -> None:
+        """What is left of its partial matches times out, also in processing time."""
+        if not self._event_time:
+            self._ring(MAX_TIMESTAMP)
+        super().end_of_key()
+        self._alarms = _Alarms()
+        self._watermark = MIN_TIMESTAMP
+
     def next_timer_at(self) -> int | None:
         return None if self._event_time else self._alarms.next_at()
 
@@ -267,9 +326,9 @@ class CepOperator(KeyedOperator):
             matches, late = self._nfa.advance(matching)
             for match in matches:
                 self._emit(as_match(match), deadline)
-            if isinstance(self.function, TimedOutPartialMatchHandler):
-                for partial in late:
-                    self._emit_timed_out(self.function, as_match(partial), deadline)
+            if self._process_late is not None:
+                for node in late:
+                    self._emit_timed_out(self._process_late, as_match(node), deadline)
 
     def emit_side(self, tag: OutputTag, value: Any, timestamp: int) -> None:
         self._collector.take_side(tag, value, timestamp if self._event_time else None)
@@ -278,19 +337,17 @@ class CepOperator(KeyedOperator):
         self._context.current = timestamp
         produced: Any = None
         try:
-            produced = self.function.process_match(match, self._context)
+            produced = self._process_match(match, self._context)
             if produced is not None:
                 self._collector.take(produced, timestamp if self._event_time else None)
         except BaseException as error:
             self.fail(not_iterable(error, produced, "process_match"), _at(match, "match"))
 
-    def _emit_timed_out(
-        self, handler: TimedOutPartialMatchHandler, match: Match, timestamp: int
-    ) -> None:
+    def _emit_timed_out(self, process_late: ProcessMatch, match: Match, timestamp: int) -> None:
         self._context.current = timestamp
         produced: Any = None
         try:
-            produced = handler.process_timed_out_match(match, self._context)
+            produced = process_late(match, self._context)
             if produced is not None:
                 self._collector.take(produced, timestamp if self._event_time else None)
         except BaseException as error:

@@ -32,13 +32,12 @@ class KeyedCoProcessOperator(KeyedProcessing, TwoInputOperator):
 
     def __init__(self, spec: CoProcessSpec) -> None:
         assert spec.key_selectors is not None
-        first, self._key_selector2 = spec.key_selectors
-        super().__init__(spec.function, first)
+        super().__init__(spec.function, *spec.key_selectors)
         self._process1 = spec.function.process_element1
         self._process2 = spec.function.process_element2
 
     def process_batch(self, batch: RowBatch | ArrowBatch) -> None:
-        self._process_keyed_rows(batch, self._process1, self.key_selector, "process_element1")
+        self._process_keyed_rows(batch, self._process1, self.key_selectors[0], "process_element1")
 
     def process_batch2(self, batch: RowBatch | ArrowBatch) -> None:
-        self._process_keyed_rows(batch, self._process2, self._key_selector2, "process_element2")
+        self._process_keyed_rows(batch, self._process2, self.key_selectors[1], "process_element2")

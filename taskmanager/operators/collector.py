@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from dataflow.common.batch import RowBatch
 from dataflow.datastream.output_tag import OutputTag
-from state.aliasing import detached
+from state.aliasing import detached, made_separate
 from taskmanager.operators.base import Output
 
 #: Results of timers and windows are emitted in batches of about this many rows.
@@ -34,7 +34,8 @@ class Collector:
     """Results waiting to be emitted together; either all have a timestamp or none has.
 
     Once ``state`` shares mutable objects, results are copied, so that what is emitted no longer
-    changes with the state.
+    changes with the state. Until then only an object that comes twice is: who gets it may change it
+    in place.
     """
 
     def __init__(self, output: Output, state: Sharing | None = None) -> None:
@@ -45,6 +46,8 @@ class Collector:
         self._timestamps: list[int] = []
         self._side: dict[str, tuple[OutputTag, list[Any], list[int]]] = {}
         self._side_rows = 0
+        #: Whether some call had several results, of which two may be one object.
+        self._several = False
 
     def __len__(self) -> int:
         return len(self._rows) + self._side_rows
@@ -61,11 +64,13 @@ class Collector:
                 rows.append(detached(result))
             else:
                 rows.append(result)
-        if timestamp is not None:
-            added = len(rows) - before
-            if added == 1:  # by far the commonest number
+        added = len(rows) - before
+        if added == 1:  # by far the commonest number
+            if timestamp is not None:
                 self._timestamps.append(timestamp)
-            elif added:
+        elif added:
+            self._several = True
+            if timestamp is not None:
                 self._timestamps += [timestamp] * added
         if state.shares_mutable and not self._copying:
             self._start_copying()
@@ -77,10 +82,24 @@ class Collector:
         for _, rows, _ in self._side.values():
             rows[:] = map(detached, rows)
 
+    def take_each(self, results: list[Any], timestamps: list[int]) -> None:
+        """As ``take`` of each result with its own timestamp."""
+        if self._state.shares_mutable or _may_be_tagged(results):
+            for result, timestamp in zip(results, timestamps, strict=True):
+                self.take((result,), timestamp)
+        else:
+            self.take_immutable(results, timestamps)
+
+    def take_immutable(self, results: list[Any], timestamps: list[int]) -> None:
+        """As ``take_each`` of results that need no copies and of which none is ``(tag, value)``."""
+        self._rows += results
+        self._timestamps += timestamps
+
     def take_untagged(self, results: Iterable[Any], timestamp: int | None) -> None:
         """All of ``results`` to the main output, whatever they are, and without copies."""
         before = len(self._rows)
         self._rows.extend(results)
+        self._several = True
         if timestamp is not None:
             self._timestamps += [timestamp] * (len(self._rows) - before)
 
@@ -113,6 +132,9 @@ class Collector:
 
     def flush(self) -> None:
         """Emit everything."""
+        if (self._several or self._side_rows) and not self._copying:
+            self._several = False
+            made_separate(self._rows, *(rows for _, rows, _ in self._side.values()))
         if self._rows:
             rows, timestamps = self._rows, self._timestamps
             self._rows, self._timestamps = [], []
@@ -121,3 +143,14 @@ class Collector:
             side, self._side, self._side_rows = self._side, {}, 0
             for tag, rows, timestamps in side.values():
                 self._output.emit_side(tag, RowBatch(rows, timestamps or None))
+
+
+def _may_be_tagged(results: list[Any]) -> bool:
+    """Whether some are pairs, as ``(tag, value)`` is, that begin with a tag."""
+    kinds = set(map(type, results))
+    if tuple not in kinds:
+        return False
+    pairs = results if len(kinds) == 1 else [each for each in results if type(each) is tuple]
+    if 2 not in set(map(len, pairs)):
+        return False
+    return any(isinstance(each[0], OutputTag) for each in pairs if len(each) == 2)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from dataflow.common.batch import RowBatch
-from dataflow.common.codec import dumps_data, loads_data
+from dataflow.common.codec import dumps_data, dumps_state
 from dataflow.datastream.connectors.base import SplitEnumerator
 from dataflow.graph.specs import EnumeratorSpec
+from state.operator_state import read_item
 from state.snapshot import OperatorSnapshot
 from taskmanager.operators.base import Operator
 
@@ -52,7 +53,8 @@ class EnumeratorOperator(Operator):
 
     def restore(self, snapshot: OperatorSnapshot) -> None:
         for item in snapshot.operator.get(STATE, ()):
-            self._checkpoint, parallelism, signalled = loads_data(item)
+            state = read_item(item, "the split enumerator's state", self.context.operator_name)
+            self._checkpoint, parallelism, signalled = state
             self._restored_signals = parallelism, signalled
 
     def open(self) -> None:
@@ -77,7 +79,7 @@ class EnumeratorOperator(Operator):
     def snapshot(self, checkpoint_id: int) -> OperatorSnapshot:
         assert self._enumerator is not None
         state = self._enumerator.snapshot_state(checkpoint_id)
-        item = dumps_data((state, self.reader_parallelism, self._signalled))
+        item = dumps_state((state, self.reader_parallelism, self._signalled))
         return OperatorSnapshot(operator={STATE: [item]})
 
     def close(self) -> None:

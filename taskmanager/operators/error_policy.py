@@ -42,15 +42,23 @@ class Skip:
         self._log_at = 1
 
     def around(
-        self, process: ProcessElement, collector: Collector, context: OperatorContext
+        self,
+        process: ProcessElement,
+        collector: Collector,
+        context: OperatorContext,
+        method: str = "process_element",
+        stamped: bool = True,
     ) -> ProcessElement:
-        """``process`` so that the collector gets all results of a record, or none if it raises."""
+        """``process`` so that the collector gets all results of a record, or none if it raises.
+
+        ``method`` is what errors name it; without ``stamped`` results have no timestamp.
+        """
         self._context = context
         take = collector.take if self._tagged else collector.take_untagged
         context.add_metric("numRecordsSkipped", lambda: self._skipped)
 
         def process_element(value: Any, ctx: Any) -> None:
-            timestamp = ctx.timestamp()
+            timestamp = ctx.timestamp() if stamped else None
             mark = collector.mark()
             produced: Any = None
             try:
@@ -62,7 +70,7 @@ class Skip:
                 raise
             except Exception as error:
                 # Nothing here keeps the error: it holds this frame, and with it the record.
-                line = self._left_out(not_iterable(error, produced, "process_element"))
+                line = self._left_out(not_iterable(error, produced, method))
             collector.rollback(mark)
             if self._side_output is not None:
                 # Apart from the state, which may hold the record too.

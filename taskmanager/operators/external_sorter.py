@@ -23,7 +23,7 @@ RUNS_MAX = 64
 #: What an object in memory takes, in multiples of its pickle, and beside it.
 HEAP_FACTOR, HEAP_EXTRA = 4, 200
 
-#: Begins with what it is sorted by, which no two have in common.
+#: Begins with what it is sorted by, which no two have in common, and ends with the record.
 Entry = tuple[Any, ...]
 
 
@@ -48,13 +48,13 @@ class ExternalSorter:
         return self._count
 
     def add(self, entries: list[Entry]) -> None:
-        """Raises JobExecutionError when the disk is full."""
+        """Raises JobExecutionError when the disk is full, or for what cannot be pickled."""
         if not entries:
             return
         self._count += len(entries)
         self._entries += entries
         samples = entries[0], entries[len(entries) // 2], entries[-1]
-        largest = max(len(dumps_data(entry)) for entry in samples)
+        largest = max(len(_pickled([entry])) for entry in samples)
         self._bytes += (largest * HEAP_FACTOR + HEAP_EXTRA) * len(entries)
         if self._bytes > self._memory_bytes:
             self._entries.sort(reverse=self._descending)
@@ -93,7 +93,7 @@ class ExternalSorter:
             with os.fdopen(handle, "wb") as file:
                 pending = iter(entries)
                 while chunk := [e for _, e in zip(range(CHUNK_RECORDS), pending, strict=False)]:
-                    block = dumps_data(chunk)
+                    block = _pickled(chunk)
                     file.write(len(block).to_bytes(8, "big") + block)
                 self.spilled_bytes += file.tell()
         except OSError as error:
@@ -102,6 +102,20 @@ class ExternalSorter:
                 "set TMPDIR to another disk, or give execution.sorted-inputs.memory more"
             ) from error
         return Path(name)
+
+
+def _pickled(entries: list[Entry]) -> bytes:
+    try:
+        return dumps_data(entries)
+    except Exception as error:
+        if len(entries) > 1:
+            for entry in entries:
+                _pickled([entry])
+        raise JobExecutionError(
+            f"a record of type {type(entries[0][-1]).__name__} cannot be sorted or kept for later, "
+            "since it may have to go to disk and cannot be pickled: "
+            f"{str(error) or type(error).__name__}; make it of plain values"
+        ) from error
 
 
 def _read(run: Path) -> Iterator[Entry]:

@@ -18,6 +18,7 @@ from dataflow.graph.specs import (
     BroadcastFirstSpec,
     BroadcastProcessSpec,
     CepSpec,
+    ColumnarBatchWindowSpec,
     ColumnarWindowSpec,
     CoProcessSpec,
     EnumeratorSpec,
@@ -44,7 +45,7 @@ from dataflow.graph.specs import (
     WindowSpec,
 )
 from taskmanager.operators.async_wait import AsyncWaitOperator
-from taskmanager.operators.base import Operator
+from taskmanager.operators.base import Operator, TwoInputOperator
 from taskmanager.operators.broadcast import (
     BroadcastProcessOperator,
     KeyedBroadcastProcessOperator,
@@ -55,6 +56,7 @@ from taskmanager.operators.broadcast_first import (
 )
 from taskmanager.operators.cep import CepOperator
 from taskmanager.operators.co_process import CoProcessOperator, KeyedCoProcessOperator
+from taskmanager.operators.columnar.batch_window import ColumnarBatchWindowOperator
 from taskmanager.operators.columnar.pre_aggregate import PreAggregateOperator, ToColumnsOperator
 from taskmanager.operators.columnar.running import RunningAggregateOperator
 from taskmanager.operators.columnar.window import ColumnarWindowOperator
@@ -73,7 +75,7 @@ from taskmanager.operators.reduce import FinalReduceOperator, ReduceOperator, Sk
 from taskmanager.operators.session_window import SessionWindowOperator
 from taskmanager.operators.sink import SinkOperator
 from taskmanager.operators.sliding_window import SlidingWindowOperator, can_share_slices
-from taskmanager.operators.sorted_input import SortedInputOperator
+from taskmanager.operators.sorted_input import SortedInputOperator, SortedInputsOperator
 from taskmanager.operators.source import SourceOperator
 from taskmanager.operators.stateless import (
     FilterOperator,
@@ -118,9 +120,11 @@ _AS_PROCESS: dict[type[OperatorSpec], Callable[[Any], Any]] = {
 
 def _on_error(spec: OnErrorSpec) -> Operator:
     operator: Any = spec.operator
-    skip = Skip(spec.side_output, tagged=isinstance(operator, ProcessSpec))
+    skip = Skip(spec.side_output, tagged=isinstance(operator, (ProcessSpec, CepSpec)))
     if isinstance(operator, ReduceSpec):
         return SkippingReduceOperator(operator, skip)
+    if isinstance(operator, CepSpec):
+        return CepOperator(operator, skip)
     if isinstance(operator, ProcessSpec):
         return _process(operator, skip)
     adapt = _AS_PROCESS[type(operator)]
@@ -132,7 +136,12 @@ def _sorted_input(spec: SortedInputSpec) -> Operator:
         return SortedInputOperator(FinalReduceOperator(spec.operator))
     operator = create_operator(spec.operator)
     assert isinstance(operator, KeyedOperator)
-    return SortedInputOperator(operator)
+    two = isinstance(operator, TwoInputOperator)
+    return SortedInputsOperator(operator) if two else SortedInputOperator(operator)
+
+
+def _columnar_batch_window(spec: ColumnarBatchWindowSpec) -> Operator:
+    return ColumnarBatchWindowOperator(ColumnarWindowOperator(spec.operator))
 
 
 def _partition(spec: PartitionSpec) -> Operator:
@@ -171,6 +180,7 @@ _OPERATORS: dict[type[OperatorSpec], Callable[[Any], Operator]] = {
     ToColumnsSpec: ToColumnsOperator,
     PreAggregateSpec: PreAggregateOperator,
     ColumnarWindowSpec: ColumnarWindowOperator,
+    ColumnarBatchWindowSpec: _columnar_batch_window,
     RunningAggregateSpec: RunningAggregateOperator,
     CepSpec: CepOperator,
     OnErrorSpec: _on_error,

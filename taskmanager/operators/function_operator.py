@@ -35,6 +35,7 @@ class FunctionOperator(Operator):
     def __init__(self, function: Any) -> None:
         self.function = function
         self._opened = False
+        self._runtime_context: OperatorRuntimeContext | None = None
         self._operator_state: OperatorStateBackend | None = None
         user_function = inspect.unwrap(function)
         self._checkpointed = (
@@ -49,10 +50,10 @@ class FunctionOperator(Operator):
     def open(self) -> None:
         if not hasattr(self.function, "open"):
             return
-        runtime_context = OperatorRuntimeContext(self.context, self.keyed_state_store())
+        self._runtime_context = OperatorRuntimeContext(self.context, self.keyed_state_store())
         self._opened = True
         try:
-            self.function.open(runtime_context)
+            self.function.open(self._runtime_context)
         except BaseException as error:
             self.fail(error, "in open()")
 
@@ -63,6 +64,14 @@ class FunctionOperator(Operator):
                 self.function.close()
             except BaseException as error:
                 self.fail(error, "in close()")
+            finally:
+                self._release()
+        else:
+            self._release()
+
+    def _release(self) -> None:
+        if self._runtime_context is not None:
+            self._runtime_context.release()
 
     # ---------------------------------------------------- CheckpointedFunction, CheckpointListener
 
@@ -167,11 +176,16 @@ def not_iterable(error: BaseException, produced: Any, method: str) -> BaseExcept
     ``produced`` is None before it returned: then the error is the function's own.
     """
     if isinstance(error, TypeError) and not isinstance(produced, (Iterable, type(None))):
-        return TypeError(
-            f"{method} must yield its results or return an iterable or None; it returned "
-            f"{type(produced).__name__}"
-        )
+        return must_yield(method, produced)
     return error
+
+
+def must_yield(method: str, produced: Any) -> TypeError:
+    """What is wrong with ``produced``, which ``method`` returned."""
+    return TypeError(
+        f"{method} must yield its results or return an iterable or None; it returned "
+        f"{type(produced).__name__}"
+    )
 
 
 def is_of_user_code(error: BaseException) -> bool:

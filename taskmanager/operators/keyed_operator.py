@@ -10,6 +10,7 @@ from dataflow.common.batch import MAX_TIMESTAMP
 from dataflow.datastream.functions import KeyedStateStore
 from state.backend import KeyedStateBackend
 from state.backends import create_backend
+from state.checkpoint_options import SnapshotKind
 from state.keyed_state import HeapKeyedStateStore
 from state.snapshot import OperatorSnapshot
 from taskmanager.operators.base import OperatorContext, Output
@@ -23,9 +24,11 @@ class KeyedOperator(FunctionOperator):
     #: The backend instead of the one that ``state.backend.type`` names.
     backend_type: str | None = None
 
-    def __init__(self, function: Any, key_selector: Callable[[Any], Any]) -> None:
+    def __init__(self, function: Any, *key_selectors: Callable[[Any], Any]) -> None:
+        """``key_selectors`` of the inputs that have keys: the first one, or both."""
         super().__init__(function)
-        self.key_selector = key_selector
+        self.key_selectors = key_selectors
+        self.key_selector = key_selectors[0]
 
     def setup(self, context: OperatorContext, output: Output) -> None:
         super().setup(context, output)
@@ -34,22 +37,29 @@ class KeyedOperator(FunctionOperator):
     def keyed_state_store(self) -> KeyedStateStore | None:
         return HeapKeyedStateStore(self.backend)
 
-    def select_keys(self, rows: list[Any]) -> list[Any]:
-        """The key of every row. Fails as the operator itself would on a bad one."""
-        key_of = self.key_selector
+    def select_keys(self, rows: list[Any], input_index: int = 0) -> list[Any]:
+        """The key of every row of an input. Fails as the operator itself would on a bad one."""
+        key_of = self.key_selectors[input_index]
         known = self.backend.known_keys
         pending = iter(rows)
         key: Any = None
-        keys = []
         try:
-            for row in pending:
-                key = key_of(row)
+            keys = list(map(key_of, pending))
+            if len(keys) != len(rows):  # map() takes a StopIteration for its own end
+                raise RuntimeError("the key selector raised StopIteration")
+            pending = iter(rows)
+            for key, _ in zip(keys, pending, strict=True):
                 if key not in known:
                     self.backend.key_group(key)
-                keys.append(key)
         except BaseException as error:
             self.fail_for_key(error, key, rows, pending)
         return keys
+
+    def advance_key(self, timestamp: int) -> None:
+        """In BATCH: no record of the key that is yet to come has an earlier time.
+
+        Nobody's functions may see it: to them the key's time stands still until its end.
+        """
 
     def prefetch(self, values: Any, rows: list[Any]) -> None:
         """Have the backend, if it is one on disk, read what is needed for a batch at once."""
@@ -71,7 +81,8 @@ class KeyedOperator(FunctionOperator):
         self.backend.restore_state(snapshot)
 
     def snapshot(self, checkpoint_id: int) -> OperatorSnapshot:
-        return self.backend.snapshot_state(checkpoint_id)
+        canonical = self.checkpoint_options.kind is SnapshotKind.SAVEPOINT
+        return self.backend.snapshot_state(checkpoint_id, canonical)
 
     def notify_checkpoint_complete(self, checkpoint_id: int) -> None:
         super().notify_checkpoint_complete(checkpoint_id)

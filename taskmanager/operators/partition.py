@@ -16,9 +16,14 @@ from dataflow.common.config_options import ConfigOptions
 from dataflow.common.configuration import Configuration
 from dataflow.datastream.functions import AggregateFunction, MapPartitionFunction, ReduceFunction
 from dataflow.graph.specs import PartitionSpec
+from state.aliasing import made_separate
 from taskmanager.operators.base import OperatorContext, Output
 from taskmanager.operators.external_sorter import ExternalSorter
-from taskmanager.operators.function_operator import FunctionOperator, not_iterable
+from taskmanager.operators.function_operator import (
+    FunctionOperator,
+    must_yield,
+    not_iterable,
+)
 from taskmanager.operators.keyed_operator import KeyedOperator
 
 BATCH_ROWS = 2_048
@@ -108,6 +113,8 @@ class _Mapped(_Kept):
         produced: Any = None
         try:
             produced = self._function.map_partition(row for _, row in self._sorter.sorted())
+            if isinstance(produced, (str, bytes)):  # its characters are hardly meant
+                raise must_yield("map_partition", produced)
             if produced is not None:
                 yield from zip(produced, repeat(MIN_TIMESTAMP), strict=False)
         except TypeError as error:
@@ -126,11 +133,11 @@ class _Sorted(_Kept):
         by = self._sort_by(row)
         if isinstance(by, float) and by != by:
             raise ValueError("NaN cannot be sorted by: it is neither before nor after a number")
-        self._keep((by, self._sign * next(self._numbers), row, timestamp))
+        self._keep((by, self._sign * next(self._numbers), timestamp, row))
 
     def results(self) -> Iterator[Result]:
         self._flush()
-        return ((row, stamp) for _, _, row, stamp in self._sorter.sorted())
+        return ((row, stamp) for _, _, stamp, row in self._sorter.sorted())
 
 
 def _partitions(spec: PartitionSpec, context: OperatorContext) -> Callable[[], Partition]:
@@ -185,6 +192,7 @@ class PartitionOperator(FunctionOperator):
             self._results = None
 
     def finish(self) -> None:
+        self._partition.close()
         self.output.emit_watermark(MAX_TIMESTAMP)
 
     def close(self) -> None:
@@ -211,6 +219,7 @@ class KeyedPartitionOperator(KeyedOperator):
 
     def process_batch(self, batch: RowBatch | ArrowBatch) -> None:
         assert isinstance(batch, RowBatch)
+        self.backend.current_key = self.key_selector(batch.rows[0])
         _add(self, self._partition, batch)
 
     def end_of_key(self) -> None:
@@ -224,6 +233,7 @@ class KeyedPartitionOperator(KeyedOperator):
             self._results = None
             self._partition.close()
             self._partition = self._begin_partition()
+            self.backend.clear()
 
     def close(self) -> None:
         try:
@@ -261,5 +271,6 @@ def _emit(operator: FunctionOperator, results: Iterator[Result]) -> bool:
         return False
     for stamped, part in groupby(batch, lambda result: result[1] != MIN_TIMESTAMP):
         rows, stamps = map(list, zip(*part, strict=True))
+        made_separate(rows)
         operator.output.emit(RowBatch(rows, stamps if stamped else None))
     return True

@@ -152,15 +152,18 @@ class KeyedProcessing(KeyedOperator, Processing):
 
     def end_of_key(self) -> None:
         """Its processing-time timers fire too, once: nobody waits for them (as in Flink)."""
-        self.on_processing_time(MAX_TIMESTAMP)
+        self.timers.advance_processing_time(MAX_TIMESTAMP)
+        self._collector.flush()
         super().end_of_key()
         self.timers.end_of_key()
 
     def next_timer_at(self) -> int | None:
-        return self.timers.next_processing_time()
+        due = self.timers.next_processing_time()
+        return None if due is None else due + 1
 
     def on_processing_time(self, now: int) -> None:
-        self.timers.advance_processing_time(now)
+        """A timer fires once its millisecond is over, as in Flink: all its records are through."""
+        self.timers.advance_processing_time(now - 1)
         self._collector.flush()
 
     def _on_event_timer(self, timestamp: int, key: Any, namespace: Any) -> None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from dataflow.common.batch import ArrowBatch, RowBatch
 from dataflow.datastream.fields import FieldAggregate
-from dataflow.datastream.functions import KeyedProcessFunction, ReduceFunction, RuntimeContext
-from dataflow.graph.specs import ProcessSpec, ReduceSpec
+from dataflow.datastream.functions import (
+    Function,
+    KeyedProcessFunction,
+    ReduceFunction,
+    RuntimeContext,
+)
+from dataflow.graph.specs import KeySelector, ProcessSpec, ReduceSpec
 from state.aliasing import detached, is_immutable
 from state.backend import MISSING, KeyedStateBackend, StateTable
+from taskmanager.operators.base import OperatorContext, Output
 from taskmanager.operators.error_policy import Skip
 from taskmanager.operators.keyed_operator import KeyedOperator
 from taskmanager.operators.process import KeyedProcessOperator
@@ -24,11 +31,21 @@ def _aggregates(backend: KeyedStateBackend) -> Any:
     return _table(backend).namespace(None)
 
 
+def _telling(backend: KeyedStateBackend, key_selector: KeySelector) -> KeySelector:
+    def select(value: Any) -> Any:
+        key = backend.current_key = key_selector(value)
+        return key
+
+    return select
+
+
 class ReduceOperator(KeyedOperator):
     """Emits the updated aggregate of its key for every record, with the record's timestamp.
 
     A function may change the aggregate in place and return it. Aggregates of mutable types are
     therefore copied when they are emitted, unless the function is known never to do so.
+
+    Only of a function with an ``open``, in which it can ask for state, the backend is told the key.
     """
 
     def __init__(self, spec: ReduceSpec) -> None:
@@ -36,6 +53,11 @@ class ReduceOperator(KeyedOperator):
         self._reduce = spec.function.reduce
         self._never_in_place = isinstance(spec.function, FieldAggregate)
         self._copying = False
+
+    def setup(self, context: OperatorContext, output: Output) -> None:
+        super().setup(context, output)
+        if type(inspect.unwrap(self.function)).open is not Function.open:
+            self.key_selector = _telling(self.backend, self.key_selector)
 
     def open(self) -> None:
         self._aggregates = _aggregates(self.backend)

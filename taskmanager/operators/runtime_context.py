@@ -24,6 +24,7 @@ from dataflow.datastream.state import (
     ValueState,
     ValueStateDescriptor,
 )
+from taskmanager.distributed_cache import TaskDistributedCache
 from taskmanager.operators.base import OperatorContext
 from taskmanager.operators.metrics import OperatorMetricGroup
 
@@ -36,6 +37,7 @@ class OperatorRuntimeContext(RuntimeContext):
     def __init__(self, context: OperatorContext, store: KeyedStateStore | None) -> None:
         self._context = context
         self._store = store
+        self._cache: TaskDistributedCache | None = None
 
     def get_task_name(self) -> str:
         return self._context.operator_name
@@ -58,6 +60,16 @@ class OperatorRuntimeContext(RuntimeContext):
 
     def get_job_parameter(self, key: str, default_value: str) -> str:
         return self._context.configuration.get(key, default_value)
+
+    def get_distributed_cache(self) -> TaskDistributedCache:
+        if self._cache is None:
+            self._cache = TaskDistributedCache(self._context.cached_files, self._context.job_id)
+        return self._cache
+
+    def release(self) -> None:
+        """The function has been closed."""
+        if self._cache is not None:
+            self._cache.release()
 
     def get_metrics_group(self) -> OperatorMetricGroup:
         return OperatorMetricGroup(self._context.add_metric, self._context.processing_time)
@@ -113,3 +125,16 @@ class OperatorRuntimeContext(RuntimeContext):
         if self._store is None:
             raise RuntimeError("state needs a keyed stream: call key_by() before this operation")
         return self._store
+
+
+class ConditionRuntimeContext(OperatorRuntimeContext):
+    """For conditions of patterns: they are asked about many partial matches, or about none."""
+
+    def __init__(self, context: OperatorContext) -> None:
+        super().__init__(context, None)
+
+    def _keyed(self) -> KeyedStateStore:
+        raise RuntimeError(
+            "a condition has no state: look at the partial match with "
+            "ctx.get_events_for_pattern(), or keep state in a process function before the pattern"
+        )

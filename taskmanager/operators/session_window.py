@@ -10,7 +10,8 @@ The sessions of a key are the state ``$window``, a list of them in order of time
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from bisect import bisect_right
+from collections.abc import Iterator, MutableMapping
 from heapq import heappop, heappush
 from operator import itemgetter
 from typing import Any
@@ -35,6 +36,8 @@ class SessionWindowOperator(KeyedWindowOperator):
         super().__init__(spec)
         assert isinstance(spec.assigner, EventTimeSessionWindows)
         self._gap = spec.assigner.session_gap
+        #: How a record gets into a cell that is not empty, if it is as simple as that.
+        self._reduce = None if spec.reduce is None else spec.reduce.reduce
         self._due: list[tuple[int, int, Any]] = []  # heap of time, number, key
         self._next_due = 0
 
@@ -53,7 +56,8 @@ class SessionWindowOperator(KeyedWindowOperator):
         assert isinstance(batch, RowBatch)
         self.require_timestamps(batch)
         key_of, backend, known = self.key_selector, self.backend, self.backend.known_keys
-        gap, add, sessions_of = self._gap, self._contents.add, self._sessions.get
+        gap, sessions_of = self._gap, self._sessions.get
+        add, reduce = self._contents.add, self._reduce
         # The end of a session that is not late lies behind this.
         watermark = max([self.marks.current, *self.marks.ahead.values()])
         pending = iter(batch.rows)
@@ -67,15 +71,32 @@ class SessionWindowOperator(KeyedWindowOperator):
                     if session[0] <= timestamp <= session[1] and session[1] > watermark + 1:
                         if timestamp + gap > session[1]:
                             session[1] = timestamp + gap
-                        add(session[2], value, timestamp)
+                        if reduce is None:
+                            add(session[2], value, timestamp)
+                        else:
+                            cell = session[2]
+                            cell[0] = reduce(cell[0], value)
                         continue
                 if key not in known:
                     backend.key_group(key)
                 backend.current_key = key
-                self._add(key, value, timestamp)
+                if timestamp + gap > watermark + 1 and (
+                    sessions is None or timestamp > sessions[-1][1]
+                ):
+                    self._begin(key, self._sessions.setdefault(key, []), value, timestamp)
+                else:
+                    self._add(key, value, timestamp)
         except BaseException as error:
             self.fail_for_key(error, key, batch.rows, pending)
         self._collector.flush()
+
+    def _begin(self, key: Any, sessions: list[Session], value: Any, timestamp: int) -> Session:
+        """Start a session, behind the others of its key."""
+        session: Session = [timestamp, timestamp + self._gap, [], 0, False]
+        sessions.append(session)
+        self._contents.add(session[CELL], value, timestamp)
+        self._note_due(key, session)
+        return session
 
     def _add(self, key: Any, value: Any, timestamp: int) -> None:
         """A record that is late, or starts a session, or may make several sessions one."""
@@ -88,13 +109,10 @@ class SessionWindowOperator(KeyedWindowOperator):
             if end - 1 + self._lateness <= watermark:
                 self.take_late(value, timestamp)
                 return
-            session: Session = [start, end, [], 0, False]
-            sessions.append(session)
+            self._sessions[key] = sessions
+            session = self._begin(key, sessions, value, timestamp)
             if not is_last:
                 sessions.sort(key=itemgetter(START))
-            self._sessions[key] = sessions
-            self._contents.add(session[CELL], value, timestamp)
-            self._note_due(key, session)
         else:
             session, *later = touching
             session[START] = min(start, session[START])
@@ -117,9 +135,8 @@ class SessionWindowOperator(KeyedWindowOperator):
 
     def process_watermark(self, timestamp: int) -> None:
         if self.marks.advance(timestamp):
-            due, settle = self._due, self.backend.settle
-            while due and due[0][0] <= timestamp:
-                time, _, key = heappop(due)
+            settle = self.backend.settle
+            for time, _, key in self._take_due(timestamp):
                 for session in self._sessions.get(key, ()):
                     if session[DUE] <= time or self._due_at(session) <= time:
                         self._on_due(key, session, timestamp)
@@ -130,6 +147,21 @@ class SessionWindowOperator(KeyedWindowOperator):
                     settle()
             self._collector.flush()
         self.output.emit_watermark(timestamp)
+
+    def _take_due(self, timestamp: int) -> Iterator[tuple[int, int, Any]]:
+        """Remove what is due, in its order. What is noted meanwhile is due later."""
+        due = self._due
+        for _ in range(len(due) // 16):
+            if due[0][0] > timestamp:
+                return
+            yield heappop(due)
+        if due and due[0][0] <= timestamp:
+            # To sort what nearly is in order costs less than to take so many out one by one, and
+            # the rest of a sorted list is a heap.
+            due.sort()
+            ready = due[: bisect_right(due, timestamp, key=itemgetter(0))]
+            del due[: len(ready)]
+            yield from ready
 
     def _note_due(self, key: Any, session: Session) -> None:
         """Look at the session when it is to fire, or to be forgotten if it has fired."""
@@ -153,18 +185,24 @@ class SessionWindowOperator(KeyedWindowOperator):
             if not session[FIRED]:
                 session[FIRED] = True
                 self._fire(key, session)
-                if self._due_at(session) > watermark:
+                if self._lateness and self._due_at(session) > watermark:
                     self._note_due(key, session)
                     return
             sessions = self._sessions[key]
-            sessions[:] = [other for other in sessions if other is not session]
-            if not sessions:
+            if len(sessions) == 1:
                 del self._sessions[key]
+            elif sessions[0] is session:
+                del sessions[0]
+            else:
+                sessions[:] = [other for other in sessions if other is not session]
             if self._clears:
                 self.clear_function(TimeWindow(session[START], session[END]))
         except BaseException as error:
             self.fail(error, f"firing the session [{session[START]}, {session[END]})")
 
     def _fire(self, key: Any, session: Session) -> None:
-        window = TimeWindow(session[START], session[END])
-        self.emit(key, window, self._contents.elements(session[CELL]))
+        elements = self._contents.elements(session[CELL])
+        if self.function is None:
+            self._collector.take(elements, min(session[END] - 1, MAX_TIMESTAMP))
+        else:
+            self.emit(key, TimeWindow(session[START], session[END]), elements)

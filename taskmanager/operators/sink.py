@@ -16,10 +16,10 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dataflow.common.batch import ArrowBatch, RowBatch
-from dataflow.common.codec import dumps_data, loads_data
+from dataflow.common.codec import dumps_state
 from dataflow.datastream.connectors.base import (
     AsyncCommitter,
     Committer,
@@ -29,9 +29,13 @@ from dataflow.datastream.connectors.base import (
 from dataflow.datastream.connectors.shared_use import SharedUse
 from dataflow.errors import JobExecutionError
 from dataflow.graph.specs import SinkSpec
+from state.operator_state import read_item
 from state.snapshot import OperatorSnapshot
 from taskmanager.operators.base import OperatorContext
 from taskmanager.operators.function_operator import FunctionOperator
+
+if TYPE_CHECKING:
+    from taskmanager.operator_chain import OperatorChain
 
 logger = logging.getLogger(__name__)
 
@@ -95,9 +99,11 @@ class SinkOperator(FunctionOperator):
         return self._committer is not None
 
     def restore(self, snapshot: OperatorSnapshot) -> None:
-        self._restored = [loads_data(item) for item in snapshot.operator.get(WRITER, ())]
+        name = self.context.operator_name
+        items = snapshot.operator.get(WRITER, ())
+        self._restored = [read_item(item, "the writer's state", name) for item in items]
         for item in snapshot.operator.get(COMMITTABLES, ()):
-            checkpoint_id, committables = loads_data(item)
+            checkpoint_id, committables = read_item(item, "a pre-commit", name)
             self._pending.setdefault(checkpoint_id, []).append(_PreCommit(committables))
 
     def open(self) -> None:
@@ -185,11 +191,11 @@ class SinkOperator(FunctionOperator):
         pending = sorted((number, list(of_one)) for number, of_one in self._pending.items())
 
         def committables() -> OperatorSnapshot:
-            made = [dumps_data((number, _made(pre_commits))) for number, pre_commits in pending]
+            made = [dumps_state((number, _made(pre_commits))) for number, pre_commits in pending]
             return OperatorSnapshot(operator={COMMITTABLES: made})
 
         return OperatorSnapshot(
-            operator={WRITER: [dumps_data(state) for state in states]},
+            operator={WRITER: [dumps_state(state) for state in states]},
             asynchronous_part=committables,
         )
 
@@ -248,6 +254,16 @@ class SinkOperator(FunctionOperator):
         finally:
             if self._committer is not None:
                 self._committer.close()
+
+
+def final_committables(chain: OperatorChain) -> dict[str, OperatorSnapshot]:
+    """What is left to commit by the sinks of a chain at its end, by uid; without checkpoints."""
+    left = {}
+    for node, operator in zip(chain.nodes, chain.operators, strict=True):
+        if isinstance(operator, SinkOperator) and operator.needs_commit:
+            operator.prepare_barrier(1)
+            left[node.uid] = operator.snapshot(1)
+    return left
 
 
 def _made(pre_commits: list[_PreCommit]) -> list[Any]:

@@ -5,6 +5,9 @@ operator key by key, each key's records in order of time. After the last record 
 operator's event time goes to its end, which fires its windows and timers, and then it forgets the
 key. So an operator holds the state of a single key, however many there are.
 
+Two inputs are sorted together, in the same memory: the records of a key come in one order of time,
+at equal times those of the first input before those of the second.
+
 The input has ended when the maximum watermark comes: no other is passed on by the sources of a
 job in BATCH mode. What follows is handed out a batch per step of the task, so that the outputs'
 bounds hold.
@@ -24,8 +27,8 @@ from dataflow.common.config_options import ConfigOptions
 from dataflow.common.configuration import Configuration
 from dataflow.datastream.output_tag import OutputTag
 from state.snapshot import OperatorSnapshot
-from taskmanager.operators.base import Operator, OperatorContext, Output
-from taskmanager.operators.key_sorter import KeyedEntry, KeySorter
+from taskmanager.operators.base import Operator, OperatorContext, Output, TwoInputOperator
+from taskmanager.operators.key_sorter import KeyedEntry, KeySorter, input_of
 from taskmanager.operators.keyed_operator import KeyedOperator
 
 BATCH_ROWS = 2_048
@@ -64,9 +67,12 @@ class SortedInputOperator(Operator):
         self._operator.open()
 
     def process_batch(self, batch: RowBatch | ArrowBatch) -> None:
+        self._take_in(batch, 0)
+
+    def _take_in(self, batch: RowBatch | ArrowBatch, input_index: int) -> None:
         assert isinstance(batch, RowBatch)
-        keys = self._operator.select_keys(batch.rows)
-        self._sorter.add(keys, batch.rows, batch.timestamps)
+        keys = self._operator.select_keys(batch.rows, input_index)
+        self._sorter.add(keys, batch.rows, batch.timestamps, input_index)
 
     def process_watermark(self, timestamp: int) -> None:
         if timestamp == MAX_TIMESTAMP:
@@ -98,12 +104,11 @@ class SortedInputOperator(Operator):
             piece, is_last = self._following
             self._following = next(self._pieces, None)
             left -= len(piece)
-            rows = [row for _, _, _, row in piece]
-            stamped = piece[0][1] != MIN_TIMESTAMP
-            stamps = [stamp for _, stamp, _, _ in piece] if stamped else None
-            self._operator.process_batch(RowBatch(rows, stamps))
-            self._operator.after_records(len(rows))
-            if is_last:
+            self._hand_out(piece)
+            self._operator.after_records(len(piece))
+            if not is_last:
+                self._operator.advance_key(piece[-1][1])
+            else:
                 self._operator.end_of_key()
                 while self._operator.has_in_flight() and not self._results.full:
                     self._operator.on_processing_time(now)
@@ -111,9 +116,13 @@ class SortedInputOperator(Operator):
                     break
         self._results.flush()
 
+    def _hand_out(self, piece: list[KeyedEntry]) -> None:
+        self._operator.process_batch(_as_batch(piece))
+
     def finish(self) -> None:
         self._operator.finish()
         self._results.flush()
+        self._sorter.close()  # now: a task with a sink stays until the job ends
         self.output.emit_watermark(MAX_TIMESTAMP)
 
     def close(self) -> None:
@@ -122,6 +131,32 @@ class SortedInputOperator(Operator):
         finally:
             if hasattr(self, "_sorter"):
                 self._sorter.close()
+
+
+class SortedInputsOperator(SortedInputOperator, TwoInputOperator):
+    """``operator`` has two inputs, both with keys."""
+
+    def __init__(self, operator: KeyedOperator) -> None:
+        assert isinstance(operator, TwoInputOperator)
+        super().__init__(operator)
+        self._one_order = operator.one_order
+        self._processes = operator.inputs()
+
+    def process_batch2(self, batch: RowBatch | ArrowBatch) -> None:
+        self._take_in(batch, 1)
+
+    def _hand_out(self, piece: list[KeyedEntry]) -> None:
+        if not self._one_order:
+            piece = sorted(piece, key=input_of)
+        for index, part in groupby(piece, input_of):
+            self._processes[index](_as_batch(list(part)))
+
+
+def _as_batch(entries: list[KeyedEntry]) -> RowBatch:
+    """Of records of one kind: with timestamps, or without."""
+    stamped = entries[0][1] != MIN_TIMESTAMP
+    stamps = [stamp for _, stamp, _, _ in entries] if stamped else None
+    return RowBatch([row for _, _, _, row in entries], stamps)
 
 
 def _pieces(entries: Iterator[KeyedEntry]) -> Iterator[Piece]:

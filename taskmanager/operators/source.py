@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from dataflow.common.batch import MIN_TIMESTAMP, ArrowBatch, Batch, RowBatch
-from dataflow.common.codec import dumps_data, loads_data
+from dataflow.common.codec import dumps_state, loads_data
 from dataflow.datastream.connectors.base import InputStatus, SourceReader
 from dataflow.graph.specs import SourceSpec
+from state.operator_state import read_item
 from state.snapshot import OperatorSnapshot
 from taskmanager.operators.base import OperatorContext
 from taskmanager.operators.batch_size import BatchSize
@@ -42,7 +43,9 @@ class SourceOperator(FunctionOperator):
         self.batch_size = BatchSize()
 
     def restore(self, snapshot: OperatorSnapshot) -> None:
-        self._restored = [loads_data(item) for item in snapshot.operator.get(STATE, ())]
+        name = self.context.operator_name
+        items = snapshot.operator.get(STATE, ())
+        self._restored = [read_item(item, "a split", name) for item in items]
 
     def open(self) -> None:
         context = self.context
@@ -155,7 +158,7 @@ class SourceOperator(FunctionOperator):
     def snapshot(self, checkpoint_id: int) -> OperatorSnapshot:
         assert self._reader is not None
         splits = self._reader.snapshot_state(checkpoint_id)
-        return OperatorSnapshot(operator={STATE: [dumps_data(split) for split in splits]})
+        return OperatorSnapshot(operator={STATE: [dumps_state(split) for split in splits]})
 
     def commit(self, checkpoint_id: int, done: Callable[[BaseException | None], None]) -> None:
         assert self._reader is not None

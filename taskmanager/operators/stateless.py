@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from dataflow.common.batch import ArrowBatch, RowBatch, to_arrow
 from dataflow.datastream.process_adapters import no_results
 from dataflow.graph.specs import FilterSpec, FlatMapSpec, MapBatchesSpec, MapSpec
+from state.aliasing import made_separate
 from taskmanager.operators.function_operator import FunctionOperator
 
 
@@ -92,6 +93,7 @@ class FlatMapOperator(FunctionOperator):
                 error = no_results(produced)
             self.fail_in_batch(error, batch.rows, pending)
         if results:
+            made_separate(results)
             self.output.emit(RowBatch(results, stamps))
 
 

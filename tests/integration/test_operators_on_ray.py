@@ -23,6 +23,7 @@ from dataflow.datastream import (
     FunctionInitializationContext,
     FunctionSnapshotContext,
     MapFunction,
+    RuntimeContext,
     RuntimeExecutionMode,
 )
 from dataflow.datastream.connectors.datagen import DataGeneratorSource
@@ -30,8 +31,8 @@ from dataflow.datastream.connectors.file_system import FileSink
 from dataflow.datastream.join_functions import ProcessJoinFunction
 from dataflow.datastream.state import ListStateDescriptor
 from dataflow.datastream.window import EventTimeSessionWindows
-from tests.integration.failpoints import kill
-from tests.integration.running import Submit, environment
+from tests.integration.failpoints import Failpoint, kill
+from tests.integration.running import Submit, environment, wait_until
 
 pytestmark = pytest.mark.ray
 
@@ -215,3 +216,90 @@ def test_a_fast_source_waits_for_a_slow_one(submit: Submit, tmp_path: Path) -> N
     (halfway,) = (at for number, at in read["slow"] if number == half)
     reached = max(number for number, at in read["fast"] if at <= halfway)
     assert half - DRIFT_MS <= reached <= half + DRIFT_MS + BATCH_MAX + STEP_MS
+
+
+class Opened(MapFunction):
+    """Leaves a file for every attempt of its subtasks; may fail in one of them, once."""
+
+    def __init__(
+        self, folder: Path, failpoint: Failpoint | None = None, dies: bool = False
+    ) -> None:
+        self.folder, self.failpoint, self.dies = str(folder), failpoint, dies
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        subtask = runtime_context.get_index_of_this_subtask()
+        Path(self.folder).mkdir(parents=True, exist_ok=True)
+        with Path(self.folder, str(subtask)).open("a") as file:
+            file.write("x")
+        self.once = Path(self.folder, "failed")
+
+    def map(self, value: tuple[int, int]) -> tuple[int, int]:
+        if self.failpoint is not None and value[0] == 7:
+            if self.dies:
+                self.failpoint.hit()
+            elif not self.once.exists():
+                self.once.touch()
+                raise ValueError("once")
+        return value
+
+
+def opened(folder: Path) -> list[int]:
+    """How often each subtask has begun."""
+    return sorted(len((folder / subtask).read_text()) for subtask in ("0", "1"))
+
+
+@pytest.mark.parametrize("dies", [False, True], ids=["an error", "SIGKILL"])
+def test_a_failure_runs_the_failed_stage_again_and_what_was_lost(
+    submit: Submit, tmp_path: Path, dies: bool
+) -> None:
+    """With a TaskManager the results that it held are lost, and no others."""
+    env = environment(
+        None,
+        settings={
+            "restart-strategy.type": "fixed-delay",
+            "restart-strategy.fixed-delay.attempts": "3",
+            "restart-strategy.fixed-delay.delay": "10 ms",
+        },
+    )
+    env.set_parallelism(2)
+    env.set_runtime_mode(RuntimeExecutionMode.BATCH)
+    failpoint = Failpoint(str(tmp_path / "failpoint")).arm()
+    first, second = Opened(tmp_path / "first"), Opened(tmp_path / "second", failpoint, dies)
+    numbers = env.from_sequence(0, 99_999).map(lambda n: (n % 1_000, n)).map(first)
+    totals = numbers.key_by(lambda r: r[0]).reduce(lambda a, b: (a[0], a[1] + b[1])).uid("totals")
+    totals.map(second).sink_to(FileSink.json_lines(f"file://{tmp_path}/totals")).uid("files")
+    info = submit(env).finished()
+    assert written(tmp_path / "totals") == as_lines(
+        (key, sum(range(key, 100_000, 1_000))) for key in range(1_000)
+    )
+    assert info.restarts == 1
+    assert info.records_read == 100_000
+    assert opened(tmp_path / "first") == ([1, 2] if dies else [1, 1])
+    assert opened(tmp_path / "second")[1] == 2
+    assert dies or opened(tmp_path / "second") == [1, 2]
+
+
+def test_taskmanagers_that_no_stage_needs_any_more_are_given_back(
+    submit: Submit, tmp_path: Path
+) -> None:
+    env = environment(None)
+    env.set_runtime_mode(RuntimeExecutionMode.BATCH)
+    gate = str(tmp_path / "gate")
+
+    def at_the_gate(total: tuple[int, int]) -> tuple[int, int]:
+        wait_until(lambda: Path(gate).exists(), "the gate")
+        return total
+
+    numbers = env.from_sequence(0, 9_999).set_parallelism(3).map(lambda n: (n % 10, n))
+    totals = numbers.set_parallelism(3).key_by(lambda r: r[0])
+    reduced = totals.reduce(lambda a, b: (a[0], a[1] + b[1])).set_parallelism(1)
+    last = reduced.rebalance().map(at_the_gate).set_parallelism(1)
+    last.sink_to(FileSink.json_lines(f"file://{tmp_path}/totals")).set_parallelism(1)
+    job = submit(env)
+    wait_until(lambda: len(job.taskmanagers()) == 3, "all TaskManagers")
+    wait_until(lambda: len(job.taskmanagers()) == 1, "two given back")
+    Path(gate).touch()
+    assert job.finished().restarts == 0
+    assert written(tmp_path / "totals") == as_lines(
+        (key, sum(range(key, 10_000, 10))) for key in range(10)
+    )

@@ -11,12 +11,16 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import ray
 
+from tests.sim.jobs import KINDS
+from tests.sim.requests import REQUEST_SCENARIOS
 from tests.sim.run import SCENARIOS, Options, Result, run_seed
 
 ROOT = Path(__file__).parents[2]
@@ -30,26 +34,35 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--start", type=int, default=0, help="the first of them")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--seed", type=int, help="run this one alone")
-    parser.add_argument("--scenario", choices=SCENARIOS, help="instead of the seed's own")
+    scenarios = SCENARIOS + REQUEST_SCENARIOS
+    parser.add_argument("--scenario", choices=scenarios, help="instead of the seed's own")
+    parser.add_argument("--kind", choices=KINDS, help="of job, instead of the seed's own")
     parser.add_argument("-v", "--verbose", action="store_true", help="print every event")
     parser.add_argument("--digest", action="store_true", help="print digests and nothing else")
     options = parser.parse_args(arguments)
     if options.seed is not None:
-        return _one(options.seed, options.scenario, options.verbose)
-    return _many(range(options.start, options.start + options.seeds), options.jobs, options.digest)
+        chosen = Options(scenario=options.scenario, kind=options.kind)
+        return _one(options.seed, chosen, options.verbose)
+    run = partial(_run, options.scenario, options.kind)
+    seeds = range(options.start, options.start + options.seeds)
+    return _many(seeds, run, options.jobs, options.digest)
 
 
-def _one(seed: int, scenario: str | None, verbose: bool) -> int:
-    result = run_seed(seed, Options(scenario=scenario, echo=print if verbose else None))
+def _one(seed: int, options: Options, verbose: bool) -> int:
+    result = run_seed(seed, replace(options, echo=print if verbose else None))
     print(describe(result) if result.violations else _summary_of(result))
     return 1 if result.violations else 0
 
 
-def _many(seeds: range, processes: int, digest: bool) -> int:
+def _run(scenario: str | None, kind: str | None, seed: int) -> Result:
+    return run_seed(seed, Options(scenario=scenario, kind=kind))
+
+
+def _many(seeds: range, run: Callable[[int], Result], processes: int, digest: bool) -> int:
     began = time.monotonic()
     faults: Counter[str] = Counter()
     done = failed = invalid = checkpoints = 0
-    for result in _results(seeds, processes):
+    for result in _results(seeds, run, processes):
         done += 1
         faults.update(result.faults)
         checkpoints += result.checkpoints
@@ -79,13 +92,15 @@ def _many(seeds: range, processes: int, digest: bool) -> int:
     return 1 if failed else 0
 
 
-def _results(seeds: Iterable[int], processes: int) -> Iterator[Result]:
+def _results(
+    seeds: Iterable[int], run: Callable[[int], Result], processes: int
+) -> Iterator[Result]:
     if processes <= 1:
-        yield from map(run_seed, seeds)
+        yield from map(run, seeds)
         return
     with ProcessPoolExecutor(processes) as pool:
         try:
-            yield from pool.map(run_seed, seeds, chunksize=CHUNK)
+            yield from pool.map(run, seeds, chunksize=CHUNK)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -99,7 +114,8 @@ def describe(result: Result) -> str:
             f"--- seed {result.seed} failed ({_summary_of(result)})",
             *(f"  * {violation}" for violation in result.violations[:10]),
             f"  commit {_commit()}, Python {platform.python_version()}, Ray {ray.__version__}",
-            f"  replay: python -m tests.sim --seed {result.seed} -v",
+            f"  replay: python -m tests.sim --seed {result.seed} --kind {result.shape.kind} "
+            f"--scenario {result.scenario} -v",
         ]
     )
 

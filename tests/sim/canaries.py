@@ -40,8 +40,9 @@ from taskmanager.operators.iteration import IterationHeadOperator
 from taskmanager.operators.sink import SinkOperator
 from taskmanager.operators.source_alignment import SourceAlignment
 from taskmanager.processing_time import ProcessingTime
+from taskmanager.subtask_checkpoints import SubtaskCheckpoints
 from taskmanager.task import Task
-from tests.sim import ledger
+from tests.sim import ledger, stage_canaries
 from tests.sim.jobs import SimReader, SimSplit
 from tests.sim.nemesis import Rates
 from tests.sim.run import Options
@@ -59,6 +60,12 @@ def _busy(rates: Rates) -> Rates:
         strike_every_us=1_500 * MS,
         steady=False,
     )
+
+
+def _often(rates: Rates) -> Rates:
+    """Kills in the middle of stages, which are short, and of commits."""
+    often = replace(_busy(rates), failpoint=0.003, strike_every_us=1_200 * MS, damage=0.0)
+    return replace(often, steady=True)
 
 
 def _late_messages(rates: Rates) -> Rates:
@@ -291,14 +298,14 @@ def collect_a_retained_file() -> Iterator[None]:
 @contextmanager
 def failed_upload_fails_the_task() -> Iterator[None]:
     """11: instead of declining the checkpoint, although the task could go on."""
-    original = Task._decline
+    original = SubtaskCheckpoints.decline
 
-    def decline(self: Task, checkpoint_id: int, reason: str) -> None:
+    def decline(self: SubtaskCheckpoints, checkpoint_id: int, reason: str) -> None:
         if "upload failed" in reason:
             raise StorageError(reason)
         original(self, checkpoint_id, reason)
 
-    with mock.patch.object(Task, "_decline", decline):
+    with mock.patch.object(SubtaskCheckpoints, "decline", decline):
         yield
 
 
@@ -507,6 +514,17 @@ _LEDGER = Options(scenario="faults", kind="ledger", rates=_busy)
 _JOINS = Options(scenario="faults", kind="joins", rates=_busy)
 _COLUMNS = Options(scenario="faults", kind="columns", rates=_busy)
 _WINDOWS = Options(scenario="faults", kind="windows", rates=_busy)
+_STAGES = Options(scenario="faults", kind="batch", rates=_often)
+_COMMITS = Options(
+    scenario="faults",
+    kind="batch",
+    rates=lambda rates: replace(
+        _often(rates), failpoint=0.0, at_the_end=0.1, steady=False, strike_every_us=60 * SECOND
+    ),
+)
+_DAMAGE = Options(
+    scenario="faults", kind="batch", rates=lambda rates: replace(_often(rates), damage=0.7)
+)
 
 CANARIES = (
     Canary("skip alignment blocking", skip_alignment_blocking, _LEDGER),
@@ -565,4 +583,10 @@ CANARIES = (
     ),
     Canary("rounds mixed by a fast head", rounds_mixed_by_a_fast_head, ITERATE),
     Canary("rounds end too early", rounds_end_too_early, ITERATE),
+    Canary("consumers of lost results go on", stage_canaries.consumers_go_on, _STAGES),
+    Canary("results of any attempt", stage_canaries.any_attempt_will_do, _STAGES),
+    Canary("results dropped too early", stage_canaries.released_after_the_first, _STAGES),
+    Canary("commits before the end", stage_canaries.sinks_commit_with_their_stage, _STAGES),
+    Canary("commits made anew", stage_canaries.commits_are_made_anew, _COMMITS),
+    Canary("unverified results", stage_canaries.unverified_results, _DAMAGE),
 )

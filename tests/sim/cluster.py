@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from dataflow.common.job_status import JobStatus
 from dataflow.filesystem.memory import MemoryFileSystem
 from dataflow.graph.job_graph import JobGraph
+from jobmanager.requests import Answer
 from state.checkpoint_store import CheckpointStore
 from taskmanager.messages import (
     CheckpointAcknowledged,
@@ -15,7 +17,9 @@ from taskmanager.messages import (
     ControlMessage,
     Deploy,
     Finish,
+    ReleaseResults,
     Report,
+    SendResults,
     TaskFailed,
     TaskReady,
     TriggerCheckpoint,
@@ -26,6 +30,9 @@ from tests.sim.taskmanager import SimProcess, SimTaskManager
 from tests.sim.world import MS, SECOND, World
 from tests.store_faults import FaultyFileSystem
 
+if TYPE_CHECKING:
+    from tests.sim.requests import Requester
+
 JOB_ID = "sim"
 
 _FAILPOINTS: dict[type, str] = {
@@ -34,6 +41,8 @@ _FAILPOINTS: dict[type, str] = {
     CommitCheckpoint: "commit",
     Finish: "finish",
     TaskReady: "ready",
+    SendResults: "read",
+    ReleaseResults: "release",
     CheckpointAcknowledged: "acknowledged",
     CommitSucceeded: "committed",
 }
@@ -49,14 +58,22 @@ class SimCluster:
         job_graphs: Callable[[int], JobGraph],
         root: str,
         heartbeat_ms: int,
+        job_id: str = JOB_ID,
+        restore: str | None = None,
     ) -> None:
-        """``job_graphs``: the job, or (1, 2, ...) the job at another parallelism."""
+        """``job_graphs``: the job, or (1, 2, ...) the job at another parallelism.
+
+        ``restore``: a savepoint to start from.
+        """
         self.world = world
         self.nemesis = nemesis
         self._job_graphs = job_graphs
         self.rescaled = False
         self.job_bytes = b"{}"  # only ever stored: encoding the graph for each start is slow
-        self.job_id = JOB_ID
+        self.job_id = job_id
+        self.restore = restore
+        self.requester: Requester | None = None
+        self.rescales = False  # while it runs: JobManagers look at the parallelism that is stored
         self.root = root
         self.heartbeat_us = heartbeat_ms * MS
         self.taskmanagers: dict[str, SimTaskManager] = {}
@@ -78,10 +95,18 @@ class SimCluster:
         return self._job_graphs(self.world.random.choice([1, 2]))
 
     def open_store(self, owner: SimProcess) -> CheckpointStore:
-        file_system = FaultyFileSystem(
+        file_system = self.file_system(owner)
+        return CheckpointStore(file_system, self.root, self.job_id, transfers=1)
+
+    def file_system(self, owner: SimProcess) -> FaultyFileSystem:
+        """As ``owner`` sees it."""
+        return FaultyFileSystem(
             MemoryFileSystem(), lambda operation: self.nemesis.store_fault(owner, operation)
         )
-        return CheckpointStore(file_system, self.root, self.job_id, transfers=1)
+
+    def open_folder(self, owner: SimProcess, folder: str) -> CheckpointStore:
+        """Of a savepoint, with the same faults."""
+        return CheckpointStore.in_folder(self.file_system(owner), folder, transfers=1)
 
     # ------------------------------------------------------------------------- JobManagers
 
@@ -136,6 +161,12 @@ class SimCluster:
         self.world.log(f"{jobmanager.id} completed checkpoint {checkpoint_id}")
         self.completed_checkpoints += 1
         self.nemesis.completed += 1
+
+    def on_answer(self, answer: Answer) -> None:
+        """Of what a user has asked for."""
+        self.world.log(f"answer {answer.request_id}: {answer.result or answer.error}")
+        if self.requester is not None:
+            self.requester.on_answer(answer.request_id, answer)
 
     def on_task_failed(self, jobmanager: SimJobManager, report: TaskFailed) -> None:
         """A task may fail of what was injected, and of nothing else; never of an upload (F17)."""
@@ -200,6 +231,8 @@ class SimCluster:
         taskmanager.last_control_us = at
         for _ in range(2 if self.nemesis.message_repeated() else 1):
             taskmanager.after(at - self.world.now_us, lambda: taskmanager.control(message))
+        if isinstance(message, SendResults):
+            self.nemesis.completed += 1  # what a BATCH job has instead of checkpoints
         where = _FAILPOINTS.get(type(message))
         if where is not None:
             self.failpoint(where, jobmanager if self.world.chance(0.3) else taskmanager)

@@ -7,11 +7,15 @@ time, and carries out store operations in the order in which they were decided.
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dataflow.common.job_status import JobStatus
-from dataflow.errors import DataflowError
+from dataflow.errors import DataflowError, ObjectNotFound
+from dataflow.filesystem.memory import MemoryFileSystem
+from dataflow.graph.job_graph import JobGraph
+from jobmanager.checkpoint_coordinator import Publish
 from jobmanager.job_events import (
     Action,
     Event,
@@ -26,10 +30,21 @@ from jobmanager.job_events import (
     TaskManagerReady,
     Tick,
 )
-from jobmanager.job_manager import execute_in_store
 from jobmanager.job_master import JobMaster
+from jobmanager.request_operations import execute_request
+from jobmanager.requests import (
+    Answer,
+    DiscardSavepoint,
+    ProbeSavepoint,
+    SaveJob,
+    StoreSavepoint,
+)
+from jobmanager.rescaling import as_stored
 from jobmanager.settings import job_settings, restart_backoff
-from state.checkpoint_store import PublishOutcome
+from jobmanager.store_operations import execute_in_store
+from state.checkpoint_options import SnapshotKind
+from state.checkpoint_store import IN_PLACE, CheckpointStore, PublishOutcome
+from state.savepoint import RestorePoint, open_restore_point
 from taskmanager.messages import Heartbeat, TaskFailed
 from tests.sim.taskmanager import SimProcess
 from tests.sim.world import MS
@@ -52,6 +67,7 @@ class SimJobManager(SimProcess):
         self._operations: deque[Action] = deque()
         self._busy = False
         self._tick_at: int | None = None
+        self._restore: RestorePoint | None = None
         self.master: JobMaster | None = None
         self.after(cluster.nemesis.store_delay(), self._begin)
 
@@ -72,10 +88,20 @@ class SimJobManager(SimProcess):
     def _begin(self) -> None:
         cluster, store = self.cluster, self._store
         try:
-            generation = store.claim_generation(f"{self.id}@{self.world.now}")
+            whose = IN_PLACE if cluster.jobmanagers else ""
+            generation = store.claim_generation(f"{whose}{self.id}@{self.world.now}")
+            ended = cluster.requester is not None and store.ended_before(generation)
             settings = replace(self._settings, history_id=store.history_id())
+            if cluster.rescales:
+                self._adopt_parallelism()
             store.save_job(cluster.job_bytes)
             next_checkpoint_id = store.next_checkpoint_id()
+            if cluster.restore is not None and store.newest_checkpoint_id() is None:
+                self._restore = open_restore_point(
+                    cluster.restore, lambda path: (cluster.file_system(self), path), None
+                )
+                settings = replace(settings, restores=True)
+                next_checkpoint_id = max(next_checkpoint_id, self._restore.checkpoint_id + 1)
         except Crash:
             self.kill("in the store, at its start")
             return
@@ -94,8 +120,20 @@ class SimJobManager(SimProcess):
             restart_backoff(self._job_graph.configuration, self.world.random.random),
             self.wall_clock,
         )
+        if ended:
+            self.world.log(f"{self.id} finds that the job has ended")
+            self.master.status = JobStatus.FINISHED
+            return
         self._execute(self.master.start(self.world.now))
         self._schedule_tick()
+
+    def _adopt_parallelism(self) -> None:
+        """That to which the job was rescaled."""
+        with suppress(ObjectNotFound):
+            stored = self._store.load_job()
+            if stored != b"{}":
+                self._job_graph = as_stored(self._job_graph, JobGraph.from_bytes(stored))
+                self.cluster.job_bytes = stored
 
     # ------------------------------------------------------------------------------ events
 
@@ -139,6 +177,8 @@ class SimJobManager(SimProcess):
                 case JobStatusChanged(status, error):
                     self.world.log(f"{self.id} job is {status.name} {_first_line(error)}")
                     self.cluster.on_status(self, status)
+                case Answer():
+                    self.cluster.on_answer(action)
                 case StopFenced(reason):
                     self.world.log(f"{self.id} is fenced: {reason}")
                     self.cluster.on_jobmanager_gone(self)
@@ -175,8 +215,19 @@ class SimJobManager(SimProcess):
     def _run_operation(self, action: Action) -> None:
         assert self.master is not None
         self.world.log(f"{self.id} store {type(action).__name__}")
+        event: Event | None
+        generation = self.master.generation
         try:
-            event = execute_in_store(action, self._store, self.master.generation, self._retained)
+            match action:
+                case ProbeSavepoint() | StoreSavepoint() | DiscardSavepoint() | SaveJob():
+                    file_system = self.cluster.file_system(self)
+                    event = execute_request(
+                        action, self._store, generation, lambda path: (file_system, path), None
+                    )
+                case _:
+                    event = execute_in_store(
+                        action, self._store, generation, self._retained, self._restore
+                    )
         except Crash:
             self.kill(f"in {type(action).__name__}")
             return
@@ -185,6 +236,8 @@ class SimJobManager(SimProcess):
         self._busy = False
         if isinstance(event, Published) and event.outcome is PublishOutcome.PUBLISHED:
             self.world.log(f"{self.id} published {event.checkpoint_id}")
+            assert isinstance(action, Publish)
+            self._on_published()
         if isinstance(event, Recovered) and event.recovery is not None:
             manifest = event.recovery.manifest
             self.world.log(
@@ -194,6 +247,19 @@ class SimJobManager(SimProcess):
             answer = event
             self.after(self.world.between(10, 500), lambda: self.handle(answer))
         self._next_operation()
+
+    def _on_published(self) -> None:
+        """Tell of what may become a savepoint, unless somebody else may have gone on already."""
+        assert self.master is not None
+        assert self.master.coordinator is not None
+        pending, requester = self.master.coordinator._pending, self.cluster.requester
+        if requester is None or pending is None:
+            return
+        folder = pending.options.location
+        store = CheckpointStore(MemoryFileSystem(), self.cluster.root, self.cluster.job_id)
+        is_savepoint = pending.options.kind is SnapshotKind.SAVEPOINT and folder is not None
+        if is_savepoint and store.is_current(self.master.generation):
+            requester.on_published(str(folder), pending.checkpoint_id)
 
     def on_death(self) -> None:
         self.cluster.on_jobmanager_death(self)

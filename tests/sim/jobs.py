@@ -14,7 +14,7 @@ from typing import Any
 
 from dataflow.common import Configuration, Duration, Types, WatermarkStrategy
 from dataflow.common.batch import RowBatch
-from dataflow.datastream import AsyncDataStream, DataStream
+from dataflow.datastream import AsyncDataStream, DataStream, RuntimeExecutionMode
 from dataflow.datastream import aggregates as agg
 from dataflow.datastream.connectors.base import (
     InputStatus,
@@ -41,9 +41,11 @@ from dataflow.datastream.stream_execution_environment import StreamExecutionEnvi
 from dataflow.datastream.window import SlidingEventTimeWindows, TumblingEventTimeWindows
 from dataflow.graph.job_graph import JobGraph
 from tests.coroutines import pause
+from tests.sim.batch import build_batch
 from tests.sim.iterations import build_iterations
 from tests.sim.joins import build_joins
 from tests.sim.ledger import LedgerSink, current
+from tests.sim.mixed import build_mixed
 
 Record = tuple[int, int, int, int]
 WINDOW_MS = 400
@@ -57,7 +59,7 @@ LATE = OutputTag("late")
 class Shape:
     """What a seed chooses about its job."""
 
-    kind: str  # one of ``_BUILDERS``
+    kind: str  # one of ``KINDS``
     parallelism: int
     sizes: tuple[int, ...]  # records per source (split)
     keys: int
@@ -78,14 +80,15 @@ class Shape:
 
     @property
     def checkpointed(self) -> bool:
-        return self.kind != "iterate"
+        return self.kind not in ("batch", "iterate")
 
 
 def draw_shape(rng: random.Random, kind: str | None = None) -> Shape:
-    """A random job of a few hundred records."""
-    kind = kind or rng.choice(
+    """A random job of a few hundred records, the same with its own ``kind`` named or not."""
+    own = rng.choice(
         ["ledger", "ledger", "windows", "columns", "joins", "splits", "regions", "files"]
     )
+    kind = kind or own
     parallelism = rng.choice([2, 2, 3])
     sources = rng.choice([5, 6, 8]) if kind == "splits" else parallelism
     total = rng.randint(300, 420)
@@ -93,7 +96,7 @@ def draw_shape(rng: random.Random, kind: str | None = None) -> Shape:
     sizes = tuple(max(20, total * weight // sum(weights)) for weight in weights)
     disorder = rng.choice([0, 30, 120])
     late = kind == "windows" and rng.random() < 0.6
-    pace = rng.choice([60, 100, 150])
+    pace = rng.choice([60, 100, 150]) // (20 if kind == "batch" else 1)
     if kind == "iterate":  # most happens after the sources have ended
         pace //= 10
     return Shape(
@@ -119,6 +122,8 @@ def record_of(shape: Shape, source: int, n: int) -> Record:
     spread = (n * 7 + source * 3) % shape.keys
     key = 0 if shape.skewed and n % 2 else spread
     delay = (n * 7919 + source * 104_729) % (shape.disorder_ms + 1)
+    if shape.kind == "mixed":
+        delay -= delay % 2  # see there
     return source, n, key, 10_000 + n * 10 - delay
 
 
@@ -394,7 +399,8 @@ def _strategy(shape: Shape) -> WatermarkStrategy:
 
 
 def _stream(environment: StreamExecutionEnvironment, shape: Shape) -> Any:
-    source = SimSource(shape, pulled=shape.kind == "splits")
+    pulled = shape.kind == "splits" or (shape.kind == "batch" and shape.columnar)
+    source = SimSource(shape, pulled)
     return environment.from_source(source, _strategy(shape), "numbers").uid("source")
 
 
@@ -487,6 +493,10 @@ def _iterate(environment: StreamExecutionEnvironment, shape: Shape, output: str)
     build_iterations(_stream(environment, shape).map(_touch).uid("map"))
 
 
+def _mixed(environment: StreamExecutionEnvironment, shape: Shape, output: str) -> None:
+    build_mixed(_stream(environment, shape).map(_touch).uid("map"))
+
+
 def _files(environment: StreamExecutionEnvironment, shape: Shape, output: str) -> None:
     """Through the real exactly-once file sink."""
     mapped = _stream(environment, shape).map(_touch).uid("map")
@@ -520,15 +530,25 @@ def _aligned(environment: StreamExecutionEnvironment, shape: Shape, output: str)
         mapped.sink_to(LedgerSink(name)).uid(f"{name}-sink")
 
 
+def _batch(environment: StreamExecutionEnvironment, shape: Shape, output: str) -> None:
+    environment.set_runtime_mode(RuntimeExecutionMode.BATCH)
+    build_batch(_stream(environment, shape).map(_touch).uid("map"), shape.rebalance)
+
+
 _BUILDERS: dict[str, Callable[[StreamExecutionEnvironment, Shape, str], None]] = {
     "aligned": _aligned,
     "async": _async,
+    "batch": _batch,
     "columns": _columns,
     "files": _files,
     "iterate": _iterate,
     "joins": _joins,
     "ledger": _ledger,
+    "mixed": _mixed,
     "splits": _ledger,
     "windows": _windows,
     "regions": _regions,
 }
+
+#: What ``Shape.kind`` may be. Seeds do not choose all of them: that would change what they all do.
+KINDS = tuple(_BUILDERS)

@@ -44,6 +44,8 @@ class Ledger:
     visible: list[Transaction] = field(default_factory=list)  # in the order of their commits
     problems: list[str] = field(default_factory=list)
     reads: list[tuple[int, str, int, int]] = field(default_factory=list)  # when, side, source, n
+    #: (checkpoint, writer) to the number of transactions that the writer had begun by then
+    barriers: dict[tuple[int, str], int] = field(default_factory=dict)
     closed: bool = False  # the job has ended: nothing may become visible any more
 
     def prepare(self, transaction: Transaction) -> None:
@@ -63,6 +65,16 @@ class Ledger:
             transaction.committed = True
             self.visible.append(transaction)
         self.fault("after commit")
+
+    def covered_by(self, checkpoint_id: int) -> set[str]:
+        """What has been begun before the barrier of a checkpoint that exists by now."""
+        covered = set()
+        for identifier in self.transactions:
+            writer, _, number = identifier.rpartition("/")
+            # Who has finished before is not asked any more.
+            if int(number) <= self.barriers.get((checkpoint_id, writer), int(number)):
+                covered.add(identifier)
+        return covered
 
     def rows(self, sink: str) -> list[Any]:
         """Everything visible, in the order in which it became so."""
@@ -102,12 +114,16 @@ class LedgerWriter(CommittingSinkWriter[Any, str]):
     def __init__(self, name: str, context: WriterInitContext) -> None:
         self._name = name
         self._subtask = context.subtask_index
-        self._prefix = f"{name}/{context.subtask_index}/{context.attempt}"
+        self._prefix = f"{context.job_id}/{name}/{context.subtask_index}/{context.attempt}"
         self._number = 0
         self._rows: list[Any] = []
 
     def write(self, element: Any, timestamp: int | None) -> None:
         self._rows.append(element)
+
+    def snapshot_state(self, checkpoint_id: int) -> list[Any]:
+        current().barriers[checkpoint_id, self._prefix] = self._number
+        return []
 
     def prepare_commit(self) -> list[str]:
         if not self._rows:

@@ -39,13 +39,16 @@ class Rates:
     message_repeat: float = 0.0
     slow_message_us: float = 5 * MS
     failpoint: float = 0.0
+    at_the_end: float = 0.0  # the same, when tasks are told to finish
     poison: float = 0.0
     start_failure: float = 0.0
     overtake: float = 0.0  # a second JobManager while the first is about to publish
     rescale: float = 0.0  # per start of a JobManager
     skew_ms: int = 0  # the most by which a wall clock is wrong
     strike_every_us: float = 1 * SECOND
-    steady: bool = False  # two completed checkpoints between strikes
+    spare_jobmanagers: bool = False  # without checkpoints a job fails with its JobManager
+    damage: float = 0.0  # per strike, of a result on disk in addition
+    steady: bool = False  # two completed checkpoints, or readings of results, between strikes
     heal_at_us: float = 0
 
 
@@ -88,7 +91,7 @@ class Nemesis:
     rates: Rates
     strikes: int = 0
     poisoned: int = 0
-    completed: int = 0  # checkpoints since the last strike
+    completed: int = 0  # checkpoints, or readings of results, since the last strike
     outage_until: int = 0
     poison_record: tuple[int, int] | None = None  # always raises there
     spoil: Fault | None = None  # what happens to the next upload of state, silently
@@ -146,6 +149,10 @@ class Nemesis:
             return
         victim = rng.choice(victims)
         self._struck()
+        damage = self.rates.damage
+        if damage and self.world.chance(damage) and victim.damage_a_result():
+            self.world.fault("F10", f"a result on the disk of {victim.id}")
+            return
         match kind:
             case "F01":
                 self.world.fault("F01", f"kill {victim.id}")
@@ -222,9 +229,12 @@ class Nemesis:
 
     def failpoint(self, where: str, process: SimProcess) -> None:
         """Kill in the very moment of something that matters."""
-        if not self.active or not self.world.chance(self.rates.failpoint):
+        rate = self.rates.at_the_end if where == "finish" else 0.0
+        if not self.active or not self.world.chance(max(rate, self.rates.failpoint)):
             return
         if not self._may_strike():
+            return
+        if self.rates.spare_jobmanagers and not isinstance(process, SimTaskManager):
             return
         victims = [tm for tm in self.cluster.taskmanagers.values() if tm.alive]
         victim = process

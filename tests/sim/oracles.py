@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from tests.sim import iterations, joins
+from tests.sim import batch, iterations, joins, mixed_oracle
 from tests.sim.jobs import (
     ALIGNED_DRIFT_MS,
     TIMER_MS,
@@ -25,6 +25,7 @@ from tests.sim.ledger import Ledger
 SHOWN_MAX = 5
 SIDES = ("left", "right")
 SINKS = {
+    "batch": ("read", "totals"),
     "regions": SIDES,
     "aligned": SIDES,
     "files": ("files",),
@@ -50,8 +51,17 @@ def check_output(
     elif shape.kind == "joins":
         for sink, expected in joins.expected_of(source_log(shape)).items():
             yield from _same(sink, expected, ledger.rows(sink), complete)
+    elif shape.kind == "batch":
+        found = batch.found_in({sink: ledger.rows(sink) for sink in batch.SINKS})
+        for name, expected in batch.expected_of(source_log(shape)).items():
+            yield from _same(name, expected, found[name], complete)
     elif shape.kind == "iterate":
         yield from _check_rounds(shape, ledger, complete)
+    elif shape.kind == "mixed":
+        log, found = list(source_log(shape)), mixed_oracle.found_in(ledger.rows)
+        for name, expected in mixed_oracle.expected_of(log).items():
+            yield from _same(name, expected, found[name], complete)
+        yield from mixed_oracle.broken_rules(log, ledger.rows, complete)
     elif shape.kind in ("regions", "aligned", "files"):
         for sink in SINKS[shape.kind]:
             yield from _same(sink, source_log(shape), ledger.rows(sink), complete)
@@ -65,6 +75,24 @@ def check_output(
         yield from _check_sums(shape, ledger, complete)
 
 
+def check_drained(shape: Shape, ledger: Ledger) -> Iterator[str]:
+    """What of each source is there has no gaps, and the end has brought about all it should."""
+    if shape.kind not in ("ledger", "splits", "async"):
+        return
+    records = [row for row in ledger.rows("records") if row[0] == "record"]
+    numbers: dict[int, set[int]] = {}
+    for row in records:
+        numbers.setdefault(row[1], set()).add(row[2])
+    for source, found in numbers.items():
+        if found != set(range(len(found))):
+            yield f"source {source}: gaps in {sorted(found)[-SHOWN_MAX:]}"
+    fired = {row for row in ledger.rows("records") if row[0] == "timer"}
+    wanted = {("timer", row[3], (row[4] // TIMER_MS + 1) * TIMER_MS) for row in records}
+    yield from _same("timers of what was read", wanted, fired, complete=True)
+    sums = Counter(key for key, _, _ in ledger.rows("sums"))
+    yield from _same("sums of what was read", (row[3] for row in records), sums.elements(), True)
+
+
 def normalised(shape: Shape, ledger: Ledger) -> Any:
     """The part of the output that no schedule may change, for comparing runs."""
     if shape.kind == "windows":
@@ -74,6 +102,8 @@ def normalised(shape: Shape, ledger: Ledger) -> Any:
         return sorted(ledger.rows("windows")), sorted(sums)
     if shape.kind == "iterate":  # see _check_rounds
         return [sorted(set(ledger.rows(sink))) for sink in iterations.SINKS]
+    if shape.kind == "mixed":
+        return {name: sorted(rows) for name, rows in mixed_oracle.found_in(ledger.rows).items()}
     if shape.kind in SINKS:
         return [sorted(ledger.rows(sink)) for sink in SINKS[shape.kind]]
     rows = ledger.rows("records")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from taskmanager.messages import (
     TaskDeploymentDescriptor,
     TaskId,
 )
+from taskmanager.partition_file import PartitionFile
 from taskmanager.processing_time import ProcessingTime
 from taskmanager.task import Task
 from taskmanager.task_executor import TaskExecutor
@@ -31,6 +33,12 @@ if TYPE_CHECKING:
     from tests.sim.jobmanager import SimJobManager
 
 SEND_ATTEMPTS_MAX = 5
+
+
+def flip_a_bit(file: PartitionFile, position: int) -> None:
+    """On disk."""
+    (byte,) = os.pread(file._descriptor, 1, position)
+    os.pwrite(file._descriptor, bytes([byte ^ 16]), position)
 
 
 class SimProcess:
@@ -170,6 +178,9 @@ class SimTaskManager(SimProcess):
             self._store = self.cluster.open_store(self)
         return self._store
 
+    def state_folder(self, folder: str) -> CheckpointStore:
+        return self.cluster.open_folder(self, folder)
+
     def wake_up(self, task: Task) -> None:
         if task in self._scheduled:
             return
@@ -228,6 +239,20 @@ class SimTaskManager(SimProcess):
                 )
             answers += feedback
         return answers
+
+    def on_death(self) -> None:
+        """What is on disk goes with the process that holds it open."""
+        self.executor.close()
+
+    def damage_a_result(self) -> bool:
+        """Change a bit of what is kept on disk, if there is something."""
+        held = self.executor._results._files.values()
+        files = [file for _, of_task in held for file in of_task.values() if file._descriptor >= 0]
+        if not files:
+            return False
+        file = self.world.random.choice(files)
+        flip_a_bit(file, self.world.random.randrange(file.size - file._buffered))
+        return True
 
     def _heartbeat(self) -> None:
         self.report(self.executor.heartbeat())

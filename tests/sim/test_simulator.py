@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.sim.__main__ import describe
-from tests.sim.canaries import CANARIES, ITERATE, Canary
+from tests.sim.backend_canaries import BACKEND_CANARIES
+from tests.sim.canaries import CANARIES as FIRST_CANARIES
+from tests.sim.canaries import ITERATE, Canary
+from tests.sim.mixed_canaries import MIXED_CANARIES, rescaling
 from tests.sim.nemesis import AMBIENT, STRIKES
 from tests.sim.run import Options, Result, run_seed, without_faults
 
@@ -22,6 +25,7 @@ SEEDS = 300
 CHUNK = 10
 CANARY_SEEDS = 200
 DIGEST_SEEDS = 20
+CANARIES = (*FIRST_CANARIES, *MIXED_CANARIES, *BACKEND_CANARIES)
 
 
 def regressions() -> list[int]:
@@ -98,6 +102,45 @@ def test_iterations_bring_the_same_in_every_round_whatever_happens(start: int) -
     for result in results:
         check(result)
     assert sum(result.restarts for result in results) >= CHUNK / 2
+
+
+@pytest.mark.parametrize("start", range(4_000, 4_030, CHUNK))
+def test_every_kind_of_state_survives_faults(start: int) -> None:
+    """Nor this kind: ten operators side by side take their time."""
+    for seed in range(start, start + CHUNK):
+        check(run_seed(seed, Options(kind="mixed")))
+
+
+@pytest.mark.parametrize("start", range(4_100, 4_120, CHUNK))
+def test_every_kind_of_state_survives_changes_of_parallelism(start: int) -> None:
+    options = Options(scenario="faults", kind="mixed", rates=rescaling)
+    results = [run_seed(seed, options) for seed in range(start, start + CHUNK)]
+    for result in results:
+        check(result)
+    assert sum(result.faults.get("F22", 0) for result in results) >= CHUNK
+
+
+def test_faults_do_not_change_what_is_certain_of_the_mixed_job() -> None:
+    for seed in range(4_200, 4_205):
+        options = Options(scenario="faults", kind="mixed", rates=rescaling)
+        disturbed, alone = run_seed(seed, options), without_faults(seed, options)
+        check(disturbed)
+        check(alone)
+        assert disturbed.restarts
+        assert not alone.restarts
+        assert disturbed.output == alone.output
+
+
+@pytest.mark.parametrize("start", range(4_000, 4_060, CHUNK))
+def test_stages_repeat_what_was_lost_and_nothing_is_visible_twice(start: int) -> None:
+    """In BATCH mode; nor do seeds choose this kind."""
+    results = [run_seed(seed, Options(kind="batch")) for seed in range(start, start + CHUNK)]
+    for result in results:
+        check(result)
+    assert any(result.restarts for result in results)
+    alone = without_faults(start, Options(kind="batch"))
+    check(alone)
+    assert not alone.restarts
 
 
 @pytest.mark.parametrize("canary", CANARIES, ids=lambda canary: canary.name)

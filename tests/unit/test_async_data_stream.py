@@ -142,13 +142,13 @@ def test_timers_before_a_full_operator_wait_as_input_does() -> None:
     ticking = ProcessSpec(Ticking(), lambda value: value)
     harness = TaskHarness(ticking, two, inputs=1, outputs=1).started()
     harness.feed(0, RowBatch([1_000]))
-    for _ in range(10):
+    for _ in range(11):
         harness.services.now += 1
         harness.run()
     assert len(harness.services.coroutines) == 2
     assert harness.task.wait_until() is None  # though a timer is due
     answer(harness)
-    assert harness.task.wait_until() == 1_002
+    assert harness.task.wait_until() == 1_003
     while len(harness.emitted()) < 11:
         answer(harness)
     assert harness.emitted() == list(range(1_000, 1_011))

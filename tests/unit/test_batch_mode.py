@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataflow.common import Configuration, Duration, Types, WatermarkStrategy
-from dataflow.common.batch import MAX_TIMESTAMP, MIN_TIMESTAMP
+from dataflow.common.batch import MAX_TIMESTAMP, MIN_TIMESTAMP, RowBatch
 from dataflow.datastream import (
     AggregateFunction,
     BroadcastProcessFunction,
@@ -414,3 +414,17 @@ def test_functions_with_operator_state_are_initialized() -> None:
     rules = MapStateDescriptor("rules", Types.INT(), Types.INT())
     ruled = env.from_sequence(1, 3).connect(env.from_sequence(1, 2).broadcast(rules))
     assert collected(ruled.process(Rules())) == [True] * 3
+
+
+def test_what_was_sorted_is_dropped_with_the_last_of_it_and_not_with_the_task() -> None:
+    spec = SortedInputSpec(ReduceSpec(as_reduce_function(add), key_of))
+    harness = OperatorHarness(spec)
+    harness.operator.process_batch(RowBatch(RECORDS))
+    harness.operator.process_watermark(MAX_TIMESTAMP)
+    sorter = harness.operator._sorter._sorter  # type: ignore[attr-defined]
+    assert len(sorter._entries) == len(RECORDS)
+    while harness.operator.has_in_flight():
+        harness.operator.on_processing_time(0)
+    harness.operator.finish()
+    assert sorter._entries == []
+    assert len(harness.emitted) == 7

@@ -415,3 +415,36 @@ def test_late_events() -> None:
     harness = run(begin("a"), "a1 a2", [5, 6])
     harness.rows(["a3"], [7])
     assert harness.side(LATE) == [("a3", 7)]
+
+
+def test_a_not_holds_until_the_first_event_of_a_loop_behind_it() -> None:
+    """Also if an event was passed over within the loop."""
+    loop = part(part(begin("a").not_followed_by("n")).followed_by("b"))
+    pattern = part(loop.times(1, 2).allow_combinations().followed_by("c"))
+    assert sorted(matches(pattern, "a b1 x n b2 c")) == ["a b1 b2 c", "a b1 c"]
+    assert matches(pattern, "a n b1 b2 c") == []
+
+
+@pytest.mark.parametrize("quantify", [lambda p: p.times(1, 3), lambda p: p.one_or_more()])
+def test_a_greedy_loop_that_is_left_out_behind_a_not_takes_what_it_can(
+    quantify: Callable[[Pattern], Pattern],
+) -> None:
+    loop = quantify(part(part(begin("a").not_followed_by("n")).followed_by("b"))).optional()
+    pattern = part(loop.greedy().followed_by("c"), "b", "c")
+    assert matches(pattern, "a b1 b2 c") == ["a b1 b2 c"]
+    assert matches(pattern, "a x c") == ["a c"]
+    assert matches(pattern, "a x n c") == []
+
+
+def test_a_greedy_loop_until_that_is_left_out_behind_a_not() -> None:
+    loop = part(part(begin("a").not_followed_by("n")).followed_by("b")).one_or_more()
+    pattern = part(loop.optional().greedy().until(letter("u")).followed_by("c"), "b", "c")
+    assert matches(pattern, "a b1 u b2") == ["a b1 b2"]
+    assert matches(pattern, "a u b2") == ["a b2"]
+    assert matches(pattern, "a u n b2") == []
+
+
+def test_a_not_behind_a_loop_holds_in_it() -> None:
+    """The example of docs/cep.md."""
+    loop = part(begin("b")).one_or_more().not_followed_by("n")
+    assert matches(part(part(loop, "n").followed_by("c")), "b1 n b2 c") == ["b2 c"]

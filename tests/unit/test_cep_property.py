@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dataflow.cep import AfterMatchSkipStrategy, PatternProcessFunction
+from dataflow.errors import JobExecutionError
 from tests.cep_harness import spec_of
 from tests.cep_matcher import (
     ANY,
     RELAXED,
     STRICT,
     Choice,
+    Missed,
     Part,
     all_matches,
     pattern_of,
@@ -35,7 +39,7 @@ class AsChoice(PatternProcessFunction):
 
 
 @st.composite
-def parts_of(draw: st.DrawFn, first: bool, nots: bool) -> Part:
+def parts_of(draw: st.DrawFn, first: bool, nots: bool, may_be_optional: bool) -> Part:
     letters = draw(st.sampled_from(["a", "b", "c", "ab", "bc"]))
     low, high = draw(st.sampled_from(COUNTS))
     until = ""
@@ -51,35 +55,54 @@ def parts_of(draw: st.DrawFn, first: bool, nots: bool) -> Part:
         kind = draw(st.sampled_from(["", "", "before", "next"]))
         not_before = draw(st.sampled_from(others)) if kind == "before" else ""
         not_next = draw(st.sampled_from(others)) if kind == "next" else ""
+    inner = draw(st.sampled_from([STRICT, RELAXED, ANY]))
+    optional = not first and may_be_optional and draw(st.booleans())
+    greedy = inner != ANY and (low, high) != (1, 1) and draw(st.booleans())
+    # The time of an optional part counts or not, depending on whether an event was passed over.
+    has_gap = not first and not optional and not draw(st.integers(0, 3))
+    gap = draw(st.sampled_from([2, 3])) if has_gap else None
     return Part(
-        letters,
-        contiguity,
-        low,
-        high,
-        draw(st.sampled_from([STRICT, RELAXED, ANY])),
-        not first and draw(st.booleans()),
-        not_before,
-        not_next,
-        until,
+        letters, contiguity, low, high, inner, optional, not_before, not_next, until, greedy, gap
     )
 
 
 @st.composite
 def patterns(draw: st.DrawFn) -> list[Part]:
-    parts = [draw(parts_of(first=True, nots=False))]
+    parts = [draw(parts_of(first=True, nots=False, may_be_optional=False))]
     for _ in range(draw(st.integers(0, 3))):
         before = parts[-1]
-        # NOTs stand after a part that is there once: inside of loops they also end the loop.
-        nots = not before.optional and (before.low, before.high) == (1, 1)
-        parts.append(draw(parts_of(first=False, nots=nots)))
-        if (parts[-1].not_before or parts[-1].not_next) and parts[-1].optional:
-            # ... and before one that is always there, whose letters are not theirs.
-            parts[-1] = Part(**{**vars(parts[-1]), "optional": False})
+        parts.append(draw(parts_of(False, not before.optional, not before.greedy)))
+        if parts[-1].not_next and parts[-1].optional:
+            # If all behind it is left out, a match is one only with the next event.
+            parts[-1] = replace(parts[-1], optional=False)
+    for number, part in enumerate(parts):
+        # The event of a NOT is none of what may follow it: what wins then is not defined.
+        behind = set(part.letters)
+        if part.optional:
+            # Nor of a loop before it, with which the match may be at its end at the same time.
+            for other in (parts[number - 1], *parts[number + 1 :]):
+                behind |= set(other.letters)
+        if behind & set(part.not_before):
+            parts[number] = replace(part, not_before="")
+    last = parts[-1]
+    if (last.low, last.high) != (1, 1) and not draw(st.integers(0, 3)):
+        parts[-1] = replace(last, loop_gap=draw(st.sampled_from([2, 3])))
     return parts
 
 
-streams = st.lists(st.sampled_from([*LETTERS, "n"]), max_size=8)
-gaps = st.lists(st.integers(1, 4), min_size=8, max_size=8)
+EVENTS_MAX = 8
+gaps = st.lists(st.integers(1, 4), min_size=EVENTS_MAX, max_size=EVENTS_MAX)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[list[Part], list[str]]:
+    """A pattern, and a stream that hardly anything has to be left out of to be a match of it."""
+    parts, events = draw(patterns()), []
+    noise = st.lists(st.sampled_from([*LETTERS, "n"]), max_size=1)
+    for part in parts:
+        for _ in range(draw(st.integers(0 if part.optional else 1, max(part.low, 2)))):
+            events += [*draw(noise), draw(st.sampled_from(part.letters))]
+    return parts, (events + draw(noise))[:EVENTS_MAX]
 
 
 def times_of(count: int, steps: list[int]) -> list[int]:
@@ -94,9 +117,11 @@ def found_by_operator(
     times: list[int],
     order: list[int],
     marks: list[int],
+    not_at_end: str = "",
 ) -> list[tuple[Choice, int]]:
     """Events come in another order, a part of them before each of the watermarks."""
-    harness = OperatorHarness(spec_of(pattern_of(parts, window, skip), AsChoice()))
+    pattern = pattern_of(parts, window, skip, not_at_end)
+    harness = OperatorHarness(spec_of(pattern, AsChoice()))
     left = list(order)
     for mark in [*sorted(marks), END]:
         # Nothing may be late: what is due by the next watermark has come, and some besides.
@@ -109,17 +134,17 @@ def found_by_operator(
 
 
 @settings(max_examples=400, deadline=None)
-@given(patterns(), streams, gaps, st.sampled_from([None, 3, 6, 12]), st.data())
+@given(cases(), gaps, st.sampled_from([None, None, 6, 12]), st.data())
 @example(
-    [Part("a"), Part("b", ANY, 1, None, ANY), Part("c", RELAXED)],
-    list("abnbnbc"),
+    ([Part("a"), Part("b", ANY, 1, None, ANY), Part("c", RELAXED)], list("abnbnbc")),
     [1] * 8,
     None,
     None,
 )
 def test_no_skip_finds_what_brute_force_finds(
-    parts: list[Part], events: list[str], steps: list[int], window: int | None, data: Any
+    case: tuple[list[Part], list[str]], steps: list[int], window: int | None, data: Any
 ) -> None:
+    parts, events = case
     times = times_of(len(events), steps)
     order, marks = list(range(len(events))), []
     if data is not None:
@@ -134,10 +159,11 @@ def test_no_skip_finds_what_brute_force_finds(
 
 
 @settings(max_examples=300, deadline=None)
-@given(patterns(), streams, gaps, st.sampled_from([3, 6, 12]), st.integers(0, 4), st.data())
+@given(cases(), gaps, st.sampled_from([3, 6, 12]), st.integers(0, 4), st.data())
 def test_skip_strategies_leave_what_their_definition_says(
-    parts: list[Part], events: list[str], steps: list[int], window: int, kind: int, data: Any
+    case: tuple[list[Part], list[str]], steps: list[int], window: int, kind: int, data: Any
 ) -> None:
+    parts, events = case
     times = times_of(len(events), steps)
     name = f"p{data.draw(st.integers(0, len(parts) - 1))}"
     strategy = [
@@ -157,12 +183,44 @@ def test_skip_strategies_leave_what_their_definition_says(
         ((number, choice) for number, (choice, _) in enumerate(everything)),
         key=lambda each: (each[1][0][0], each[1][-1][0], each[0]),
     )
+    if kind > 2 and data.draw(st.booleans()):
+        strategy = strategy.throw_exception_on_miss()
+    try:
+        expected = [choice for _, choice in skipped(in_order, strategy)]
+    except Missed:
+        with pytest.raises(JobExecutionError, match="cannot skip"):
+            found_by_operator(parts, window, strategy, events, times, order, marks)
+        return
     found = found_by_operator(parts, window, strategy, events, times, order, marks)
-    expected = [choice for _, choice in skipped(in_order, strategy)]
     if kind == 0:
         assert sorted(choice for choice, _ in found) == sorted(expected)
     else:
         assert [choice for choice, _ in found] == expected
+
+
+@settings(max_examples=200, deadline=None)
+@given(cases(), gaps, st.sampled_from([3, 6, 12]), st.booleans(), st.data())
+def test_nothing_until_the_end_makes_a_match_when_its_time_is_over(
+    case: tuple[list[Part], list[str]], steps: list[int], window: int, skips: bool, data: Any
+) -> None:
+    parts, events = case
+    times = times_of(len(events), steps)
+    # Behind a greedy loop it depends on what the loop could have had.
+    parts[-1] = replace(parts[-1], optional=False, greedy=False, not_before="")
+    not_at_end = "".join(sorted(set(LETTERS + "n") - set(parts[-1].letters)))
+    order = data.draw(st.permutations(range(len(events))))
+    marks = data.draw(st.lists(st.integers(0, 30), max_size=3))
+    no_skip = AfterMatchSkipStrategy.no_skip()
+    found = found_by_operator(parts, window, no_skip, events, times, order, marks, not_at_end)
+    expected = all_matches(parts, events, times, window, not_at_end)
+    assert sorted(choice for choice, _ in found) == sorted(expected)
+    for choice, timestamp in found:
+        assert timestamp == times[choice[0][0]] + window
+    if skips:  # those that begin together come together, the first of them first
+        past = AfterMatchSkipStrategy.skip_past_last_event()
+        left = skipped(list(enumerate(choice for choice, _ in found)), past)
+        found = found_by_operator(parts, window, past, events, times, order, marks, not_at_end)
+        assert [choice for choice, _ in found] == [choice for _, choice in left]
 
 
 @settings(max_examples=60, deadline=None)

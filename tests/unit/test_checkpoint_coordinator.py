@@ -16,6 +16,8 @@ from jobmanager.checkpoint_coordinator import (
     CheckpointCoordinator,
     CheckpointSettings,
     Commit,
+    Complete,
+    EndInput,
     FailJob,
     Fenced,
     MarkCommitted,
@@ -23,6 +25,7 @@ from jobmanager.checkpoint_coordinator import (
     Trigger,
 )
 from state import checkpoint_store
+from state.checkpoint_options import CheckpointOptions, SnapshotKind
 from state.checkpoint_store import CommitPermit, PublishOutcome, StateHandle
 from taskmanager.elements import Attempt
 from taskmanager.messages import CheckpointAcknowledged, CheckpointDeclined, TaskId
@@ -598,3 +601,115 @@ class CoordinatorMachine(RuleBasedStateMachine):
 
 TestCoordinator = CoordinatorMachine.TestCase
 TestCoordinator.settings = settings(max_examples=120, stateful_step_count=50)
+
+
+# ------------------------------------------------------------------------------- on demand
+
+STOP = CheckpointOptions(SnapshotKind.SAVEPOINT, "memory://x/y", stop=True)
+ASIDE = CheckpointOptions(SnapshotKind.SAVEPOINT, "memory://x/y")
+
+
+def test_what_is_demanded_is_taken_at_once_or_after_the_one_under_way() -> None:
+    coordinator = Coordinator(min_pause=1_000)
+    coordinator.demand(ASIDE)
+    assert coordinator.tick(1) == [Trigger(5, ASIDE, demanded=True)]
+    coordinator = Coordinator()
+    checkpoint_id = coordinator.until_published()
+    coordinator.demand(ASIDE)
+    assert coordinator.tick(110) == []
+    coordinator.published(checkpoint_id, PublishOutcome.PUBLISHED, permit(5), None, 110)
+    assert coordinator.tick(110) == [Trigger(6, ASIDE, demanded=True)]
+    assert coordinator.tick(300) == []
+
+
+def test_a_demand_is_forgotten_with_the_attempt() -> None:
+    coordinator = Coordinator()
+    coordinator.demand(ASIDE)
+    coordinator.job_stopped("boom")
+    coordinator.job_running({A: NOW, B: NOW}, 50)
+    assert coordinator.tick(60) == []
+
+
+def test_nothing_follows_a_checkpoint_at_which_tasks_stop_until_they_go_on() -> None:
+    coordinator = Coordinator()
+    coordinator.demand(STOP)
+    assert coordinator.tick(10) == [Trigger(5, STOP, demanded=True)]
+    for task in TASKS:
+        coordinator.acknowledge(ack(task, 5), 20)
+    coordinator.published(5, PublishOutcome.PUBLISHED, permit(5), None, 30)
+    assert coordinator.tick(1_000) == []
+    assert coordinator.next_tick_at() is None
+    for task in TASKS:
+        coordinator.commit_succeeded(task, NOW, 5)
+    coordinator.marked(5, None, 40)
+    assert coordinator.finished
+    coordinator.go_on(50)
+    assert not coordinator.finished
+    assert coordinator.tick(150) == [Trigger(6)]
+
+
+def test_tasks_that_stop_at_an_aborted_checkpoint_are_not_at_the_end() -> None:
+    coordinator = Coordinator()
+    coordinator.demand(STOP)
+    coordinator.tick(10)
+    assert coordinator.decline(CheckpointDeclined(A, NOW, 5, "no"), 20) == [Abort(5, "no")]
+    assert coordinator.tick(120) == [Trigger(6)]
+
+
+def test_what_is_demanded_at_the_end_comes_after_all_have_drained() -> None:
+    coordinator = Coordinator()
+    coordinator.tick(100)
+    coordinator.demand(ASIDE, at_end=True)
+    assert coordinator.tick(110) == [], "the input does not end amid a checkpoint"
+    coordinator.decline(CheckpointDeclined(A, NOW, 5, "no"), 110)
+    assert coordinator.tick(110) == [EndInput()]
+    assert coordinator.tick(10_000) == [], "and no checkpoint is taken meanwhile"
+    assert coordinator.all_drained(20_000) == [Trigger(6, ASIDE, demanded=True)]
+
+
+def test_what_is_demanded_at_the_end_comes_although_another_has_covered_it() -> None:
+    coordinator = Coordinator()
+    coordinator.until_completed(drained=True)
+    coordinator.demand(ASIDE, at_end=True)
+    assert coordinator.all_drained(120) == [Trigger(6, ASIDE, demanded=True)]
+
+
+def test_a_failed_one_at_the_end_is_repeated_after_a_pause() -> None:
+    coordinator = Coordinator()
+    coordinator.demand(ASIDE, at_end=True)
+    coordinator.all_drained(120)
+    coordinator.decline(CheckpointDeclined(A, NOW, 5, "no"), 130)
+    coordinator.demand(ASIDE, at_end=True)
+    assert coordinator.tick(131) == []
+    assert coordinator.next_tick_at() == 230
+    assert coordinator.tick(230) == [Trigger(6, ASIDE, demanded=True)]
+
+
+def test_without_a_store_there_is_what_is_demanded_and_nothing_else() -> None:
+    coordinator = CheckpointCoordinator(
+        "job", job_graph(), TASKS, CheckpointSettings(None), 3, 1, lambda: 0
+    )
+    coordinator.job_running({A: NOW, B: NOW}, 0)
+    assert coordinator.finished, "the end of the job waits for no checkpoint"
+    assert coordinator.all_drained(10) == []
+    assert coordinator.next_tick_at() is None
+    coordinator.demand(ASIDE)
+    assert coordinator.tick(20) == [Trigger(1, ASIDE, demanded=True)]
+    coordinator.acknowledge(ack(A, 1), 30)
+    _, (complete,) = coordinator.acknowledge(ack(B, 1), 30)
+    assert isinstance(complete, Complete)
+    assert complete.manifest.checkpoint_id == 1
+    assert coordinator.tick(10_000) == []
+
+
+def test_a_rescaled_job_waits_for_the_tasks_that_it_has_then() -> None:
+    coordinator = Coordinator()
+    coordinator.job_stopped("rescaled")
+    node = OperatorNode("uid", "op", "map", b"", ())
+    graph = JobGraph("job", (JobVertex("v", "v", 1, 128, (node,)),), ())
+    coordinator.resize(graph, (A,))
+    coordinator.job_running({A: NOW}, 0)
+    assert coordinator.tick(100) == [Trigger(5)]
+    _, (publish,) = coordinator.acknowledge(ack(A, 5), 110)
+    assert isinstance(publish, Publish)
+    assert publish.manifest.vertices[0].parallelism == 1

@@ -752,8 +752,25 @@ def test_a_state_that_cannot_be_encoded_is_an_error_that_names_the_operator() ->
         for task in tasks:
             owned = task.context.key_group_range
             task.batch(arrow("k", part.filter(pa.array([group in owned for group in groups]))))
-    with pytest.raises(JobExecutionError, match=r"'under test'.*text in some batches"):
+    with pytest.raises(JobExecutionError, match=r"(?s)'under test'.*text in some batches"):
         tasks[0].snapshot()
+
+
+@pytest.mark.parametrize("upstream", [1, 2])
+def test_a_key_that_is_text_here_and_binary_there_is_refused(upstream: int) -> None:
+    """In one task before the shuffle, or in that after it."""
+    pipeline = Pipeline(spec(N), upstream)
+    pipeline.send(arrow("k", pa.array(["a"])))
+    pipeline.send(arrow("k", pa.array([b"a"], pa.large_binary())), upstream - 1)
+    with pytest.raises(JobExecutionError, match=r"(?s)'under test'.*'k' is text in some batches"):
+        pipeline.watermark(9)
+
+
+def test_a_key_of_text_in_several_types_is_one_key() -> None:
+    pipeline = Pipeline(spec(N))
+    for kind in (pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())):
+        pipeline.send(arrow("k", pa.array(["a"]).cast(kind))).restart(1)
+    assert results(pipeline.watermark(9)) == [{"k": "a", "n": 3}]
 
 
 def test_seconds_that_do_not_fit_into_milliseconds_are_refused() -> None:

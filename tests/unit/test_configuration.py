@@ -178,8 +178,6 @@ def test_all_faults_are_reported_at_once() -> None:
 def test_what_pyflink_needs_for_its_workers_is_ignored_with_a_warning() -> None:
     with pytest.warns(UserWarning, match=r"python\.executable has no effect"):
         assert validate({"python.executable": "/usr/bin/python3"}) == []
-    with pytest.warns(UserWarning, match=r"savepoints\.dir has no effect here: there are no savep"):
-        assert validate({"state.savepoints.dir": "s3://b/p"}) == []
 
 
 #: Options that nothing asks for, and why they are there all the same.
@@ -190,6 +188,7 @@ UNREAD = {
     "CHECKPOINTING_ALIGNED_TIMEOUT": "only 0 is allowed",
     "CHECKPOINTING_UNALIGNED": "only false is allowed",
     "STATE_BACKEND": "only hashmap is allowed",
+    "RECOVERY_CLAIM_MODE": "only NO_CLAIM is allowed",
 }
 
 

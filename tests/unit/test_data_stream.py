@@ -375,6 +375,20 @@ class Client(JobClient):
     def get_accumulators(self) -> Any:
         raise NotImplementedError
 
+    def trigger_savepoint(self, savepoint_directory: str | None = None) -> Any:
+        raise NotImplementedError
+
+    def stop_with_savepoint(
+        self, advance_to_end_of_event_time: bool, savepoint_directory: str | None = None
+    ) -> Any:
+        raise NotImplementedError
+
+    def trigger_checkpoint(self) -> Any:
+        raise NotImplementedError
+
+    def rescale(self, parallelism: int) -> Any:
+        raise NotImplementedError
+
     def cancel(self) -> Future[None]:
         self.cancelled += 1
         return self._done(None)

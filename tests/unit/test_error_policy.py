@@ -788,8 +788,9 @@ def test_a_policy_that_is_none_is_refused(policy: Any) -> None:
 def test_operators_that_cannot_skip_are_refused(build: Any, name: str) -> None:
     (fault,) = faults(build)
     assert fault == (
-        f"operator '{name}': on_error('skip') is possible for map, flat_map, filter, process and "
-        "reduce only, which work on one record at a time; here an error fails the job"
+        f"operator '{name}': on_error('skip') is possible for map, flat_map, filter, process, "
+        "reduce and patterns only, which work on one record or match at a time; here an error "
+        "fails the job"
     )
 
 

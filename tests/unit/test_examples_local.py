@@ -33,13 +33,15 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
     return importlib.import_module
 
 
-def test_there_are_six_examples() -> None:
+def test_there_are_eight_examples() -> None:
     assert SCRIPTS == [
         "carrier_report",
         "exactly_once_s3",
+        "failed_logins",
         "flight_delays",
         "fraud_alerts",
         "page_rank",
+        "priced_orders",
         "word_count",
     ]
 
@@ -113,6 +115,68 @@ def test_fraud_alerts_are_those_found_by_hand(
     wanted = alerts_by_hand(module, 3000)
     assert Counter(printed) == wanted
     assert wanted.total() >= 5
+
+
+# --------------------------------------------------------------------------------- failed logins
+
+
+@pytest.mark.parametrize("parallelism", [1, 3])
+def test_guessed_passwords_are_those_found_by_hand(
+    parallelism: int, example: Callable[[str], ModuleType], capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--count", "1000", "--parallelism", str(parallelism)]
+    assert example("failed_logins").main(flags) == 0
+    printed = capsys.readouterr().out
+    alerts = re.findall(r"^ALERT (.*)$", printed, re.M)
+    assert len(alerts) >= 20
+    assert "00:05:16 bob: 7 failures in 28 s, then 203.0.113.9" in alerts
+    assert any("192.0.2." in alert for alert in alerts), "the user, within a minute of the attack"
+    assert f"checked: {len(alerts)} guessed passwords in 1,000 logins" in printed
+
+
+def test_failed_logins_notices_a_result_that_differs(
+    example: Callable[[str], ModuleType],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = example("failed_logins")
+    right = module.expected
+    monkeypatch.setattr(module, "expected", lambda logins: right(logins[:-500]))
+    assert module.main(["--count", "1000"]) == 1
+    assert "THE RESULT DIFFERS" in capsys.readouterr().out
+
+
+# --------------------------------------------------------------------------------- priced orders
+
+
+def test_orders_are_priced_once_each_by_a_service_that_is_busy_at_times(
+    example: Callable[[str], ModuleType],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = example("priced_orders")
+    monkeypatch.setattr(module, "ANSWER_S", 0.002)
+    assert module.main(["--count", "400"]) == 0
+    printed = capsys.readouterr().out
+    found = re.search(r"400 orders .* asked (\d+) times and was busy (\d+) times", printed)
+    assert found, printed
+    asked, busy = map(int, found.groups())
+    assert asked == 400 + busy
+    assert busy >= 20
+    assert re.search(r"checked: [\d,.]+ in total, each order once", printed)
+
+
+def test_priced_orders_notices_a_result_that_differs(
+    example: Callable[[str], ModuleType],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = example("priced_orders")
+    monkeypatch.setattr(module, "ANSWER_S", 0)
+    right = module.expected
+    monkeypatch.setattr(module, "expected", lambda count: right(count)[1:])
+    assert module.main(["--count", "50"]) == 1
+    assert "THE RESULT DIFFERS" in capsys.readouterr().out
 
 
 # --------------------------------------------------------------------------------- flight delays

@@ -15,6 +15,7 @@ from dataflow.graph.job_graph import (
 )
 from jobmanager.deployment import Deployment
 from jobmanager.execution_graph import ExecutionGraph, Slot, connected, connected_to
+from jobmanager.region import Regions
 from taskmanager.elements import ChannelId
 from taskmanager.messages import TaskId
 
@@ -99,7 +100,8 @@ def test_both_ends_of_a_connection_describe_the_same_channels() -> None:
         [edge("a", "b", Partitioning.RESCALE), edge("b", "c", Partitioning.HASH)],
     )
     location = {task: f"tm-{task.vertex_id}{task.subtask}" for task in expanded.tasks}
-    deployment = Deployment(expanded, location)
+    (region,) = Regions(expanded.regions, expanded.slot_of)
+    deployment = Deployment(expanded, region, location.get)
     outgoing, incoming = set(), set()
     for task in expanded.tasks:
         for out in deployment.outputs(task):
@@ -210,10 +212,10 @@ def test_a_slot_sharing_group_of_its_own_gets_slots_of_its_own_with_its_resource
     )
     assert expanded.slots == (
         Slot(0, "default", ()),
-        Slot(1, "default", ()),
-        Slot(2, "gpu", (("num_cpus", 2.0), ("num_gpus", 1.5))),
+        Slot(2, "default", ()),
+        Slot(1, "gpu", (("num_cpus", 2.0), ("num_gpus", 1.5))),
     )
-    assert expanded.slot_of[TaskId("gpu", 0)] == expanded.slot_of[TaskId("more", 0)] == 2
+    assert expanded.slot_of[TaskId("gpu", 0)] == expanded.slot_of[TaskId("more", 0)] == 1
     assert len(expanded.slots) == expanded.job_graph.slots_required
 
 
@@ -221,3 +223,11 @@ def test_a_slot_sharing_group_of_its_own_gets_slots_of_its_own_with_its_resource
 def test_the_vertex_of_a_task_is_found(subtask: int) -> None:
     expanded = graph([vertex("a", 2)], [])
     assert expanded.vertex(TaskId("a", subtask)).name == "a"
+
+
+def test_a_slot_has_its_index_at_every_parallelism() -> None:
+    small = graph([vertex("a", 2), vertex("b", 1, group="other")], [])
+    large = graph([vertex("a", 4), vertex("b", 3, group="other")], [])
+    assert set(small.slots) < set(large.slots)
+    for task, slot in small.slot_of.items():
+        assert large.slot_of[task] == slot

@@ -9,9 +9,12 @@ import pytest
 
 from dataflow.common import Duration, Encoder, SimpleStringSchema, Time, Types
 from dataflow.common.job_status import JobStatus
+from dataflow.datastream import KeyedStream, StreamExecutionEnvironment
 from dataflow.datastream.functions import (
     AggregateFunction,
     MapFunction,
+    ReduceFunction,
+    RuntimeContext,
     as_filter_function,
     as_flat_map_function,
     as_key_selector,
@@ -212,3 +215,49 @@ def test_a_job_has_ended_for_good_in_three_states() -> None:
     assert ended == {"FAILED", "CANCELED", "FINISHED"}
     done = {status.name for status in JobStatus if status.is_terminal_state()}
     assert done == ended | {"SUSPENDED"}
+
+
+class Opened(ReduceFunction):
+    def open(self, runtime_context: RuntimeContext) -> None:
+        self.n = 1
+
+    def reduce(self, value1: Any, value2: Any) -> Any:
+        return value1 + value2 + self.n
+
+
+class ClosedMean(AggregateFunction):
+    def create_accumulator(self) -> Any:
+        return 0
+
+    def add(self, value: Any, accumulator: Any) -> Any:
+        return value + accumulator
+
+    def get_result(self, accumulator: Any) -> Any:
+        return accumulator
+
+    def merge(self, a: Any, b: Any) -> Any:
+        return a + b
+
+    def close(self) -> None:
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("attempt", "where"),
+    [
+        (lambda windows: windows.reduce(Opened()), r"reduce\(\) of windows: Opened"),
+        (lambda windows: windows.aggregate(ClosedMean()), r"aggregate\(\) of windows: ClosedMean"),
+        (lambda _: ReducingStateDescriptor("s", Opened()), r"ReducingStateDescriptor\('s'\)"),
+        (lambda _: AggregatingStateDescriptor("s", ClosedMean()), "AggregatingStateDescriptor"),
+    ],
+)
+def test_open_and_close_that_nobody_calls_are_refused(attempt: Any, where: str) -> None:
+    env = StreamExecutionEnvironment.get_execution_environment()
+    for stream in (env.from_collection([1]).key_by(lambda n: n), env.from_collection([1])):
+        windows: Any = (
+            stream.count_window(2)
+            if isinstance(stream, KeyedStream)
+            else stream.count_window_all(2)
+        )
+        with pytest.raises(JobGraphError, match=rf"{where}.*which are not called here; do what"):
+            attempt(windows)

@@ -203,8 +203,7 @@ class WhileItChanges(RuleBasedStateMachine):
             self.persisted = {}
             self.capture = table.capture()
             return
-        changed, dropped = table.watch.changed, table.watch.dropped
-        table.watch.changed, table.watch.dropped = {}, set()
+        changed, dropped = table.watch.take(table.namespaces)
         if full:
             self.persisted = {}
             self.capture = table.capture()

@@ -15,7 +15,7 @@ from dataflow.common.keys import key_group
 from dataflow.common.watermark_strategy import WatermarkStrategy
 from dataflow.datastream import OutputTag, StreamExecutionEnvironment
 from dataflow.datastream.functions import RuntimeContext
-from dataflow.datastream.join_functions import ProcessJoinFunction
+from dataflow.datastream.join_functions import ProcessJoinFunction, as_process_join_function
 from dataflow.datastream.state import ValueStateDescriptor
 from dataflow.errors import (
     ConfigError,
@@ -135,6 +135,7 @@ steps = st.lists(
 )
 bounds = st.tuples(st.integers(-4, 4), st.integers(-4, 4)).map(sorted)
 outers = st.tuples(st.booleans(), st.booleans())
+plain_pairs = as_process_join_function(lambda left, right: (left, right))
 
 
 @pytest.mark.parametrize("restored", [False, True])
@@ -203,15 +204,24 @@ def tied(
 
 
 @settings(max_examples=300)
-@given(steps, bounds, outers, st.integers(1, 7), st.tuples(st.integers(0, 50), st.integers(0, 50)))
+@given(
+    steps,
+    bounds,
+    outers,
+    st.integers(1, 7),
+    st.tuples(st.integers(0, 50), st.integers(0, 50)),
+    st.booleans(),
+)
 def test_joins_are_those_of_brute_force_at_any_parallelism(
     steps: list[Step],
     bounds: list[int],
     outer: tuple[bool, bool],
     batch_rows: int,
     cuts: tuple[int, int],
+    plain: bool,
 ) -> None:
     lower, upper = bounds
+    joined = spec(lower, upper, outer, plain_pairs if plain else Pairs())
     first, second = sorted(cuts)
     numbered = list(enumerate(steps))
     parts = numbered[:first], numbered[first:second], numbered[second:]
@@ -220,7 +230,7 @@ def test_joins_are_those_of_brute_force_at_any_parallelism(
     snapshots: list[Any] = []
     watermark = MIN_TIMESTAMP
     for parallelism, part in zip((1, 3, 2), parts, strict=True):
-        tasks = subtasks(spec(lower, upper, outer), parallelism, snapshots)
+        tasks = subtasks(joined, parallelism, snapshots)
         batch: list[tuple[Any, int]] = []
         of = ""
         for number, (kind, key, timestamp) in [*part, (-1, ("end", 0, 0))]:
@@ -332,6 +342,69 @@ def test_state_of_an_inner_join_is_not_that_of_an_outer_one() -> None:
     snapshot = OperatorHarness(spec(0, 5)).rows([("k", 1)], [1]).snapshot()
     with pytest.raises(RestoreError, match="which had a match"):
         OperatorHarness(spec(0, 5, (True, False)), snapshot=snapshot)
+
+
+# ----------------------------------------------------------------------------- a plain function
+
+
+def plain(function: Any, lower: int = -5, upper: int = 5) -> OperatorHarness:
+    return OperatorHarness(spec(lower, upper, function=as_process_join_function(function)))
+
+
+def test_a_plain_function_gives_one_result_for_each_pair_in_the_order_of_the_records() -> None:
+    harness = plain(lambda left, right: (left[1], right[1]))
+    harness.rows([("k", 1), ("l", 2), ("k", 3)], [1, 2, 3]).rows2([("k", 5), ("k", 2)], [5, 2])
+    assert harness.stamped == [((1, 5), 5), ((3, 5), 5), ((1, 2), 2), ((3, 2), 3)]
+    harness.rows([("k", 4), ("m", 4), ("k", 5)], [4, 4, 5])
+    assert harness.stamped[4:] == [((4, 2), 4), ((4, 5), 5), ((5, 2), 5), ((5, 5), 5)]
+
+
+def test_none_is_a_result_of_a_plain_function_and_a_tag_sends_one_aside() -> None:
+    odd = OutputTag("odd")
+    results = {1: None, 2: (odd, "aside"), 3: ("not a tag", 3), 4: ()}
+    harness = plain(lambda left, right: results[left[1]]).rows2([("k", 0)], [0])
+    harness.rows([("k", n) for n in results], [1] * 4)
+    assert harness.emitted == [None, ("not a tag", 3), ()]
+    assert harness.side(odd) == [("aside", 1)]
+
+
+def test_a_record_with_many_partners_comes_out_in_batches() -> None:
+    harness = plain(lambda left, right: right[1])
+    harness.rows2([("k", n) for n in range(10_000)], [0] * 10_000)
+    harness.rows([("k", 0)] * 3, [0] * 3)
+    assert harness.emitted == list(range(10_000)) * 3
+    assert [len(batch) for batch in harness.output.batches] == [10_000] * 3
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_an_error_of_a_plain_function_names_the_record(second: bool) -> None:
+    def quotient(left: Any, right: Any) -> float:
+        if left[1] == right[1] == 7:
+            raise StopIteration
+        return left[1] / right[1]  # type: ignore[no-any-return]
+
+    harness = plain(quotient).watermark(3)
+    (harness.rows if second else harness.rows2)([("k", 0), ("k", 1), ("l", 7)], [3, 4, 5])
+    send = harness.rows2 if second else harness.rows
+    with pytest.raises(UserFunctionError, match=r"on record 3 of a batch of 3(.|\n)*ZeroDivision"):
+        send([("k", 0), ("m", 0), ("k", 0)], [1, 3, 4])  # the first one is late
+    with pytest.raises(UserFunctionError, match=r"on record 2 of a batch of 2(.|\n)*StopIteration"):
+        send([("k", 1), ("l", 7)], [99, 5])
+
+
+def test_results_of_a_plain_function_are_not_the_state_either() -> None:
+    """Only once there are results that could hold such records they are looked for."""
+    sums = as_process_join_function(lambda left, right: len(left) + len(right))
+    pairs = as_process_join_function(lambda left, right: (left, right))
+    join = IntervalJoinSpec(sums, (len, len), 0, 9, (None, None), (False, False))
+    harness = OperatorHarness(join).rows([{"n": 1}], [1]).rows2([{"n": 2}], [2])
+    assert harness.emitted == [2]
+    assert not harness.operator.backend.shares_mutable  # type: ignore[attr-defined]
+    join = IntervalJoinSpec(pairs, (len, len), 0, 9, (None, None), (True, True))
+    harness = OperatorHarness(join).rows([{"n": 1}], [1]).rows2([{"n": 2}], [2])
+    harness.emitted[0][0]["n"] = harness.emitted[0][1]["n"] = "changed downstream"
+    harness.rows2([{"n": 3}], [3]).rows([{"n": 0}], [0])
+    assert harness.emitted[1:] == [({"n": 1}, {"n": 3}), ({"n": 0}, {"n": 2}), ({"n": 0}, {"n": 3})]
 
 
 # ---------------------------------------------------------------------------------- the program

@@ -175,7 +175,7 @@ class Script:
     def running(self, recovered: Recovered | None = None) -> Script:
         """From the start to RUNNING."""
         self.with_taskmanagers()
-        if self.master.coordinator is not None:
+        if self.master._settings.checkpoints is not None:
             self.on(recovered or Recovered(NOTHING))
         self.each(TaskReady)
         assert self.status is JobStatus.RUNNING
@@ -184,7 +184,7 @@ class Script:
     def restarted(self, recovered: Recovered | None = None) -> Script:
         """From the failure of everything to RUNNING again."""
         self.each(TaskCanceled)
-        if self.master.coordinator is not None:
+        if self.master._settings.checkpoints is not None:
             self.on(recovered or Recovered(NOTHING))
         self.tick(self.now + 200)
         self.each(TaskReady)

@@ -81,7 +81,7 @@ def test_records_watermarks_and_event_timers() -> None:
 def test_processing_time_stops_at_every_timer_and_never_goes_back() -> None:
     with counting(processing_time=50) as harness:
         harness.process(("a", 1)).advance_time(100).process(("b", 1))
-        harness.processing_time(1_049)
+        harness.processing_time(1_050)
         assert harness.values == []
         harness.advance_time(1)
         assert harness.values == [("a", 1)]
@@ -331,7 +331,7 @@ def test_a_timer_that_always_sets_another_for_now_is_told() -> None:
     with OperatorTestHarness.of(Restless(), key_by=lambda r: r) as harness:
         harness.process("a")
         with pytest.raises(JobExecutionError, match="10000 times in a row"):
-            harness.processing_time(5)
+            harness.processing_time(6)
 
 
 def test_an_error_of_the_function_is_reported_as_a_job_reports_it() -> None:

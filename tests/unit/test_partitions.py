@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ from harness import OperatorHarness
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dataflow.common import Types
 from dataflow.common.batch import MAX_TIMESTAMP
 from dataflow.datastream import (
     AggregateFunction,
@@ -20,6 +22,7 @@ from dataflow.datastream import (
     StreamExecutionEnvironment,
 )
 from dataflow.datastream.functions import as_map_partition_function, as_reduce_function
+from dataflow.datastream.state import ValueStateDescriptor
 from dataflow.errors import JobExecutionError, JobGraphError
 from dataflow.graph.specs import PartitionSpec, SortedInputSpec
 from taskmanager.operators import external_sorter
@@ -156,6 +159,8 @@ def test_what_cannot_be_is_refused_at_once(operate: Any, message: str) -> None:
     ("operate", "message"),
     [
         (lambda p: p.map_partition(lambda values: 5), "map_partition must yield its results"),
+        (lambda p: p.map_partition(lambda values: "text"), "iterable or None; it returned str"),
+        (lambda p: p.map_partition(lambda values: b"1"), "iterable or None; it returned bytes"),
         (lambda p: p.map_partition(lambda values: [1 // 0 for _ in values]), "whole partition"),
         (lambda p: p.sort_partition(lambda n: "x" if n == 2 else n), "'Sort Partition'.*failed"),
         (
@@ -260,3 +265,46 @@ def test_sorted_records_keep_their_timestamps_beside_one_without() -> None:
     while harness.operator.has_in_flight():
         harness.time(harness.context.now)
     assert harness.stamped == [(1, 10), (2, None), (3, 30)]
+
+
+class Locked:
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.lock = threading.Lock()
+
+
+@pytest.mark.parametrize(
+    "operate",
+    [
+        lambda s: s.full_window_partition().sort_partition(lambda row: row.number),
+        lambda s: s.full_window_partition().map_partition(list),
+        lambda s: s.key_by(lambda row: row.number).reduce(lambda a, b: a),
+    ],
+)
+def test_a_record_that_cannot_go_to_disk_is_named_by_its_type(operate: Any) -> None:
+    records = environment().from_sequence(1, 3).map(Locked)
+    with pytest.raises(JobExecutionError, match=r"record of type Locked cannot be (sorted|sent)"):
+        collected(operate(records))
+
+
+def test_one_among_many_is_found_when_it_is_written() -> None:
+    sorter = ExternalSorter(1)
+    with pytest.raises(JobExecutionError, match="record of type Locked cannot be sorted"):
+        sorter.add([(n, Locked(n) if n == 2 else n) for n in range(7)])
+
+
+class Remembers(MapPartitionFunction):
+    def open(self, runtime_context: RuntimeContext) -> None:
+        self.seen = runtime_context.get_state(ValueStateDescriptor("seen", Types.INT()))
+
+    def map_partition(self, values: Iterable[Pair]) -> Iterator[Any]:
+        for key, _ in values:
+            self.seen.update((self.seen.value() or 0) + 1)
+            yield key, self.seen.value()
+
+
+def test_state_of_a_key_is_that_of_its_partition() -> None:
+    records = [(key, 0) for key in (1, 2, 1, 1, 2)]
+    stream = environment().from_collection(records).key_by(lambda r: r[0])
+    found = collected(stream.full_window_partition().map_partition(Remembers()))
+    assert sorted(found) == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2)]

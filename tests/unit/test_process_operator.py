@@ -122,12 +122,12 @@ class Heartbeat(KeyedProcessFunction):
         yield ODD, timestamp
 
 
-def test_processing_timers_fire_at_their_time_and_their_results_have_no_timestamp() -> None:
+def test_processing_timers_fire_after_their_millisecond_with_results_without_timestamp() -> None:
     harness = OperatorHarness(ProcessSpec(Heartbeat(), first))
     assert harness.operator.next_timer_at() is None
     harness.rows([("a", 1)], [5]).time(40).rows([("b", 1)], [6]).rows([("c", "cancel")])
-    assert harness.operator.next_timer_at() == 100
-    harness.time(99)
+    assert harness.operator.next_timer_at() == 101
+    harness.time(100)
     assert harness.emitted == []
     harness.time(200)
     assert harness.stamped == [(("a", 100), None), (("b", 140), None)]

@@ -7,11 +7,14 @@ from harness import OperatorHarness, send_by_key, subtasks
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dataflow.common import Types
+from dataflow.common.batch import MAX_TIMESTAMP
 from dataflow.common.keys import key_group
 from dataflow.datastream.fields import FieldAggregate
-from dataflow.datastream.functions import ReduceFunction
+from dataflow.datastream.functions import ReduceFunction, RuntimeContext
+from dataflow.datastream.state import ValueStateDescriptor
 from dataflow.errors import KeyTypeError, UserFunctionError
-from dataflow.graph.specs import ReduceSpec
+from dataflow.graph.specs import OnErrorSpec, ReduceSpec, SortedInputSpec
 
 
 class Reduce(ReduceFunction):
@@ -114,3 +117,46 @@ def test_reduce_is_the_same_through_snapshots_at_parallelism_1_3_2(
             for key, total in task.emitted:
                 emitted.setdefault(key, []).append(total)
     assert emitted == expected
+
+
+class CountsPerKey(ReduceFunction):
+    """Keeps how often it was called for the key; asks for its state late."""
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        self.context = runtime_context
+
+    def reduce(self, value1: Any, value2: Any) -> Any:
+        calls = self.context.get_state(ValueStateDescriptor("calls", Types.INT()))
+        calls.update((calls.value() or 0) + 1)
+        return value1[0], calls.value()
+
+
+def test_a_function_with_state_gets_that_of_its_key() -> None:
+    spec = ReduceSpec(CountsPerKey(), first)
+    keys = ["a", "b", "a", "a", "b", "c", "a"]
+    harness = OperatorHarness(spec)
+    harness.rows([(key, 0) for key in keys])
+    assert [row for row in harness.emitted if row[0] == "a"] == [("a", n) for n in range(4)]
+    assert [row for row in harness.emitted if row[0] == "b"] == [("b", 0), ("b", 1)]
+    tasks = subtasks(spec, 3, [harness.snapshot()])
+    send_by_key(tasks, [("a", 0), ("b", 0), ("c", 0)], [0, 0, 0], first)
+    tasks = subtasks(spec, 2, [task.snapshot() for task in tasks])
+    send_by_key(tasks, [("a", 0), ("b", 0), ("c", 0)], [0, 0, 0], first)
+    found = sorted(row for task in tasks for row in task.emitted)
+    assert found == [("a", 5), ("b", 3), ("c", 2)]
+
+
+def test_also_with_an_error_policy_and_in_batch() -> None:
+    spec = ReduceSpec(CountsPerKey(), first)
+    rows = [(key, 0) for key in "ababa"]
+    skipping = OperatorHarness(OnErrorSpec(spec, None)).rows(rows)
+    assert skipping.emitted[-2:] == [("b", 1), ("a", 2)]
+    batch = OperatorHarness(SortedInputSpec(spec)).rows(rows).watermark(MAX_TIMESTAMP)
+    while batch.operator.has_in_flight():
+        batch.operator.on_processing_time(0)
+    assert sorted(batch.emitted) == [("a", 2), ("b", 1)]
+
+
+def test_a_plain_function_costs_nothing_more() -> None:
+    harness = OperatorHarness(SUM)
+    assert harness.operator.key_selector.__code__ is first.__code__  # type: ignore[attr-defined]

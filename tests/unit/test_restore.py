@@ -92,3 +92,50 @@ def test_a_subtask_is_told_of_others_state_only_when_the_parallelism_has_changed
     all_of_it = RestoreDescriptor(7, 3, handles)
     assert restore_of_subtask(all_of_it, 3, 1) == RestoreDescriptor(7, 3, handles[1:2])
     assert restore_of_subtask(all_of_it, 2, 1) == all_of_it
+
+
+# -------------------------------------------------------------------- savepoints and upgrades
+
+
+def test_the_state_of_a_savepoint_is_read_where_it_lies() -> None:
+    old = replace(checkpoint(saved("v", "a")), needs_commit=True)
+    plan, _ = plan_restore(graph(vertex("v", "a")), old, False, "s3://b/savepoint")
+    assert (plan["v"][0].folder, plan["v"][0].settled) == ("s3://b/savepoint", False)
+    settled = replace(old, needs_commit=False)
+    plan, _ = plan_restore(graph(vertex("v", "a")), settled, False, "s3://b/savepoint")
+    assert plan["v"][0].settled
+    plan, _ = plan_restore(graph(vertex("v", "a")), settled, False)
+    assert (plan["v"][0].folder, plan["v"][0].settled) == (None, False)
+
+
+def test_a_renamed_operator_takes_the_state_of_its_old_uid() -> None:
+    job = graph(vertex("v", "new", "b"), vertex("w", "c"))
+    old = checkpoint(saved("x", "old", "b"), saved("y", "c"))
+    plan, faults = plan_restore(job, old, False, renamed=[("old", "new")])
+    assert faults == []
+    assert plan["v"][0].renamed == (("old", "new"),)
+    assert plan["w"][0].renamed == ()
+    later = checkpoint(saved("v", "new", "b"), saved("w", "c"))
+    plan, faults = plan_restore(job, later, False, renamed=[("old", "new")])
+    assert faults == [], "once it is done, it does no harm"
+    assert plan["v"][0].renamed == ()
+
+
+def test_a_renaming_that_leaves_open_whose_state_it_is_is_refused() -> None:
+    old = checkpoint(saved("x", "a", "b"))
+    for job, renamed, message in (
+        (graph(vertex("v", "a", "b")), [("a", "b")], "the job still has an operator uid 'a'"),
+        (graph(vertex("v", "b", "a")), [("a", "b"), ("b", "a")], "the job still has"),
+        (graph(vertex("v", "b")), [("a", "c")], "the job has no operator uid 'c'"),
+        (graph(vertex("v", "b")), [("a", "b")], "checkpoint 7 has state of 'b' too"),
+        (graph(vertex("v", "c")), [("a", "c"), ("b", "c")], "the state of two others"),
+    ):
+        _, faults = plan_restore(job, old, False, renamed=renamed)
+        assert any(message in fault for fault in faults), faults
+
+
+def test_the_message_says_what_can_be_done_about_a_missing_operator() -> None:
+    _, (fault,) = plan_restore(graph(vertex("v", "b")), checkpoint(saved("x", "a")), False)
+    assert "uid()" in fault
+    assert "--map-uid a=NEW" in fault
+    assert "--allow-non-restored-state" in fault

@@ -50,7 +50,7 @@ def test_it_answers_as_if_it_looked_at_everyone(
         chosen = known[number % len(known)] if known else "nobody"
         if what == "request":
             since = max(0, now - number)  # a wait may go on that began before
-            for request in pool.request_missing(since):
+            for request in pool.request_missing(since, range(100)):
                 there = pool._taskmanagers[request.taskmanager_id].slots
                 models[request.taskmanager_id] = Model(there, since)
             offered = sorted(slot for model in models.values() for slot in model.slots)
@@ -86,5 +86,50 @@ def check(pool: SlotPool, models: dict[str, Model], slots: int, now: int) -> Non
 
 
 def test_a_taskmanager_offers_slots_of_one_kind() -> None:
-    requests = pool_of(4, 2).request_missing(0)
+    requests = pool_of(4, 2).request_missing(0, range(100))
     assert [request.resources for request in requests] == [(("gpu", 0),), (("gpu", 2),)]
+
+
+def slots(count: int) -> list[Slot]:
+    return [Slot(n, "default", ()) for n in range(count)]
+
+
+def test_a_larger_pool_asks_for_what_is_missing_only() -> None:
+    pool = SlotPool(tuple(slots(2)), 1, HEARTBEAT_TIMEOUT, REQUEST_TIMEOUT, "tm")
+    for request in pool.request_missing(0, range(9)):
+        pool.on_ready(request.taskmanager_id, 0)
+    assert pool.complete
+    assert pool.resize(slots(4)) == []
+    assert not pool.complete
+    asked = [request.taskmanager_id for request in pool.request_missing(1, range(9))]
+    assert asked == ["tm3", "tm4"]
+    pool.on_ready("tm3", 2)
+    assert not pool.complete
+    pool.on_ready("tm4", 2)
+    assert pool.complete
+
+
+def test_a_smaller_pool_gives_back_taskmanagers_that_offer_nothing_any_more() -> None:
+    pool = SlotPool(tuple(slots(5)), 2, HEARTBEAT_TIMEOUT, REQUEST_TIMEOUT, "tm")
+    for request in pool.request_missing(0, range(9)):
+        pool.on_ready(request.taskmanager_id, 0)
+    assert pool.resize(slots(3)) == ["tm3"]
+    assert [pool.location(n) for n in range(5)] == ["tm1", "tm1", "tm2", None, None]
+    assert pool.request_missing(1, range(9)) == []
+    lost = pool.remove("tm2")
+    assert lost is not None
+    assert lost.slots == (2,)
+    assert [r.taskmanager_id for r in pool.request_missing(2, range(9))] == ["tm4"]
+    assert pool.silent(HEARTBEAT_TIMEOUT) == [("tm1", HEARTBEAT_TIMEOUT)], "tm3 is forgotten"
+
+
+def test_one_that_is_still_starting_is_given_back_too() -> None:
+    pool = SlotPool(tuple(slots(1)), 1, HEARTBEAT_TIMEOUT, REQUEST_TIMEOUT, "tm")
+    pool.request_missing(0, range(9))
+    pool.on_ready("tm1", 0)
+    pool.resize(slots(2))
+    pool.request_missing(1, range(9))
+    assert pool.resize(slots(1)) == ["tm2"]
+    pool.on_ready("tm2", 5)
+    assert pool.location(1) is None
+    assert pool.overdue(1_000) is None

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pytest
 
 from dataflow.common import WatermarkStrategy
-from dataflow.common.config_options import ConfigOptions
 from dataflow.datastream import KeyedProcessFunction, RuntimeContext
 from dataflow.datastream.functions import KeyedStateStore
 from dataflow.datastream.state import MapStateDescriptor, ValueStateDescriptor
@@ -237,12 +236,32 @@ def test_keys_are_others_and_so_is_the_max_parallelism(jobs: Jobs) -> None:
     assert ("cid", "hour", 3, [("/a", 2), ("/b", 1)]) in output
 
 
-@pytest.mark.skipif(
-    not hasattr(ConfigOptions, "RECOVERY_PATH"), reason="jobs cannot start from savepoints"
-)
 def test_a_job_starts_from_a_savepoint_that_was_written(jobs: Jobs, tmp_path: Path) -> None:
     path = jobs.leave_a_checkpoint("before")
     writer = SavepointWriter.from_existing(path).remove_operator("source")
     savepoint = writer.write(tmp_path / "savepoint")
-    output = jobs.go_on("after", **{"execution.state-recovery.path": savepoint})
-    assert ("ann", "hour", 3, [("/a", 2), ("/b", 1)]) in output
+    for job_id in ("one", "other"):
+        output = jobs.go_on(job_id, **{"execution.state-recovery.path": savepoint})
+        assert ("ann", "hour", 3, [("/a", 2), ("/b", 1)]) in output
+
+
+@pytest.mark.parametrize("settings", BACKENDS)
+def test_a_savepoint_of_a_job_is_read_and_changed(
+    jobs: Jobs, settings: dict[str, str], tmp_path: Path
+) -> None:
+    os.environ["DATAFLOW_JOB_ID"] = "running"
+    script = [*FIRST, MADE, Wait(10**9)]
+    configuration = {key.replace("_", "."): value for key, value in settings.items()}
+    with jobs.stream(script, 2, configuration).execute_and_collect() as results:
+        assert {next(results)[0] for _ in range(4)} == {"ann", "bob", "nobody"}
+        [client] = jobs.cluster._clients
+        savepoint = client.trigger_savepoint(str(tmp_path)).result()
+    reader = SavepointReader.read(savepoint)
+    assert reader.job_id == "running"
+    assert all(not operator.native for operator in reader.operators())
+    assert users(reader.keyed_state("count", "count")) == {"ann": 2, "bob": 1}
+    writer = SavepointWriter.from_existing(reader).remove_operator("source")
+    writer.change_operator("count", OperatorTransformation.for_each_key(Double()))
+    path = writer.write(tmp_path / "changed")
+    output = jobs.go_on("after", **settings, **{"execution.state-recovery.path": path})
+    assert ("ann", "hour", 5, [("/a", 2), ("/b", 1)]) in output

@@ -196,10 +196,10 @@ class Ticker(KeyedProcessFunction):
 def test_timers_fire_when_they_are_due() -> None:
     harness = TaskHarness(ProcessSpec(Ticker(), lambda row: row), inputs=1, outputs=1).started()
     harness.feed(0, RowBatch([1]))
-    assert harness.task.wait_until() == 1_010
-    harness.services.now = 1_010
+    assert harness.task.wait_until() == 1_011  # when its millisecond is over
+    harness.services.now = 1_011
     assert harness.run().emitted() == [1_010]
-    assert harness.task.wait_until() == 1_020
+    assert harness.task.wait_until() == 1_021
 
 
 def test_timers_wait_while_there_is_no_room() -> None:

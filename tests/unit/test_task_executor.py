@@ -139,9 +139,9 @@ def test_checkpoint_messages_of_another_attempt_do_nothing() -> None:
     ):
         executor.do(message)
     assert executor.launched[0].state is TaskState.RUNNING
-    assert executor.launched[0]._aborted_checkpoint == 0
+    assert executor.launched[0]._checkpoints._aborted == 0
     executor.do(AbortCheckpoint((TASK,), NOW, 5))
-    assert executor.launched[0]._aborted_checkpoint == 5
+    assert executor.launched[0]._checkpoints._aborted == 5
 
 
 def test_a_source_is_aligned_by_answers_of_its_own_attempt_only() -> None:

@@ -303,6 +303,7 @@ EXEMPT: dict[str, dict[str, str]] = {
         "dataflow/filesystem/s3.py": "jitter, and the mark of an upload",
         "jobmanager/cluster.py": "ids of new jobs",
         "jobmanager/local.py": "ids of new jobs",
+        "jobmanager/client.py": "ids of requests",
         "jobmanager/job_manager.py": "hands the JobMaster its source of jitter",
     },
     "no_print": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -369,6 +370,28 @@ def test_sessions_are_those_of_a_naive_reference(
         expected.append(naive.take())
     assert [[row for row, _ in step] for step in feed(harness, made)] == expected
     assert [row[1] for row, _ in harness.side(LATE)] == naive.late
+    assert leftovers(harness) == {}
+
+
+@both
+@pytest.mark.parametrize("lateness", [0, 40])
+def test_of_many_sessions_those_fire_that_are_due(sessions: Any, lateness: int) -> None:
+    given_spec = spec(sessions(7), aggregate=Values(), function=Sorted(), lateness=lateness)
+    harness, naive = OperatorHarness(given_spec), NaiveSessions(7, lateness)
+    draw, number = random.Random(3), 0
+    for watermark in [*range(0, 300, 3), *range(300, 3_000, 450), MAX_TIMESTAMP]:
+        made = [(f"k{draw.randrange(40)}", number + n) for n in range(30)]
+        number += len(made)
+        latest = watermark + 400 if watermark < MAX_TIMESTAMP else 3_000
+        stamps = [draw.randrange(max(0, latest - 450), latest) for _ in made]
+        before = len(harness.emitted)
+        harness.rows(made, stamps)
+        for row, stamp in zip(made, stamps, strict=True):
+            naive.record(*row, stamp)
+        harness.watermark(watermark)
+        naive.advance(watermark)
+        assert sorted(harness.emitted[before:]) == naive.take()
+    assert len(harness.emitted) > 1_000
     assert leftovers(harness) == {}
 
 

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from dataflow.common.callables import require_overrides
 from dataflow.common.time import DurationLike, to_millis
 from dataflow.datastream.state import ValueStateDescriptor
 from dataflow.datastream.windowing.triggers import (
@@ -241,6 +242,7 @@ class _DynamicSessions(_Sessions[T]):
                 f"{type(self).__name__} needs a SessionWindowTimeGapExtractor, and got "
                 f"{type(session_window_time_gap_extractor).__name__}"
             )
+        require_overrides(type(self).__name__, session_window_time_gap_extractor, "extract")
         self._extractor = session_window_time_gap_extractor
 
     def _gap(self, element: T) -> int:

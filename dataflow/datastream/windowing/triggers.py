@@ -508,6 +508,24 @@ class ProcessingTimeoutTrigger(Trigger[T, W]):
         self._nested.clear(window, ctx)
 
 
+def never_purges(trigger: Trigger[Any, Any]) -> bool:
+    """Whether it is known to leave windows their contents; of a user's own that is not known."""
+    if isinstance(trigger, ProcessingTimeoutTrigger):
+        return never_purges(trigger._nested)
+    return type(trigger) in _NEVER_PURGING
+
+
+_NEVER_PURGING = (
+    EventTimeTrigger,
+    ProcessingTimeTrigger,
+    ContinuousEventTimeTrigger,
+    ContinuousProcessingTimeTrigger,
+    CountTrigger,
+    DeltaTrigger,
+    NeverTrigger,
+)
+
+
 def require_trigger(where: str, trigger: Any) -> Any:
     """``trigger`` if it is one. Raises JobGraphError."""
     if isinstance(trigger, Trigger):

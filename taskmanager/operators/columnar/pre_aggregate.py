@@ -113,7 +113,7 @@ class PreAggregateOperator(FunctionOperator):
 
     def _concat(self, tables: list[pa.Table], merging: bool) -> pa.Table:
         try:
-            rows = concat(tables)
+            rows = concat(tables, self._accumulators.keys)
             return self._accumulators.merge(rows) if merging else rows
         except pa.ArrowException as error:
             self.fail(error, "aggregating")

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dataflow.common.batch import MIN_TIMESTAMP, ArrowBatch, RowBatch
+from dataflow.common.batch import MAX_TIMESTAMP, MIN_TIMESTAMP, ArrowBatch, RowBatch
 from dataflow.datastream.aggregates import fields_of
 from dataflow.datastream.window import TimeWindow
 from dataflow.graph.specs import ColumnarWindowSpec
@@ -181,12 +181,27 @@ class ColumnarWindowOperator(FunctionOperator):
 
     def _merge(self, tables: Sequence[pa.Table]) -> pa.Table:
         try:
-            rows = concat(tables)
+            rows = concat(tables, self._spec.keys)
             if self._accumulators is None:
                 return rows.combine_chunks()
             return self._accumulators.merge(rows)
         except pa.ArrowException as error:
             self.fail(error, "aggregating")
+
+    # --------------------------------------------------------------------------------- in BATCH
+
+    @property
+    def state(self) -> ColumnarState:
+        return self._state
+
+    def next_window(self) -> Window | None:
+        """The one that fires next, if any will before time ends."""
+        due = self._to_fire and self._to_fire[0][0] <= MAX_TIMESTAMP
+        return self._to_fire[0][1] if due else None
+
+    def slices_of(self, window: Window) -> range:
+        """The starts of its slices."""
+        return self._slices.slices_of(window)
 
     # ---------------------------------------------------------------------------------- event time
 

@@ -1,0 +1,101 @@
+"""Bugs of the backends that keep state, and of snapshots that build on earlier ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+from state import changelog
+from state.changelog import Changelog
+from state.checkpoint_metadata import CheckpointManifest
+from state.heap_capture import Capture
+from state.heap_maps import Watch
+from state.snapshot_store import SnapshotWriter
+from tests.sim.canaries import Canary, _busy
+from tests.sim.run import Options
+
+
+@contextmanager
+def take_what_came_later() -> Iterator[None]:
+    """Nothing is put aside while a snapshot is taken."""
+    original = Capture.__init__
+
+    def init(self: Capture, tables: Any, *arguments: Any) -> None:
+        original(self, tables, *arguments)
+        for table in tables:
+            table.watch = Watch()
+            table.watch.aside = {}
+
+    with mock.patch.object(Capture, "__init__", init):
+        yield
+
+
+@contextmanager
+def forget_changes_of_the_aborted() -> Iterator[None]:
+    """A changelog is cut off at each checkpoint, also at one that does not complete."""
+    original = Changelog.begin
+
+    def begin(self: Changelog, *arguments: Any) -> Any:
+        self._since.clear()
+        return original(self, *arguments)
+
+    with mock.patch.object(Changelog, "begin", begin):
+        yield
+
+
+@contextmanager
+def cut_off_before_the_next_full_one() -> Iterator[None]:
+    """The full snapshot is dropped while there are only changes after it."""
+    original = SnapshotWriter.stored
+
+    def stored(self: SnapshotWriter, checkpoint_id: int, written: Any) -> None:
+        for uid, layers in written.written.layers.items():
+            written.written.layers[uid] = layers[-1:]
+        original(self, checkpoint_id, written)
+
+    with mock.patch.object(SnapshotWriter, "stored", stored):
+        yield
+
+
+@contextmanager
+def files_left_out_of_manifests() -> Iterator[None]:
+    """Clean-up takes the files that snapshots refer to for garbage."""
+    with mock.patch.object(CheckpointManifest, "handles", CheckpointManifest.snapshots):
+        yield
+
+
+@contextmanager
+def removals_forgotten() -> Iterator[None]:
+    """What has no value any more gets that of the last full snapshot back."""
+    with mock.patch.object(changelog.Changes, "add", lambda self, later: _add_present(self, later)):
+        yield
+
+
+def _add_present(changes: changelog.Changes, later: changelog.Changes) -> None:
+    for namespace, keys in later.keys.items():
+        changes.keys.setdefault(namespace, set()).update(keys)
+
+
+_CHANGELOG = Options(
+    scenario="faults",
+    kind="ledger",
+    rates=_busy,
+    settings={"state.changelog.enabled": "true"},
+)
+_HEAP = Options(
+    scenario="faults",
+    kind="ledger",
+    rates=_busy,
+    settings={"state.changelog.enabled": "false"},
+)
+
+BACKEND_CANARIES = (
+    Canary("a snapshot of several moments", take_what_came_later, _HEAP),
+    Canary("changes of aborted checkpoints lost", forget_changes_of_the_aborted, _CHANGELOG),
+    Canary("changelog cut off too early", cut_off_before_the_next_full_one, _CHANGELOG),
+    Canary("files left out of manifests", files_left_out_of_manifests, _CHANGELOG),
+    Canary("windows come back", removals_forgotten, replace(_CHANGELOG, kind=None)),
+)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable
+from contextlib import suppress
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -245,6 +248,11 @@ def test_a_job_starts_from_a_savepoint_that_was_written(jobs: Jobs, tmp_path: Pa
         assert ("ann", "hour", 3, [("/a", 2), ("/b", 1)]) in output
 
 
+def _read_on(results: Any) -> None:
+    with suppress(Exception):  # the job is cancelled
+        list(results)
+
+
 @pytest.mark.parametrize("settings", BACKENDS)
 def test_a_savepoint_of_a_job_is_read_and_changed(
     jobs: Jobs, settings: dict[str, str], tmp_path: Path
@@ -255,7 +263,12 @@ def test_a_savepoint_of_a_job_is_read_and_changed(
     with jobs.stream(script, 2, configuration).execute_and_collect() as results:
         assert {next(results)[0] for _ in range(4)} == {"ann", "bob", "nobody"}
         [client] = jobs.cluster._clients
-        savepoint = client.trigger_savepoint(str(tmp_path)).result()
+        # Its sink commits what has been received, and the savepoint waits for that.
+        reading = threading.Thread(target=partial(_read_on, results))
+        reading.start()
+        savepoint = client.trigger_savepoint(str(tmp_path)).result(30)
+        client.cancel().result()
+        reading.join()
     reader = SavepointReader.read(savepoint)
     assert reader.job_id == "running"
     assert all(not operator.native for operator in reader.operators())

@@ -141,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
         "--dir", required=True, metavar="URI", help="the folder given as checkpoint storage"
     )
 
-    add_state_commands(commands, _table)
+    add_state_commands(commands, _table, _connect)
     return parser
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
+from dataflow.common.job_client import JobClient
+from dataflow.common.keys import stable_hash
 from dataflow.errors import KeyTypeError, StateProcessorError
 from dataflow.state_processor import SavepointReader, StateEntry
 from dataflow.state_processor.reader import COLUMNS
@@ -39,15 +41,20 @@ _EXAMPLES = {
   dataflow state show PATH --uid visits --key '["ann", 3]'   a key that is a tuple
   dataflow state show PATH --uid source --state splits       how far a source has read
 """,
+    "get": """
+  dataflow state get orders --uid visits --state count --key ann
+  dataflow state get orders --uid visits --state count --key 42 --window 0,60000
+""",
     "diff": """
   dataflow state diff s3://bucket/jobs/orders/epochs/7.json s3://bucket/jobs/orders
 """,
 }
 
+Connect = Callable[[argparse.Namespace], None]
 PrintTable = Callable[[tuple[str, ...], Sequence[tuple[str, ...]], str], None]
 
 
-def add_state_commands(commands: Any, print_table: PrintTable) -> None:
+def add_state_commands(commands: Any, print_table: PrintTable, connect: Connect) -> None:
     """Add ``state`` to the commands of ``dataflow``."""
     text = "look into savepoints and checkpoints: what state there is, entries, differences"
     state = commands.add_parser(
@@ -94,6 +101,26 @@ def add_state_commands(commands: Any, print_table: PrintTable) -> None:
     diff = command("diff", _diff, "compare two savepoints or checkpoints", _CAUTION)
     diff.add_argument("first", metavar="PATH1")
     diff.add_argument("second", metavar="PATH2")
+    get = inner.add_parser(
+        "get",
+        help="ask a running job for what a state holds for a key",
+        description="Ask a running job for what a state holds for a key now. The job goes on.\n\n"
+        "The answer is unpickled: only for jobs that you trust. Classes in it must be importable.",
+        epilog=f"examples:{_EXAMPLES['get']}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    get.set_defaults(command=lambda options: _get(options, connect))
+    get.add_argument("job_id", metavar="JOB")
+    get.add_argument("--uid", required=True, help="the operator's uid")
+    get.add_argument("--state", required=True, metavar="NAME", help="the name of the state")
+    get.add_argument("--key", required=True, help="text, or JSON for a number or a tuple")
+    get.add_argument(
+        "--window", type=_window, metavar="START,END", help="of state that is of a window, in ms"
+    )
+    get.add_argument("--address", metavar="HOST:PORT", help="the Ray cluster; see dataflow status")
+    get.add_argument("--json", action="store_true", help="as JSON")
+
     diff.add_argument(
         "--samples", type=int, default=3, metavar="N", help="entries to show of a state (3)"
     )
@@ -234,14 +261,7 @@ def _rows(
 
 
 def _of_key(reader: SavepointReader, uid: str, name: str, key: str) -> list[StateEntry]:
-    """A key is text, unless it is JSON of something that can be a key and is there."""
-    found = reader.get(uid, name, key)
-    if found:
-        return found
-    try:
-        return reader.get(uid, name, _tuples(json.loads(key)))
-    except (ValueError, KeyTypeError):
-        return []
+    return next(filter(None, (reader.get(uid, name, meant) for meant in _keys(key))), [])
 
 
 def _tuples(value: Any) -> Any:
@@ -316,6 +336,51 @@ def _as_dict(state: StateDifference) -> dict[str, Any]:
             for sample in state.samples
         ],
     }
+
+
+# ------------------------------------------------------------------------------------------ get
+
+
+def _get(options: argparse.Namespace, connect: Connect) -> int:
+    from jobmanager.cluster import attach
+
+    _programs_folder()
+    connect(options)
+    return look_up(attach(options.job_id), options)
+
+
+def look_up(client: JobClient, options: argparse.Namespace) -> int:
+    """Print what the job answers; 1 if the state holds nothing for the key."""
+    found = None
+    for key in _keys(options.key):
+        found = client.query_state(options.uid, options.state, key, options.window).result()
+        if found is not None:
+            break
+    if options.json:
+        _print_json({"key": options.key, "value": found})
+    elif found is None:
+        print(f"state {options.state!r} holds nothing for {options.key!r}", file=sys.stderr)
+    else:
+        print(found if isinstance(found, str) else repr(found))
+    return 1 if found is None else 0
+
+
+def _keys(text: str) -> list[Any]:
+    """What may be meant by a key on the command line: text, and what it is as JSON."""
+    try:
+        value = _tuples(json.loads(text))
+        stable_hash(value)
+    except (ValueError, KeyTypeError):
+        return [text]
+    return [text] if value == text else [text, value]
+
+
+def _window(text: str) -> tuple[int, int]:
+    start, _, end = text.partition(",")
+    try:
+        return int(start), int(end)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not START,END in ms") from None
 
 
 # ---------------------------------------------------------------------------------------- parts

@@ -17,15 +17,13 @@ Factory = Callable[[BackendContext], KeyedStateBackend]
 
 def _rocksdb(context: BackendContext) -> KeyedStateBackend:
     try:
-        import rocksdict  # noqa: F401
+        from state.rocksdb.backend import RocksDBKeyedStateBackend
     except ImportError as error:
         raise ConfigError(
             f"operator {context.operator_name!r}: state.backend.type = rocksdb needs the package "
             "rocksdict where the TaskManagers run: pip install ray-dataflow[rocksdb] "
             f"({type(error).__name__}: {error})"
         ) from None
-    from state.rocksdb.backend import RocksDBKeyedStateBackend
-
     return RocksDBKeyedStateBackend(context)
 
 

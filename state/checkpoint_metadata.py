@@ -47,6 +47,11 @@ class StateHandle:
     files: tuple[StateHandle, ...] = ()
 
     @property
+    def paths(self) -> frozenset[str]:
+        """Its own and those of its files."""
+        return frozenset((self.path, *(file.path for file in self.files)))
+
+    @property
     def total_size(self) -> int:
         """Bytes with those of its files."""
         return self.size + sum(file.size for file in self.files)

@@ -44,6 +44,7 @@ from state.checkpoint_metadata import (
     unseal,
 )
 from state.checkpoint_paths import Attempt, JobListing, JobPaths, check_job_id
+from state.local_copies import LocalCopies
 
 __all__ = [
     "CheckpointInfo",
@@ -149,6 +150,7 @@ class CheckpointStore:
         self._key = hmac_key
         self.job_id = job_id
         self.transfers = transfers
+        self.local: LocalCopies | None = None  # of what is written here, if there are to be any
         # generation -> the earlier generation's checkpoint it has recovered from
         self._recovered: dict[int, Attempt] = {}
 
@@ -243,6 +245,8 @@ class CheckpointStore:
         digest = sha256 or hashlib.sha256(data).hexdigest()
         path = JobPaths.state((generation, checkpoint_id), name, digest)
         self._fs.put(self._path(path), data)
+        if self.local is not None:
+            self.local.put(path, data)
         return StateHandle(path, len(data), digest)
 
     def read_state(self, handle: StateHandle) -> bytes:
@@ -261,6 +265,10 @@ class CheckpointStore:
             check_handle(handle)
         except ValueError as error:
             raise CorruptObject(f"not a handle to state: {error}") from None
+        if self.local is not None:
+            copy = self.local.read(handle.path, offset, length)
+            if copy is not None:
+                return copy
         return self._fs.read(self._path(handle.path), offset, length)
 
     def location(self, handle: StateHandle) -> str:

@@ -45,6 +45,8 @@ class Written:
     layers: dict[str, tuple[StateHandle, ...]] = field(default_factory=dict)
     #: By operator uid and name: shared files of its state backend.
     files: dict[tuple[str, str], StateHandle] = field(default_factory=dict)
+    #: Everything that it consists of.
+    paths: frozenset[str] = frozenset()
 
 
 class StateWriter(Protocol):
@@ -78,8 +80,16 @@ class SnapshotWriter:
     Methods are for the task's thread; what ``prepare`` returns is for an I/O thread.
     """
 
-    def __init__(self, store: StateWriter, generation: int, name: str) -> None:
+    def __init__(
+        self,
+        store: StateWriter,
+        generation: int,
+        name: str,
+        still_needed: Callable[[frozenset[str]], None] = lambda paths: None,
+    ) -> None:
+        """``still_needed`` is told what the task's last and coming checkpoints consist of."""
         self._store = store
+        self._still_needed = still_needed
         self._generation = generation
         self._name = name
         self._stored: dict[int, Written] = {}  # newer than the completed one
@@ -88,6 +98,7 @@ class SnapshotWriter:
     def adopt(self, checkpoint_id: int, restored: Written) -> None:
         """Later snapshots may refer to what the task is restored from."""
         self._completed = checkpoint_id, restored
+        self._say_what_is_needed()
 
     def prepare(self, checkpoint_id: int, snapshot: TaskSnapshot) -> Callable[[], Stored]:
         """What uploads the snapshot and its asynchronous parts.
@@ -106,6 +117,11 @@ class SnapshotWriter:
         if written is not None:
             self._completed = checkpoint_id, written
             self._stored = {n: w for n, w in self._stored.items() if n > checkpoint_id}
+            self._say_what_is_needed()
+
+    def _say_what_is_needed(self) -> None:
+        newer = (written.paths for written in self._stored.values())
+        self._still_needed(self._completed[1].paths.union(*newer))
 
     def _write(
         self,
@@ -153,7 +169,8 @@ class SnapshotWriter:
         for uid, state in snapshot.operators.items():
             if state.keyed:
                 layers[uid] = (*layers[uid], root)
-        return Stored(replace(root, files=tuple(files.handles)), snapshot, Written(layers, shared))
+        handle = replace(root, files=tuple(files.handles))
+        return Stored(handle, snapshot, Written(layers, shared, handle.paths))
 
     def _upload(
         self, checkpoint_id: int, uid: str, native: NativeState, completed: Written
@@ -273,6 +290,7 @@ class StoredSnapshot:
                 for native in entry.native
                 for name in native.shared
             },
+            self._handle.paths,
         )
 
     def verify(self) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from dataflow.common.keys import KeyGroupRange
-from dataflow.errors import RestoreError
+from dataflow.errors import CorruptObject, RestoreError
 from state.checkpoint_store import CheckpointStore, StateHandle
 from state.snapshot import TaskSnapshot, redistribute
 from state.snapshot_store import StoredSnapshot, Written
@@ -40,6 +41,7 @@ def load_snapshot(
                 operator.extends = None
             merged.operators[names.get(uid, uid)] = operator
         if restore.folder is None:
+            written = replace(written, paths=written.paths | referable.paths)
             written.layers.update({names.get(u, u): o for u, o in referable.layers.items()})
             written.files.update(
                 {(names.get(u, u), name): f for (u, name), f in referable.files.items()}
@@ -61,7 +63,19 @@ def _forget_committables(part: TaskSnapshot, descriptor: TaskDeploymentDescripto
 def _load_part(
     restore: RestoreDescriptor, descriptor: TaskDeploymentDescriptor, store: CheckpointStore
 ) -> tuple[TaskSnapshot, Written]:
-    """Of one vertex of the checkpoint."""
+    """Of one vertex of the checkpoint; from local copies, if there are any that are whole."""
+    try:
+        return _read_part(restore, descriptor, store)
+    except CorruptObject:
+        paths = {p for _, handle in restore.handles if handle is not None for p in handle.paths}
+        if store.local is None or not store.local.forget(paths):
+            raise
+        return _read_part(restore, descriptor, store)
+
+
+def _read_part(
+    restore: RestoreDescriptor, descriptor: TaskDeploymentDescriptor, store: CheckpointStore
+) -> tuple[TaskSnapshot, Written]:
     vertex, subtask = descriptor.vertex, descriptor.task.subtask
     if restore.parallelism == vertex.parallelism and not restore.shares_state:
         return _load_own(restore, dict(restore.handles)[subtask], store)

@@ -41,7 +41,14 @@ class SubtaskCheckpoints:
         """The task's store is known."""
         task = self._task
         if task._store is not None:
-            self._writer = SnapshotWriter(task._store, task.attempt.generation, self._name)
+            self._writer = SnapshotWriter(
+                task._store, task.attempt.generation, self._name, self._keep_copies
+            )
+
+    def _keep_copies(self, paths: frozenset[str]) -> None:
+        task = self._task
+        if task._store is not None and task._store.local is not None:
+            task._store.local.keep(task.id, paths)
 
     @property
     def _name(self) -> str:

@@ -23,6 +23,7 @@ from typing import Any
 from dataflow.common.batch import MAX_TIMESTAMP, MIN_TIMESTAMP, ArrowBatch, RowBatch
 from dataflow.datastream.connectors.base import InputStatus
 from dataflow.errors import (
+    ConfigError,
     CorruptObject,
     ObjectNotFound,
     RestoreError,
@@ -510,7 +511,7 @@ class Task:
                 self.id,
                 self.attempt,
                 shorten(description),
-                restartable=not isinstance(error, RestoreError),
+                restartable=not isinstance(error, (ConfigError, RestoreError)),
                 corrupt_checkpoint=self._corrupt_checkpoint(error),
             )
         )

@@ -21,8 +21,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
+from dataflow.common.config_options import ConfigOptions
+from dataflow.common.configuration import Configuration
 from dataflow.filesystem import parse
 from state.checkpoint_store import CheckpointStore
+from state.local_copies import LocalCopies
+from state.local_folder import LocalFolder
 from taskmanager.channel import ChannelProtocolError
 from taskmanager.event_loop import EventLoopThread
 from taskmanager.messages import (
@@ -68,6 +72,7 @@ class ThreadedTaskManager:
         self.run_coroutine = self._event_loop.run
         self._wakes: dict[Task, _WakeUp] = {}
         self._stores: dict[tuple[str, str], CheckpointStore] = {}
+        self._local_folders: list[LocalFolder] = []
         self._lock = threading.Lock()
 
     # ---------------------------------------------------------------------- TaskServices
@@ -108,8 +113,18 @@ class ThreadedTaskManager:
         with self._lock:
             key = (root, descriptor.job_id)
             if key not in self._stores:
-                self._stores[key] = open_store(root, descriptor.job_id)
+                store = self._stores[key] = open_store(root, descriptor.job_id)
+                store.local = self._local_copies(descriptor)
             return self._stores[key]
+
+    def _local_copies(self, descriptor: TaskDeploymentDescriptor) -> LocalCopies | None:
+        configuration = Configuration(descriptor.configuration)
+        if not configuration.get(ConfigOptions.LOCAL_BACKUP):
+            return None
+        option = ConfigOptions.LOCAL_BACKUP_DIR
+        folder = LocalFolder(configuration.get(option), f"copies-{descriptor.job_id}", option.key)
+        self._local_folders.append(folder)
+        return LocalCopies(folder.path)
 
     def state_folder(self, folder: str) -> CheckpointStore:
         return CheckpointStore.in_folder(*parse(folder), signing_key())
@@ -146,6 +161,8 @@ class ThreadedTaskManager:
             while not task.state.ended and time.monotonic() < deadline:
                 threading.Event().wait(0.005)
         self.executor.close()
+        for folder in self._local_folders:
+            folder.remove()
         self._delays.stop()
         self._event_loop.stop()
         self._io.shutdown(wait=False, cancel_futures=True)

@@ -299,6 +299,20 @@ class ConfigOptions:
         "Where savepoints are written that name no folder: s3://bucket/prefix or file:///folder",
         "state.savepoints.dir",
     )
+    LOCAL_BACKUP = _option(
+        "execution.checkpointing.local-backup.enabled",
+        parse_boolean,
+        False,
+        "Whether TaskManagers keep a copy of their state, for tasks that restart where they were",
+        "state.backend.local-recovery",
+    )
+    LOCAL_BACKUP_DIR = _option(
+        "execution.checkpointing.local-backup.dirs",
+        some_text,
+        None,
+        "Where; by default in their temporary folder",
+        "taskmanager.state.local.root-dirs",
+    )
     RECOVERY_PATH = _option(
         "execution.state-recovery.path",
         some_text,

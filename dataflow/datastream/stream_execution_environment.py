@@ -163,13 +163,23 @@ class StreamExecutionEnvironment:
         return self._checkpoint_config.is_force_unaligned_checkpoints()
 
     def set_state_backend(self, state_backend: StateBackend) -> StreamExecutionEnvironment:
-        """Where working state is kept; only HashMapStateBackend for now."""
+        """Where working state is kept. Raises ConfigError for one that is not installed here."""
         if not isinstance(state_backend, StateBackend):
             raise ConfigError(
                 f"set_state_backend({state_backend!r:.60}): HashMapStateBackend() is one"
             )
         self._configuration.set(ConfigOptions.STATE_BACKEND, state_backend.name)
+        for key, value in state_backend.settings().items():
+            self._configuration.set_string(key, value)
         return self
+
+    def enable_changelog_state_backend(self, enabled: bool) -> StreamExecutionEnvironment:
+        """Whether a checkpoint of state in memory has only what has changed since the last one."""
+        self._configuration.set(ConfigOptions.STATE_CHANGELOG_ENABLED, bool(enabled))
+        return self
+
+    def is_changelog_state_backend_enabled(self) -> bool:
+        return self._configuration.get(ConfigOptions.STATE_CHANGELOG_ENABLED)
 
     def set_default_savepoint_directory(self, directory: str) -> StreamExecutionEnvironment:
         """Where savepoints are written for which no directory is named."""

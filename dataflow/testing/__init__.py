@@ -11,6 +11,7 @@ from dataflow.testing.scripted_source import (
     WaitForCheckpoint,
     Watermark,
 )
+from dataflow.testing.state_backend_suite import StateBackendSuite
 
 __all__ = [
     "Crash",
@@ -20,6 +21,7 @@ __all__ = [
     "Record",
     "ScriptedCrash",
     "ScriptedSource",
+    "StateBackendSuite",
     "StreamRecord",
     "Wait",
     "WaitForCheckpoint",

@@ -10,13 +10,14 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
+from dataflow.common.config_options import ConfigOptions
 from dataflow.errors import JobExecutionError, RestoreError
 from state.backend import BackendContext, KeyedStateBackend
 from state.heap_backend import HeapKeyedStateBackend
 from state.keyed_state import HeapListState, HeapMapState
+from state.local_folder import LocalFolder
 from state.rocksdb.canonical import blocks_of, contents_of
 from state.rocksdb.database import Database, Settings
-from state.rocksdb.folders import LocalFolder
 from state.rocksdb.freeze import Freeze
 from state.rocksdb.metadata import Metadata
 from state.rocksdb.native import files_of, open_native
@@ -51,6 +52,7 @@ class RocksDBKeyedStateBackend(KeyedStateBackend):
         )
         self._settings = Settings.of(context)
         self._folder_name = f"{context.operator_uid}-{context.subtask_index}-{context.attempt}"
+        self._attempt = context.attempt
         self._folder: LocalFolder | None = None
         self._database: Database | None = None
         self._inherited: dict[str, str] = {}  # names of restored files by what they are called here
@@ -68,7 +70,11 @@ class RocksDBKeyedStateBackend(KeyedStateBackend):
     @property
     def folder(self) -> LocalFolder:
         if self._folder is None:
-            self._folder = LocalFolder(self._settings.local_dir, self._folder_name)
+            self._folder = LocalFolder(
+                self._settings.local_dir,
+                self._folder_name,
+                ConfigOptions.ROCKSDB_LOCAL_DIR.key,
+            )
         return self._folder
 
     @property
@@ -182,7 +188,8 @@ class RocksDBKeyedStateBackend(KeyedStateBackend):
         )
         if canonical:
             return OperatorSnapshot(asynchronous_part=partial(self._canonical, freeze, metadata))
-        session = self.folder.path.name.rpartition("-")[2]
+        # The attempt alone would do, if nobody restored the same checkpoint in two jobs.
+        session = f"{self._attempt}-{self.folder.path.name.rpartition('-')[2]}"
         return OperatorSnapshot(asynchronous_part=partial(self._native, freeze, metadata, session))
 
     def _native(self, freeze: Freeze, metadata: Metadata, session: str) -> OperatorSnapshot:

@@ -62,7 +62,7 @@ class Cache:
         self.cached: set[RocksDBMapping] = set()  # all with something clean
 
     def dirty(self) -> int:
-        return sum(values.dirty() for values in self.touched)
+        return sum([values.dirty() for values in self.touched])
 
     def rotate_if_full(self) -> None:
         if self.entries > self.entries_max or self.bytes > self.bytes_max:

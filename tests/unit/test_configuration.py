@@ -100,7 +100,7 @@ def test_values_are_read_by_type(key: str, text: str, value: Any) -> None:
         ("execution.runtime-mode", "BATHC", "BATCH"),
         ("metrics.latency.granularity", "task", "single or operator or subtask is allowed"),
         ("metrics.latency.history-size", "0", "1 to 10000 is allowed"),
-        ("state.backend.type", "rocksdb", "not supported yet; hashmap is allowed"),
+        ("state.backend.type", "forst", "not supported yet; hashmap or rocksdb is allowed"),
         ("taskmanager.network.channel.bytes-max", "4 loads", "a size such as '4 mb'"),
         ("taskmanager.network.channel.bytes-max", "1 kb", "65536 bytes to"),
         ("restart-strategy.exponential-delay.backoff-multiplier", "0.5", "1.0 to 1000.0"),
@@ -187,7 +187,6 @@ UNREAD = {
     "CHECKPOINTING_MAX_CONCURRENT": "only 1 is allowed",
     "CHECKPOINTING_ALIGNED_TIMEOUT": "only 0 is allowed",
     "CHECKPOINTING_UNALIGNED": "only false is allowed",
-    "STATE_BACKEND": "only hashmap is allowed",
     "RECOVERY_CLAIM_MODE": "only NO_CLAIM is allowed",
 }
 

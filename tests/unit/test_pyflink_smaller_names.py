@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from dataflow.common import CompletableFuture, Configuration, Types
+from dataflow.common.config_options import ConfigOptions
 from dataflow.common.typeinfo import BasicTypeInfo, RowTypeInfo, SqlTimeTypeInfo, TupleTypeInfo
 from dataflow.datastream import (
     EmbeddedRocksDBStateBackend,
@@ -91,8 +92,17 @@ def test_state_backends_and_checkpoint_storage_are_settings() -> None:
     assert env.set_state_backend(HashMapStateBackend()) is env
     assert env.get_job_graph is not None
     assert str(HashMapStateBackend()) == "HashMapStateBackend"
-    with pytest.raises(ConfigError, match="not supported yet: state is kept in memory"):
-        EmbeddedRocksDBStateBackend(True)
+    with pytest.raises(ConfigError, match="always incremental"):
+        EmbeddedRocksDBStateBackend(False)
+    rocksdb = EmbeddedRocksDBStateBackend(True)
+    rocksdb.set_db_storage_paths("/mnt/fast")
+    assert rocksdb.is_incremental_checkpoints_enabled()
+    assert rocksdb.get_db_storage_paths() == ["/mnt/fast"]
+    with pytest.raises(ConfigError, match="takes one path"):
+        rocksdb.set_db_storage_paths("/a", "/b")
+    on_disk = StreamExecutionEnvironment.get_execution_environment().set_state_backend(rocksdb)
+    assert on_disk._configuration.get(ConfigOptions.STATE_BACKEND) == "rocksdb"
+    assert on_disk._configuration.get(ConfigOptions.ROCKSDB_LOCAL_DIR) == "/mnt/fast"
     with pytest.raises(ConfigError, match=r"HashMapStateBackend\(\) is one"):
         env.set_state_backend("rocksdb")  # type: ignore[arg-type]
     storage = FileSystemCheckpointStorage("s3://bucket/jobs")

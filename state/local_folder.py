@@ -12,12 +12,11 @@ import os
 import re
 import shutil
 import tempfile
-import uuid
 from pathlib import Path
 
 from dataflow.errors import JobExecutionError
 
-_PARENT = "dataflow-rocksdb"
+_PARENT = "dataflow-state"
 _LOCK = ".lock"
 
 _swept: set[Path] = set()  # parents whose leftovers this process has removed
@@ -26,8 +25,11 @@ _swept: set[Path] = set()  # parents whose leftovers this process has removed
 class LocalFolder:
     """A new empty folder, held until ``remove``."""
 
-    def __init__(self, parent: str | None, name: str) -> None:
-        """``parent`` is by default the system's temporary folder. Raises JobExecutionError."""
+    def __init__(self, parent: str | None, name: str, option: str) -> None:
+        """``parent``, what ``option`` is set to, is by default the system's temporary folder.
+
+        Raises JobExecutionError.
+        """
         base = Path(parent or tempfile.gettempdir()) / _PARENT
         safe = re.sub(r"[^A-Za-z0-9_.-]+", "_", name)[:60]
         try:
@@ -35,13 +37,12 @@ class LocalFolder:
             if base not in _swept:
                 _swept.add(base)
                 remove_leftovers(base)
-            self.path = base / f"{safe}-{uuid.uuid4().hex}"
+            self.path = Path(tempfile.mkdtemp(prefix=f"{safe}-", dir=base))
             self._lock = _hold(self.path.with_name(self.path.name + _LOCK))
-            self.path.mkdir()
         except OSError as error:
             raise JobExecutionError(
-                f"state on disk needs a folder in {base}: {error}; set "
-                "state.backend.rocksdb.localdir to a folder that TaskManagers can write to"
+                f"state on disk needs a folder in {base}: {error}; set {option} to a folder that "
+                "TaskManagers can write to"
             ) from error
 
     def remove(self) -> None:

@@ -1,0 +1,143 @@
+"""state: read-modify-write of keyed state on one slot, larger than the cache of Python objects.
+
+A rolling reduce over keys in random order, ``(key, payload of 100 bytes, count)`` per key, driven
+operator by operator as a task drives it: batches of 1,000 records, and a checkpoint every so many,
+whose asynchronous part runs on a thread of its own. First every key is written once, then keys are
+updated at random. Judged by the number of updates that the state holds at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import resource
+import shutil
+import statistics
+import tempfile
+import threading
+import time
+from typing import Any
+
+from dataflow.common.batch import RowBatch
+from dataflow.common.keys import KeyGroupRange
+from dataflow.datastream.functions import ReduceFunction
+from dataflow.graph.specs import ReduceSpec
+from state.snapshot import OperatorSnapshot
+from taskmanager.operators.factory import create_operator
+
+BATCH = 1_000
+PAYLOAD = "x" * 100
+
+
+class Count(ReduceFunction):
+    """(key, payload, number of records)"""
+
+    def reduce(self, value1: Any, value2: Any) -> Any:
+        return value1[0], value2[1], value1[2] + value2[2]
+
+
+def _first(record: Any) -> Any:
+    return record[0]
+
+
+class _Nowhere:
+    def emit(self, batch: Any) -> None: ...
+    def emit_side(self, tag: Any, batch: Any) -> None: ...
+    def emit_watermark(self, timestamp: int) -> None: ...
+    def emit_status(self, idle: bool) -> None: ...
+
+
+class _Context:
+    job_id = "benchmark"
+    operator_name = operator_uid = "state"
+    subtask_index = 0
+    parallelism = 1
+    max_parallelism = 128
+    key_group_range = KeyGroupRange(0, 128)
+    attempt = "1.1"
+    attempt_number = 0
+
+    def __init__(self, configuration: dict[str, str]) -> None:
+        self.configuration = configuration
+
+    def processing_time(self) -> int:
+        return int(time.time() * 1000)
+
+    def add_metric(self, name: str, value: Any) -> None: ...
+
+
+def measure(backend: str, keys: int, updates: int, checkpoints: int) -> dict[str, float]:
+    """One run; ``checkpoints`` are spread over the updates. Raises AssertionError."""
+    folder = tempfile.mkdtemp(prefix="benchmark-state-")
+    configuration = {"state.backend.type": backend, "state.backend.rocksdb.localdir": folder}
+    operator: Any = create_operator(ReduceSpec(Count(), _first))
+    operator.setup(_Context(configuration), _Nowhere())
+    operator.initialize_state(None, None)
+    operator.open()
+    rng = random.Random(1)
+    pauses: list[float] = []
+    threads: list[threading.Thread] = []
+    taken: list[OperatorSnapshot] = []
+
+    def feed(numbers: list[int]) -> None:
+        operator.process_batch(RowBatch([(k, PAYLOAD, 1) for k in numbers]))
+        operator.after_records(len(numbers))
+
+    def checkpoint(number: int) -> None:
+        begun = time.perf_counter()
+        snapshot = operator.snapshot_state(number)
+        pauses.append(time.perf_counter() - begun)
+        threads.append(threading.Thread(target=lambda: taken.append(_released(snapshot))))
+        threads[-1].start()
+
+    try:
+        begun = time.perf_counter()
+        for start in range(0, keys, BATCH):
+            feed(list(range(start, min(keys, start + BATCH))))
+        loading = time.perf_counter() - begun
+        every = max(BATCH, updates // checkpoints // BATCH * BATCH) if checkpoints else updates + 1
+        begun = time.perf_counter()
+        for start in range(0, updates, BATCH):
+            if start and start % every == 0:
+                checkpoint(start)
+            feed([rng.randrange(keys) for _ in range(BATCH)])
+        updating = time.perf_counter() - begun
+        for thread in threads:
+            thread.join()
+        assert len(taken) == len(threads), "a checkpoint has failed"
+        values = operator.backend.table("$reduce", "a rolling aggregate").namespace(None).values()
+        held = sum(value[2] for value in values)
+        assert held == keys + updates, f"the state holds {held} of {keys + updates} records"
+    finally:
+        operator.close()
+        shutil.rmtree(folder, ignore_errors=True)
+    return {
+        "loaded per s": keys / loading,
+        "updated per s": updates / updating,
+        "longest pause ms": 1000 * max(pauses, default=0),
+        "median pause ms": 1000 * statistics.median(pauses or [0]),
+        "peak RSS MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def _released(snapshot: OperatorSnapshot) -> OperatorSnapshot:
+    snapshot = snapshot.completed()
+    for native in snapshot.native:
+        if native.release is not None:
+            native.release()
+    return snapshot
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--backend", default="rocksdb")
+    parser.add_argument("--keys", type=int, default=1_000_000)
+    parser.add_argument("--updates", type=int, default=1_000_000)
+    parser.add_argument("--checkpoints", type=int, default=4)
+    given = parser.parse_args()
+    for name, value in measure(given.backend, given.keys, given.updates, given.checkpoints).items():
+        print(f"{name:18} {value:12,.1f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,408 @@
+"""What is special about the RocksDB backend; what all have in common: test_state_backends.py."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import enum
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import FakeOperatorContext, OperatorHarness
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dataflow.common.typeinfo import Types
+from dataflow.datastream.functions import ReduceFunction
+from dataflow.datastream.state import ListStateDescriptor, MapStateDescriptor
+from dataflow.errors import ConfigError, JobExecutionError, RestoreError
+from dataflow.graph.specs import ReduceSpec
+from state.backends import create_backend
+from state.heap_backend import HeapKeyedStateBackend
+from state.keyed_state import HeapKeyedStateStore
+from state.snapshot import NativeState, OperatorSnapshot
+
+pytest.importorskip("rocksdict")
+
+from state.local_folder import LocalFolder, remove_leftovers
+from state.rocksdb import backend as backend_module
+from state.rocksdb.backend import RocksDBKeyedStateBackend
+from state.rocksdb.encoding import UNKNOWN, decode_key, encode_key, is_plain
+
+CACHE = "state.backend.rocksdb.python-cache.entries"
+
+
+def opened(folder: Path, **settings: str) -> Any:
+    context = FakeOperatorContext(1, 0, 128)
+    context.configuration = {
+        "state.backend.type": "rocksdb",
+        "state.backend.rocksdb.localdir": str(folder),
+        **settings,
+    }
+    return create_backend(context)
+
+
+@pytest.fixture
+def backend(tmp_path: Path) -> Iterator[Any]:
+    made = opened(tmp_path)
+    yield made
+    made.close()
+
+
+def settle(backend: Any) -> None:
+    for call in backend.for_every_record:
+        call(1)
+
+
+# ---------------------------------------------------------------------------------------- encoding
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+class Number(enum.IntEnum):
+    ONE = 1
+
+
+KEYS = st.recursive(
+    st.one_of(
+        st.integers(),
+        st.text(),
+        st.binary(),
+        st.booleans(),
+        st.none(),
+        st.floats(allow_nan=False),
+        st.decimals(allow_nan=False, allow_infinity=False),
+        st.dates(),
+        st.datetimes(),
+        st.sampled_from([*Colour, *Number]),
+        st.frozensets(st.integers(0, 3)),
+    ),
+    lambda inner: st.tuples(inner, inner) | st.tuples(inner),
+)
+
+
+@given(KEYS, KEYS)
+def test_keys_have_the_same_bytes_if_and_only_if_they_are_equal(one: Any, other: Any) -> None:
+    assert (encode_key(one) == encode_key(other)) == (one == other)
+
+
+@given(KEYS)
+def test_a_plain_key_comes_back_as_it_was(key: Any) -> None:
+    found = decode_key(encode_key(key))
+    if is_plain(key):
+        assert (found, type(found)) == (key, type(key))
+    else:
+        assert found is UNKNOWN or found == key
+
+
+def test_equal_keys_of_several_types() -> None:
+    ones = (1, 1.0, True, decimal.Decimal(1), Number.ONE)
+    assert len({encode_key(one) for one in ones}) == 1
+    assert encode_key((1.0, "a")) == encode_key((True, "a"))
+    assert encode_key(datetime.date(2020, 1, 1)) != encode_key(datetime.datetime(2020, 1, 1))
+
+
+# ------------------------------------------------------------------------------------------- cache
+
+
+def test_a_hot_key_is_neither_read_nor_encoded(backend: Any, monkeypatch: Any) -> None:
+    values = backend.table("t", "kind").namespace(None)
+    values["k"], values["list"] = 1, []
+    backend._write_all()
+    calls: list[Any] = []
+    for name in ("decode_value", "encode_value"):
+        original = getattr(sys.modules["state.rocksdb.values"], name)
+        monkeypatch.setattr(
+            f"state.rocksdb.values.{name}",
+            lambda *args, _original=original: calls.append(args) or _original(*args),
+        )
+    for number in range(100):
+        values["k"] = values["k"] + 1
+        values["list"].append(number)
+        settle(backend)
+    assert calls == []
+    assert values["k"] == 101
+    assert len(values["list"]) == 100
+
+
+def test_the_cache_and_what_is_dirty_are_bounded(tmp_path: Path) -> None:
+    backend = opened(tmp_path, **{CACHE: "100"})
+    values = backend.table("t", "kind").namespace(None)
+    for start in range(0, 20_000, 500):
+        for key in range(start, start + 500):
+            values[key] = [key] if key % 2 else key
+        settle(backend)
+        layers = (values._clean, values._mutable, values._old_clean, values._old_mutable)
+        assert sum(map(len, layers)) <= 3 * backend_module.WRITE_MAX
+        assert len(values._dirty) <= backend_module.DIRTY_MAX
+    assert len(values) == 20_000
+    backend.close()
+
+
+def test_large_values_are_written_sooner(backend: Any) -> None:
+    values = backend.table("t", "kind").namespace(None)
+    for key in range(60):
+        values[key] = b"x" * (1 << 20)
+        backend._dirty_max = min(backend._dirty_max, 30)  # as after a first write
+        settle(backend)
+    assert len(values._dirty) <= 9
+
+
+def test_what_comes_and_goes_between_two_writes_is_not_written(backend: Any) -> None:
+    values = backend.table("t", "kind").namespace(None)
+    batch: list[Any] = []
+
+    class Batch:
+        def put(self, *row: Any) -> None:
+            batch.append(row)
+
+        delete = put
+
+    assert values.get("k") is None
+    values["k"] = 1
+    del values["k"]
+    values.write_into(Batch(), 10)
+    assert batch == []
+
+
+def test_adding_to_a_list_and_to_a_map_reads_nothing(backend: Any, monkeypatch: Any) -> None:
+    store = HeapKeyedStateStore(backend)
+    items = store.get_list_state(ListStateDescriptor("l", Types.LONG()))
+    entries = store.get_map_state(MapStateDescriptor("m", Types.LONG(), Types.LONG()))
+    backend.current_key = "k"
+    for number in range(50):
+        items.add(number)
+        entries.put(number, number)
+        backend._write_all()
+    family = backend.table("l", "list state").family
+    scanned: list[bytes] = []
+    original = family.scan
+    family.scan = lambda prefix, start=None: scanned.append(prefix) or original(prefix, start)
+    items.add(50)
+    entries.put(50, 50)
+    backend._write_all()
+    assert scanned == []
+    assert list(items.get()) == list(range(51))
+    assert len(scanned) == 1
+    backend._write_all()  # its many chunks have become one
+    items._values._whole.clear()
+    items._values._old_whole.clear()
+    assert list(items.get()) == list(range(51))
+    assert sum(1 for _ in original(b"")) == 1
+
+
+# ------------------------------------------------------------------------------------------ freeze
+
+
+def test_until_a_snapshot_is_frozen_nothing_is_written_unless_there_is_too_much(
+    backend: Any, monkeypatch: Any
+) -> None:
+    values = backend.table("t", "kind").namespace(None)
+    values["before"] = 1
+    snapshot = backend.snapshot_state(1)
+    for key in range(3_000):
+        values[key] = key
+    settle(backend)
+    assert len(values._dirty) == 3_000
+    monkeypatch.setattr(backend_module, "HELD_MAX", 2_000)
+    settle(backend)
+    assert len(values._dirty) == 0
+    other = HeapKeyedStateBackend(128, backend.key_group_range)
+    other.restore_state(backend.snapshot_state(2, canonical=True).completed())
+    assert len(other.table("t", "kind").namespace(None)) == 3_001
+    native = snapshot.completed().native[0]  # frozen by the task, before it went on
+    restored = create_backend_from(native, backend)
+    assert dict(restored.table("t", "kind").namespace(None).items()) == {"before": 1}
+    restored.close()
+
+
+def create_backend_from(native: NativeState, like: Any) -> Any:
+    made = opened(Path(like._settings.local_dir))
+    made.restore_state(OperatorSnapshot(native=(native,)))
+    return made
+
+
+def test_table_files_are_shared_and_have_names_of_their_session(tmp_path: Path) -> None:
+    backend = opened(tmp_path)
+    values = backend.table("t", "kind").namespace(None)
+    values["a"] = 1
+    first = backend.snapshot_state(1).completed().native[0]
+    values["b"] = 2
+    second = backend.snapshot_state(2).completed().native[0]
+    assert first.shared < second.shared
+    assert all(name.endswith(".sst") for name in second.shared)
+    private = set(second.files) - second.shared
+    assert {name.rpartition("-")[0] or name for name in private} >= {"MANIFEST", "CURRENT"}
+    restored = [create_backend_from(second, backend) for _ in range(2)]
+    new = []
+    for each in restored:
+        each.table("t", "kind").namespace(None)["c"] = 3
+        third = each.snapshot_state(3).completed().native[0]
+        assert second.shared < third.shared
+        new.append(third.shared - second.shared)
+        each.close()
+    assert not new[0] & new[1]  # two attempts after the same checkpoint
+    for native in (first, second):
+        native.release()
+        assert not any(Path(path).exists() for path in native.files.values())
+    backend.close()
+
+
+def test_a_snapshot_that_cannot_be_made_fails_alone(backend: Any, monkeypatch: Any) -> None:
+    values = backend.table("t", "kind").namespace(None)
+    values["a"] = 1
+    snapshot = backend.snapshot_state(1)
+    monkeypatch.setattr(backend.database, "flush", lambda: 1 / 0)
+    with pytest.raises(JobExecutionError, match=r"'under test' on disk cannot be copied .*Zero"):
+        snapshot.completed()
+    monkeypatch.undo()
+    values["b"] = 2
+    assert backend.snapshot_state(2).completed().native
+
+
+def test_after_the_task_has_ended_a_snapshot_is_refused(tmp_path: Path) -> None:
+    backend = opened(tmp_path)
+    backend.table("t", "kind").namespace(None)["a"] = 1
+    snapshot = backend.snapshot_state(1)
+    backend.close()
+    with pytest.raises(JobExecutionError, match="the task has ended"):
+        snapshot.completed()
+    assert os.listdir(tmp_path / "dataflow-state") == []
+
+
+# ----------------------------------------------------------------------------------------- restore
+
+
+def test_files_of_another_backend_and_missing_ones_are_refused(backend: Any) -> None:
+    backend.table("t", "kind").namespace(None)["a"] = 1
+    snapshot = backend.snapshot_state(1).completed()
+    heap = HeapKeyedStateBackend(128, backend.key_group_range, "op")
+    with pytest.raises(RestoreError, match="'rocksdb', which only that one reads"):
+        heap.restore_state(snapshot)
+    foreign = NativeState("mine", backend.key_group_range, b"")
+    other = opened(Path(backend._settings.local_dir))
+    with pytest.raises(RestoreError, match="'mine', which only that one reads"):
+        other.restore_state(OperatorSnapshot(native=(foreign,)))
+    native = snapshot.native[0]
+    lost = NativeState(
+        "rocksdb", native.key_groups, native.metadata, dict.fromkeys(native.files, "/nowhere")
+    )
+    with pytest.raises(RestoreError, match="was not downloaded"):
+        other.restore_state(OperatorSnapshot(native=(lost,)))
+    damaged = NativeState("rocksdb", native.key_groups, b'{"version": 1}', native.files)
+    with pytest.raises(RestoreError, match="malformed"):
+        other.restore_state(OperatorSnapshot(native=(damaged,)))
+    newer = NativeState("rocksdb", native.key_groups, b'{"version": 2}', native.files)
+    with pytest.raises(RestoreError, match="format version 2"):
+        other.restore_state(OperatorSnapshot(native=(newer,)))
+    other.close()
+
+
+# ----------------------------------------------------------------------------------------- folders
+
+
+def test_what_a_killed_process_leaves_is_removed_and_what_is_in_use_is_not(tmp_path: Path) -> None:
+    script = (
+        "import os, sys; from state.local_folder import LocalFolder;"
+        f"print(LocalFolder({str(tmp_path)!r}, 'killed', 'x').path);"
+        "sys.stdout.flush(); os._exit(9)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment
+    )
+    left = Path(done.stdout.strip())
+    assert left.is_dir()
+    mine = LocalFolder(str(tmp_path), "mine", "option")
+    remove_leftovers(left.parent)
+    assert not left.exists()
+    assert mine.path.is_dir()
+    mine.remove()
+    assert os.listdir(left.parent) == []
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(JobExecutionError, match=r"set state\.backend\.rocksdb\.localdir"):
+        opened(tmp_path / "file").table("t", "kind")
+
+
+# ---------------------------------------------------------------------------------------- registry
+
+
+class Sum(ReduceFunction):
+    def reduce(self, value1: Any, value2: Any) -> Any:
+        return value1[0], value1[1] + value2[1]
+
+
+def first(record: Any) -> Any:
+    return record[0]
+
+
+def mine(context: Any) -> Any:
+    return HeapKeyedStateBackend.of(context)
+
+
+def nothing(context: Any) -> Any:
+    return context
+
+
+def test_backends_of_other_packages_are_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = "dataflow.state_backends"
+    found = EntryPoints(
+        EntryPoint(name, f"{__name__}:{name}", group) for name in ("mine", "nothing", "absent")
+    )
+
+    def entry_points(**selected: str) -> EntryPoints:
+        return found.select(**selected)
+
+    monkeypatch.setattr("state.backends.entry_points", entry_points)
+    monkeypatch.setattr("dataflow.common.config_values.entry_points", entry_points)
+    spec = ReduceSpec(Sum(), first)
+    configured = {"state.backend.type": "mine"}
+    harness = OperatorHarness(spec, configuration=configured).rows([("a", 1), ("a", 2)])
+    assert harness.emitted == [("a", 1), ("a", 3)]
+    with pytest.raises(ConfigError, match="made a FakeOperatorContext"):
+        OperatorHarness(spec, configuration={"state.backend.type": "nothing"})
+    with pytest.raises(ConfigError, match="cannot be loaded: AttributeError"):
+        OperatorHarness(spec, configuration={"state.backend.type": "absent"})
+    with pytest.raises(ConfigError, match="hashmap or rocksdb is allowed"):
+        OperatorHarness(spec, configuration={"state.backend.type": "other"})
+
+
+def test_without_rocksdict_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "state.rocksdb.backend", None)  # it imports that
+    with pytest.raises(ConfigError, match=r"pip install ray-dataflow\[rocksdb\]"):
+        OperatorHarness(ReduceSpec(Sum(), first), configuration={"state.backend.type": "rocksdb"})
+
+
+def test_prefetch_reads_what_a_batch_needs(tmp_path: Path) -> None:
+    settings = {
+        "state.backend.type": "rocksdb",
+        "state.backend.rocksdb.localdir": str(tmp_path),
+        CACHE: "2",
+    }
+    harness = OperatorHarness(ReduceSpec(Sum(), first), configuration=settings)
+    backend: Any = harness.operator.backend  # type: ignore[attr-defined]
+    assert isinstance(backend, RocksDBKeyedStateBackend)
+    harness.rows([(key, 1) for key in range(5_000)])
+    for _ in range(2):
+        backend._write_all()
+        backend.cache.rotate_if_full()
+        backend.cache.entries = 3
+        backend.cache.rotate_if_full()
+    values = backend.table("$reduce", "a rolling aggregate").namespace(None)
+    reads: list[Any] = []
+    values._get = lambda row: reads.append(row)
+    harness.rows([(key, 1) for key in range(1_000)])
+    assert reads == []
+    assert harness.emitted[-1] == (999, 2)
+    harness.close()

@@ -39,6 +39,8 @@ class SavepointBuilder:
     """Gathers what is to be done, and does it when it writes."""
 
     def __init__(self, source: OpenState | None, max_parallelism: int, now: int) -> None:
+        if source is not None:
+            _refuse_more_than_state(source)
         self._source = source
         self._max_parallelism = max_parallelism
         self._regrouped: int | None = None
@@ -212,6 +214,17 @@ class _Writing:
             tuple(subtasks),
             any(task.shares_state for task in tasks),
         )
+
+
+def _refuse_more_than_state(source: OpenState) -> None:
+    """What else a checkpoint has of a subtask would be lost, and is never to be lost silently."""
+    for vertex in source.point.manifest.vertices:
+        for subtask in vertex.subtasks:
+            if subtask != SubtaskState(subtask.subtask, subtask.handle, subtask.drained):
+                raise StateProcessorError(
+                    f"checkpoint {source.point.checkpoint_id} has more than state, such as records "
+                    "in flight, which cannot be kept: take a savepoint of the job, which has not"
+                )
 
 
 def _checked_uid(uid: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import namedtuple
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -699,3 +699,48 @@ def test_a_job_that_has_run_is_not_given_another_checkpoint() -> None:
     with pytest.raises(StateProcessorError, match="job 'mine' has run"):
         bootstrapped().write_checkpoint(storage, "mine")
     bootstrapped().write_checkpoint(storage, "other")
+
+
+def test_what_is_signed_is_read_with_its_key_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATAFLOW_HMAC_KEY", "a key of enough bytes")
+    path = bootstrapped().write(folder())
+    assert contents_of(SavepointReader.read(path))
+    assert contents_of(SavepointReader.read(SavepointWriter.from_existing(path).write(folder())))
+    monkeypatch.setenv("DATAFLOW_HMAC_KEY", "another key, of enough bytes")
+    with pytest.raises(RestoreError, match="does not match its signature"):
+        SavepointReader.read(path)
+    monkeypatch.delenv("DATAFLOW_HMAC_KEY")
+    with pytest.raises(RestoreError, match="signed, but no key is configured"):
+        SavepointReader.read(path)
+
+
+def test_state_of_a_class_that_is_gone_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = value_states({"a": Order("tea", 1)})
+    monkeypatch.delattr(f"{__name__}.Order")
+    with pytest.raises(RestoreError, match=r"'value' of operator 'op'.*Order of module"):
+        list(SavepointReader.read(path).iterate(UID, "value"))
+    copied = SavepointWriter.from_existing(path).with_changed_uid(UID, "new").write(folder())
+    monkeypatch.undo()
+    assert contents_of(SavepointReader.read(copied), "new") == {
+        ("value", None, "a"): Order("tea", 1)
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class MoreThanState(SubtaskState):
+    """As a later format may have it."""
+
+    in_flight: tuple[str, ...] = ("edge",)
+
+
+def test_what_cannot_be_kept_is_not_lost_silently() -> None:
+    reader = SavepointReader.read(value_states({"a": 1}))
+    manifest = reader._opened.point.manifest
+    subtask = MoreThanState(0, manifest.vertices[0].subtasks[0].handle, False)
+    vertex = replace(manifest.vertices[0], subtasks=(subtask, manifest.vertices[0].subtasks[1]))
+    reader._opened.point = replace(
+        reader._opened.point, manifest=replace(manifest, vertices=(vertex,))
+    )
+    assert contents_of(reader) == {("value", None, "a"): 1}
+    with pytest.raises(StateProcessorError, match=r"more than state.*take a savepoint"):
+        SavepointWriter.from_existing(reader)

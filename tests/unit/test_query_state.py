@@ -207,3 +207,12 @@ def test_a_look_does_not_make_a_table_or_a_namespace() -> None:
     assert not list(table.namespaces)
     table.peek((0, 10), "ann")
     assert not list(table.namespaces)
+
+
+def test_a_look_is_no_change_that_a_changelog_would_write() -> None:
+    heap = HeapKeyedStateBackend(8, KeyGroupRange(0, 8), "op", changelog=True)
+    table = heap.table("seen", "value state")
+    table.namespace(None)["ann"] = [1]
+    table.take_changes()
+    assert table.peek(None, "ann") == [1]
+    assert not table.take_changes().keys

@@ -149,6 +149,7 @@ class KeyedStateBackend(ABC):
         self.for_every_record: list[Callable[[int], None]] = []
         self._memo = KeyGroupMemo(max_parallelism)
         self._restored: set[str] = set()
+        self._in_use: set[str] = set()  # tables that the operator has asked for
 
     # ------------------------------------------------------------------------------------- access
 
@@ -182,6 +183,7 @@ class KeyedStateBackend(ABC):
 
     def check_kind(self, table: StateTable, kind: str) -> None:
         """Raises what ``table`` raises for a state that is of another kind."""
+        self._in_use.add(table.name)
         if table.kind == kind:
             return
         if table.name in self._restored:
@@ -194,6 +196,26 @@ class KeyedStateBackend(ABC):
             f"operator {self.operator_name!r} uses the name {table.name!r} for two states: "
             f"{table.kind} and {kind}"
         )
+
+    def restore_for(self, snapshot: OperatorSnapshot) -> None:
+        """As ``restore_state``; what it brings does not count as asked for by the operator."""
+        in_use = set(self._in_use)
+        self.restore_state(snapshot)
+        self._in_use = in_use
+
+    def strangers(self) -> list[str]:
+        """What has been restored of another kind of operator, which this one does not ask for.
+
+        States of the user's functions are not among them: those may be asked for at any time.
+        """
+        return [
+            f"{table.name} ({table.kind})"
+            for table in self.tables()
+            if table.name.startswith("$")
+            and table.name in self._restored
+            and table.name not in self._in_use
+            and any(True for values in table.namespaces.values() for _ in values)
+        ]
 
     @property
     def known_keys(self) -> Mapping[Any, int]:

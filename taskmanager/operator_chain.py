@@ -173,6 +173,7 @@ class OperatorChain:
         """Downstream first, so that nobody emits to an operator that is not open."""
         for operator in reversed(self.operators):
             operator.open()
+            operator.after_open()
 
     def blocked(self) -> bool:
         return any(operator.blocked() for operator in self._with_bounds)

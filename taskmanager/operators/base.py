@@ -131,6 +131,9 @@ class Operator:
     def open(self) -> None:
         """Start the user's function."""
 
+    def after_open(self) -> None:
+        """``open`` has been called: whatever was restored and is wanted has been asked for."""
+
     def process_batch(self, batch: RowBatch | ArrowBatch) -> None:
         """Records of the first (or only) input."""
         raise NotImplementedError

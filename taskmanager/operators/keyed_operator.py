@@ -8,6 +8,7 @@ from typing import Any
 
 from dataflow.common.batch import MAX_TIMESTAMP
 from dataflow.datastream.functions import KeyedStateStore
+from dataflow.errors import RestoreError
 from state.backend import KeyedStateBackend
 from state.backends import create_backend
 from state.checkpoint_options import SnapshotKind
@@ -78,7 +79,23 @@ class KeyedOperator(FunctionOperator):
             clean_up(count)
 
     def restore(self, snapshot: OperatorSnapshot) -> None:
-        self.backend.restore_state(snapshot)
+        self.backend.restore_for(snapshot)
+
+    def after_open(self) -> None:
+        super().after_open()
+        strangers = self.backend.strangers()
+        if strangers and not self._drops_strangers:
+            raise RestoreError(
+                f"operator {self.context.operator_name!r} has the uid "
+                f"{self.context.operator_uid!r}, under which the checkpoint has state that another "
+                f"kind of operator has left: {', '.join(strangers)}; give it another uid(), and if "
+                "that state may be dropped, say so with --allow-non-restored-state"
+            )
+
+    @property
+    def _drops_strangers(self) -> bool:
+        key = "execution.state-recovery.ignore-unclaimed-state"
+        return self.context.configuration.get(key, "").lower() == "true"
 
     def snapshot(self, checkpoint_id: int) -> OperatorSnapshot:
         canonical = self.checkpoint_options.kind is SnapshotKind.SAVEPOINT

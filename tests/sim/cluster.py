@@ -16,6 +16,7 @@ from taskmanager.messages import (
     CommitSucceeded,
     ControlMessage,
     Deploy,
+    Drain,
     Finish,
     ReleaseResults,
     Report,
@@ -219,6 +220,8 @@ class SimCluster:
         self, jobmanager: SimJobManager, taskmanager_id: str, message: ControlMessage
     ) -> None:
         """In order per TaskManager; perhaps twice in a row, or never, which the sender learns."""
+        if isinstance(message, Drain) and self.requester is not None:
+            self.requester.input_ended = True
         taskmanager = self.taskmanagers.get(taskmanager_id)
         if taskmanager is None or not taskmanager.alive:
             return

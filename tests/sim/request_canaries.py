@@ -14,9 +14,10 @@ from jobmanager.request_handler import RequestHandler
 from jobmanager.requests import Requests, Step
 from state.checkpoint_options import CheckpointOptions, SnapshotKind
 from state.checkpoint_store import CheckpointStore
-from state.heap_backend import KeyedStateBackend
+from state.heap_backend import HeapKeyedStateBackend
 from state.snapshot import OperatorSnapshot
 from taskmanager.operator_chain import OperatorChain
+from taskmanager.subtask_checkpoints import SubtaskCheckpoints
 from taskmanager.task import Task
 from tests.sim.canaries import Canary
 from tests.sim.nemesis import Rates
@@ -34,14 +35,16 @@ def lose_timers_on_savepoint() -> Iterator[None]:
     ) -> dict[str, OperatorSnapshot]:
         if options.kind is not SnapshotKind.SAVEPOINT:
             return original(self, checkpoint_id, options)
-        of_backend = KeyedStateBackend.snapshot
+        of_backend = HeapKeyedStateBackend.snapshot_state
 
-        def without_timers(backend: KeyedStateBackend) -> dict[int, bytes]:
+        def without_timers(
+            backend: HeapKeyedStateBackend, checkpoint_id: int, canonical: bool = False
+        ) -> OperatorSnapshot:
             kept = {n: t for n, t in backend._tables.items() if not n.startswith("$event")}
             with mock.patch.object(backend, "_tables", kept):
-                return of_backend(backend)
+                return of_backend(backend, checkpoint_id, canonical)
 
-        with mock.patch.object(KeyedStateBackend, "snapshot", without_timers):
+        with mock.patch.object(HeapKeyedStateBackend, "snapshot_state", without_timers):
             return original(self, checkpoint_id, options)
 
     with mock.patch.object(OperatorChain, "snapshot", snapshot):
@@ -51,13 +54,15 @@ def lose_timers_on_savepoint() -> Iterator[None]:
 @contextmanager
 def commit_what_is_behind_the_savepoint() -> Iterator[None]:
     """A stopped task goes on, and what it has written since is committed at the end."""
-    original_checkpoint, original_finish = Task._checkpoint, Task.finish
+    original_checkpoint, original_finish = SubtaskCheckpoints._checkpoint, Task.finish
 
-    def checkpoint(self: Task, checkpoint_id: int, options: CheckpointOptions) -> None:
+    def checkpoint(
+        self: SubtaskCheckpoints, checkpoint_id: int, options: CheckpointOptions
+    ) -> None:
         original_checkpoint(self, checkpoint_id, options)
         if options.stop:
-            self._stopped_by = None
-            self.goes_on = True  # type: ignore[attr-defined]
+            self._task._stopped_by = None
+            self._task.goes_on = True  # type: ignore[attr-defined]
 
     def finish(self: Task) -> None:
         if not hasattr(self, "goes_on"):
@@ -69,7 +74,7 @@ def commit_what_is_behind_the_savepoint() -> Iterator[None]:
         with mock.patch.object(self, "_store", None):
             original_finish(self)
 
-    with mock.patch.object(Task, "_checkpoint", checkpoint):
+    with mock.patch.object(SubtaskCheckpoints, "_checkpoint", checkpoint):
         with mock.patch.object(Task, "finish", finish):
             yield
 
@@ -151,6 +156,7 @@ def _slow_commits(rates: Rates) -> Rates:
 
 
 def _options(scenario: str, kind: str = "ledger", **settings: str) -> Options:
+    settings = {"state.backend.type": "hashmap", **settings}
     return Options(scenario=scenario, kind=kind, rates=_calm, settings=settings)
 
 

@@ -44,6 +44,7 @@ class Requester:
         self.cluster: SimCluster
         self.savepoint: str | None = None  # the last that is complete
         self.stopped = False
+        self.input_ended = False  # tasks have been told so
         self.parallelisms = [3, 1, 2]
         self.done: list[str] = []
         self._known: dict[str, set[str]] = {}  # the transactions begun before a savepoint's end
@@ -59,8 +60,8 @@ class Requester:
 
     @property
     def drained(self) -> bool:
-        """The input has ended before all was read."""
-        return self.scenario == "drain" and bool(self._known)
+        """The input may have ended before all was read."""
+        return self.input_ended
 
     @property
     def fork(self) -> Ledger:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -219,6 +220,15 @@ def test_what_cannot_be_now_is_refused() -> None:
     (answer,) = script.on(Rescale("r", 3))
     assert isinstance(answer, Answer)
     assert "it takes no checkpoints" in str(answer.error)
+
+
+def test_a_job_with_a_loop_is_refused() -> None:
+    graph = shuffle()
+    back = replace(graph.edges[0], id="back", source="b", feedback=True)
+    script = Script(replace(graph, edges=(*graph.edges, back))).running()
+    (answer,) = script.on(STOP)
+    assert isinstance(answer, Answer)
+    assert "it has an iteration" in str(answer.error)
 
 
 # ------------------------------------------------------------------------------- rescaling

@@ -590,3 +590,38 @@ def test_a_savepoint_of_one_backend_is_read_by_every_other(
     read(END, second)
     second.wait()
     assert place.lines() == sorted(set(expected()) - set(expected(WINDOW)))
+
+
+# ------------------------------------------------------------------- state that does not fit
+
+
+def counted(numbers: Any, output: str) -> None:
+    """Another kind of state under the uid of the windows."""
+    (
+        numbers.key_by(key_of)
+        .reduce(lambda a, b: a + b)
+        .uid("windows")
+        .map(str)
+        .sink_to(FileSink.for_row_format(output, Encoder.simple_string_encoder()).build())
+        .uid("files")
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS)
+def test_the_state_of_another_kind_of_operator_is_refused_before_a_record_is_read(
+    place: Place, backend: dict[str, str]
+) -> None:
+    first = place.start("first", **backend)
+    read(250, first)
+    path = first.stop_with_savepoint(False, place.savepoints).result(PATIENCE_S)
+    GATE.read.clear()
+    GATE.allowed = END
+    with pytest.raises(
+        JobExecutionError,
+        match=r"operator 'Keyed Reduce.*' has the uid 'windows', under which the checkpoint has st"
+        r"ate that another kind of operator has left: \$window .*; give it another uid\(\)",
+    ):
+        place.start("second", savepoint=path, program=counted, **backend).wait()
+    assert not GATE.read, "no task has started"
+    dropped = {"execution.state-recovery.ignore-unclaimed-state": "true"}
+    place.start("third", savepoint=path, program=counted, **backend, **dropped).wait()

@@ -11,6 +11,7 @@
     │   ├── UploadLost         what was written is gone; trying again is no use
     │   └── CorruptObject      checksum, size, magic or version is wrong
     ├── RestoreError           a checkpoint does not fit the job             (exit code 3)
+    │   └── StateProcessorError     what is asked of its state cannot be done
     ├── JobRequestError        a running job cannot do what was asked of it  (exit code 6)
     └── JobExecutionError      the job ran and failed                        (exit code 5)
         └── UserFunctionError  raised by the user's own code
@@ -80,6 +81,10 @@ class RestoreError(DataflowError):
     """A checkpoint does not fit the job that is to be restored from it."""
 
     exit_code = 3
+
+
+class StateProcessorError(RestoreError):
+    """State that is to be read or changed outside of a job is not there, or not of that kind."""
 
 
 class JobRequestError(DataflowError):

@@ -18,7 +18,7 @@ import ray
 from dataflow.common.codec import dumps_data, loads_data
 from dataflow.graph.job_graph import JobGraph
 from jobmanager.job_manager import JobInfo, JobManager, Outgoing
-from jobmanager.requests import Answer, Request
+from jobmanager.requests import Answer, ClientRequest
 from taskmanager.actor import LOG_FORMAT, TaskManagerActor
 from taskmanager.messages import ControlMessage, Deploy, SendResults
 
@@ -191,7 +191,7 @@ class JobManagerActor:
         self._manager.cancel()
 
     @ray.method(concurrency_group="control")
-    def request(self, request: Request) -> None:
+    def request(self, request: ClientRequest) -> None:
         self._manager.request(request)
 
     @ray.method(concurrency_group="control")

@@ -28,6 +28,7 @@ from dataflow.common.job_client import JobClient
 from dataflow.common.job_status import JobStatus
 from dataflow.errors import ClusterError, ConfigError, DataflowError, JobExecutionError
 from dataflow.filesystem import parse
+from jobmanager.state_commands import add_state_commands
 from taskmanager.operators.function_operator import user_traceback
 
 JOB_ID_PATTERN = re.compile(r"^[a-z0-9][a-z0-9-]{0,62}$")
@@ -139,6 +140,8 @@ def _parser() -> argparse.ArgumentParser:
     checkpoints.add_argument(
         "--dir", required=True, metavar="URI", help="the folder given as checkpoint storage"
     )
+
+    add_state_commands(commands, _table, _connect)
     return parser
 
 

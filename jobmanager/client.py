@@ -23,11 +23,13 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 from dataflow.common.accumulators import merged_results
+from dataflow.common.codec import dumps_data, loads_state
 from dataflow.common.config_options import ConfigOptions
 from dataflow.common.job_client import JobClient
 from dataflow.common.job_execution_result import JobExecutionResult
 from dataflow.common.job_id import JobID
 from dataflow.common.job_status import JobStatus
+from dataflow.common.keys import stable_hash
 from dataflow.errors import (
     ClusterError,
     ConfigError,
@@ -40,7 +42,14 @@ from dataflow.graph.job_graph import JobGraph
 from jobmanager.job_manager import JobInfo, Outgoing
 from jobmanager.progress import ProgressLine
 from jobmanager.python_files import import_roots
-from jobmanager.requests import Answer, Request, Rescale, TakeCheckpoint, TakeSavepoint
+from jobmanager.requests import (
+    Answer,
+    AskState,
+    ClientRequest,
+    Rescale,
+    TakeCheckpoint,
+    TakeSavepoint,
+)
 
 T = TypeVar("T")
 
@@ -49,6 +58,7 @@ JOB_ID = "DATAFLOW_JOB_ID"  # environment variable: the id to run under (dataflo
 DETACHED = "DATAFLOW_DETACHED"  # environment variable: execute() does not wait for the end
 
 POLL_MIN_S, POLL_MAX_S = 0.01, 0.2
+QUERY_TIMEOUT_S = 10.0
 PRINT_CHANNEL = "print"
 
 
@@ -97,7 +107,7 @@ class PollingJobClient(JobClient):
     def _cancel(self) -> None: ...
 
     @abstractmethod
-    def _request(self, request: Request) -> None:
+    def _request(self, request: ClientRequest) -> None:
         """Idempotent."""
 
     @abstractmethod
@@ -151,16 +161,39 @@ class PollingJobClient(JobClient):
     def rescale(self, parallelism: int) -> Future[str]:
         return _future(lambda: self._ask_for(Rescale(uuid4().hex, parallelism)), background=True)
 
-    def _ask_for(self, request: Request) -> str:
+    def query_state(
+        self, uid: str, state_name: str, key: Any, window: tuple[int, int] | None = None
+    ) -> Future[Any]:
+        question = dumps_data((state_name, key, window))
+        request = AskState(uuid4().hex, uid, stable_hash(key), question)
+
+        def query() -> Any:
+            payload = self._answer_to(request, QUERY_TIMEOUT_S).payload
+            return None if payload is None else loads_state(payload)
+
+        return _future(query, background=True)
+
+    def _ask_for(self, request: ClientRequest) -> str:
         """Have the running job do something, and wait until it is done."""
+        result = self._answer_to(request).result
+        assert result is not None
+        return result
+
+    def _answer_to(self, request: ClientRequest, timeout_s: float | None = None) -> Answer:
         self._request(request)
-        pause = POLL_MIN_S
+        pause, waited = POLL_MIN_S, 0.0
         while (answer := self._answer(request.request_id)) is None:
+            if timeout_s is not None and waited > timeout_s:
+                raise JobRequestError(
+                    f"job {self.job_id}: no answer within {timeout_s:g} s; the task is busy with a "
+                    "batch, or is being restarted"
+                )
             self._wait(pause)
+            waited += pause
             pause = min(pause * 1.5, POLL_MAX_S)
         if answer.result is None:
             raise JobRequestError(f"job {self.job_id}: {answer.error}")
-        return answer.result
+        return answer
 
     def get_job_execution_result(self) -> Future[JobExecutionResult]:
         return _future(self._result, background=True)

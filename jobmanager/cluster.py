@@ -21,7 +21,7 @@ from jobmanager.actor import NAME_PREFIX, NAMESPACE, JobManagerActor
 from jobmanager.client import PollingJobClient
 from jobmanager.job_manager import JobInfo, Outgoing
 from jobmanager.python_files import import_roots, ray_modules, requirement_lines
-from jobmanager.requests import Answer, Request
+from jobmanager.requests import Answer, ClientRequest
 from state.checkpoint_paths import check_job_id
 
 logger = logging.getLogger(__name__)
@@ -264,7 +264,7 @@ class RayJobClient(PollingJobClient):
     def _cancel(self) -> None:
         self._ask("cancel")
 
-    def _request(self, request: Request) -> None:
+    def _request(self, request: ClientRequest) -> None:
         self._ask("request", request)
 
     def _answer(self, request_id: str) -> Answer | None:

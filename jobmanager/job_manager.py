@@ -49,19 +49,21 @@ from jobmanager.operator_latency import OperatorLatency, operator_latencies
 from jobmanager.request_operations import execute_request
 from jobmanager.requests import (
     Answer,
+    AskState,
+    ClientRequest,
     DiscardSavepoint,
     ProbeSavepoint,
-    Request,
     SaveJob,
     StoreSavepoint,
     TakeSavepoint,
 )
 from jobmanager.rescaling import as_stored
 from jobmanager.settings import job_settings, restart_backoff
+from jobmanager.state_queries import answered, ask
 from jobmanager.store_operations import execute_in_store
 from state.checkpoint_store import IN_PLACE, CheckpointStore
 from state.savepoint import RestorePoint, open_restore_point, savepoint_name
-from taskmanager.messages import ClientChunk, ControlMessage, Report
+from taskmanager.messages import ClientChunk, ControlMessage, Report, StateQueried
 from taskmanager.threaded import open_store, signing_key
 
 logger = logging.getLogger(__name__)
@@ -197,12 +199,17 @@ class JobManager:
 
     def report(self, report: Report) -> None:
         """From a TaskManager; blocks when the JobMaster cannot keep up."""
+        if isinstance(report, StateQueried):
+            with self._lock:
+                if report.request_id in self._answers:
+                    self._answers[report.request_id] = answered(report)
+            return
         self._put(report)
 
     def cancel(self) -> None:
         self._put(CancelJob())
 
-    def request(self, request: Request) -> None:
+    def request(self, request: ClientRequest) -> None:
         """Idempotent; see ``answer``."""
         with self._lock:
             if request.request_id in self._answers:
@@ -210,6 +217,11 @@ class JobManager:
             self._answers[request.request_id] = None
             if len(self._answers) > ANSWERS_MAX:
                 del self._answers[next(iter(self._answers))]
+        if isinstance(request, AskState):
+            answer = ask(request, self._master, self._cluster.send)
+            if answer is not None:
+                self._answers[request.request_id] = answer
+            return
         try:
             if isinstance(request, TakeSavepoint):
                 request = replace(request, folder=self._savepoint_folder(request))

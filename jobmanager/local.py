@@ -15,7 +15,7 @@ from dataflow import __version__
 from dataflow.graph.job_graph import JobGraph
 from jobmanager.client import PollingJobClient
 from jobmanager.job_manager import JobInfo, JobManager, Outgoing
-from jobmanager.requests import Answer, Request
+from jobmanager.requests import Answer, ClientRequest
 from taskmanager.messages import ControlMessage, DataMessage, Feedback, Report
 from taskmanager.threaded import ThreadedTaskManager
 
@@ -134,7 +134,7 @@ class LocalJobClient(PollingJobClient):
     def _cancel(self) -> None:
         self._job_manager.cancel()
 
-    def _request(self, request: Request) -> None:
+    def _request(self, request: ClientRequest) -> None:
         self._job_manager.request(request)
 
     def _answer(self, request_id: str) -> Answer | None:

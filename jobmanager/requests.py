@@ -69,6 +69,22 @@ class Rescale:
 Request = TakeCheckpoint | TakeSavepoint | Rescale
 
 
+@dataclass(frozen=True)
+class AskState:
+    """What an operator's state holds for a key: see ``state_queries``.
+
+    Any number at a time; nothing for the machine, which decides about the others.
+    """
+
+    request_id: str
+    uid: str
+    key_hash: int  # the key itself is in the question, which is pickled
+    question: bytes
+
+
+ClientRequest = Request | AskState
+
+
 # -------------------------------------------------------------------- actions and their outcomes
 
 
@@ -79,6 +95,7 @@ class Answer:
     request_id: str
     result: str | None = None
     error: str | None = None
+    payload: bytes | None = None  # what is not text, beside ``result``
 
 
 @dataclass(frozen=True)

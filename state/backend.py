@@ -99,6 +99,11 @@ class StateTable(ABC):
     def drop(self, namespace: Any) -> None:
         """Forget a namespace and all its keys."""
 
+    def peek(self, namespace: Any, key: Any) -> Any:
+        """What is kept for a key, for reading, or MISSING; of a list or map state all of it."""
+        values = self.namespaces.get(namespace)
+        return MISSING if values is None else values.get(key, MISSING)
+
     @abstractmethod
     def cleaner(self, cells: Expiring, nested: bool, keys_per_run: int) -> Cleaner:
         """What removes expired values; ``nested`` ones are lists or maps of cells."""

@@ -184,23 +184,7 @@ class ColumnarState:
                 f"{where} does not belong to this subtask, which owns "
                 f"[{self._key_groups.start}, {self._key_groups.end})"
             )
-        if len(block) < _HEADER.size or block[:4] != _MAGIC:
-            raise RestoreError(
-                f"{where} holds no columnar state; the operator was another one when the "
-                "checkpoint was taken: give it another uid to start it empty"
-            )
-        _, version, watermark = _HEADER.unpack_from(block)
-        if version != FORMAT_VERSION:
-            raise RestoreError(
-                f"{where} has format version {version}; this release reads {FORMAT_VERSION}"
-            )
-        if len(block) == _HEADER.size:
-            return watermark, None
-        try:
-            with pa.ipc.open_stream(pa.py_buffer(block[_HEADER.size :])) as reader:
-                return watermark, reader.read_all()
-        except (pa.ArrowException, OSError, EOFError) as error:
-            raise RestoreError(f"{where} cannot be decoded: {error}") from error
+        return read_block(block, where)
 
     def _check(self, group: int, rows: pa.Table, columns: Sequence[str]) -> None:
         missing = [name for name in columns if name not in rows.column_names[1:]]
@@ -213,6 +197,32 @@ class ColumnarState:
 
     def _where(self, group: int) -> str:
         return f"key group {group} of operator {self._operator_name!r}"
+
+
+def read_block(block: bytes, where: str) -> tuple[int, pa.Table | None]:
+    """Its watermark and rows, the first column ``SLICE``. Raises RestoreError about ``where``."""
+    if len(block) < _HEADER.size or block[:4] != _MAGIC:
+        raise RestoreError(
+            f"{where} holds no columnar state; the operator was another one when the "
+            "checkpoint was taken: give it another uid to start it empty"
+        )
+    _, version, watermark = _HEADER.unpack_from(block)
+    if version != FORMAT_VERSION:
+        raise RestoreError(
+            f"{where} has format version {version}; this release reads {FORMAT_VERSION}"
+        )
+    if len(block) == _HEADER.size:
+        return watermark, None
+    try:
+        with pa.ipc.open_stream(pa.py_buffer(block[_HEADER.size :])) as reader:
+            return watermark, reader.read_all()
+    except (pa.ArrowException, OSError, EOFError) as error:
+        raise RestoreError(f"{where} cannot be decoded: {error}") from error
+
+
+def is_columnar(block: bytes) -> bool:
+    """Whether it is such a block at all."""
+    return block[: len(_MAGIC)] == _MAGIC
 
 
 def _with_slice(rows: pa.Table, start: int) -> pa.Table:

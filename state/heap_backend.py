@@ -20,7 +20,14 @@ from dataflow.common.configuration import Configuration
 from dataflow.common.keys import KeyGroupRange
 from dataflow.errors import RestoreError
 from state.aliasing import all_immutable
-from state.backend import BackendContext, Cleaner, Expiring, KeyedStateBackend, StateTable
+from state.backend import (
+    MISSING,
+    BackendContext,
+    Cleaner,
+    Expiring,
+    KeyedStateBackend,
+    StateTable,
+)
 from state.changelog import Changelog, Changes, extent_of
 from state.heap_capture import Capture, TableCapture
 from state.heap_maps import Namespaces, Watch, unwatch, watch
@@ -52,6 +59,11 @@ class HeapStateTable(StateTable):
 
     def drop(self, namespace: Any) -> None:
         self.namespaces.pop(namespace, None)
+
+    def peek(self, namespace: Any, key: Any) -> Any:
+        # As the plain dicts that they are: who watches takes whatever is handed out for a change.
+        values = dict.get(self.namespaces, namespace)
+        return MISSING if values is None else dict.get(values, key, MISSING)
 
     def cleaner(self, cells: Expiring, nested: bool, keys_per_run: int) -> Cleaner:
         return HeapCleaner(self.namespaces, cells, nested, keys_per_run)

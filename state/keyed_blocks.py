@@ -120,6 +120,11 @@ class KeyedBlock:
         for _, name, kind, _ in self._raw():
             yield name, kind
 
+    def sizes(self) -> Iterator[tuple[str, str, int]]:
+        """Name and kind of the state of every frame, and its bytes, without decoding any."""
+        for _, name, kind, body in self._raw():
+            yield name, kind, len(body)
+
     def frames(self) -> Iterator[Frame]:
         """In order, each decoded when it is asked for."""
         for operation, name, kind, body in self._raw():

@@ -196,18 +196,16 @@ class SnapshotFile:
             raise CorruptObject(f"{self._name} is damaged: its first bytes")
         entries = [entry.cut(key_groups) for entry in self.operators.values()]
         loaded = self._load([block for entry in entries for block in entry.blocks])
-        snapshot = TaskSnapshot(drained=self.drained)
-        for entry in entries:
-            snapshot.operators[entry.uid] = OperatorSnapshot(
-                {group: loaded[block] for group, block in entry.keyed.items()},
-                {name: list(_split(loaded[block])) for name, block in entry.operator.items()},
-                modes=dict(entry.modes),
-                native=tuple(
-                    NativeState(n.backend, n.key_groups, loaded[n.metadata], shared=n.shared)
-                    for n in entry.native
-                ),
-            )
-        return snapshot
+        operators = {entry.uid: _operator(entry, loaded) for entry in entries}
+        return TaskSnapshot(operators, self.drained)
+
+    def without_keyed(self, uid: str) -> OperatorSnapshot:
+        """Of one operator everything but its blocks of keyed state."""
+        entry = self.operators.get(uid)
+        if entry is None:
+            return OperatorSnapshot()
+        entry = replace(entry, keyed={})
+        return _operator(entry, self._load(list(entry.blocks)))
 
     def keyed(self, uid: str, key_groups: KeyGroupRange | None = None) -> dict[int, bytes]:
         """The blocks of one operator's key groups."""
@@ -265,6 +263,18 @@ class SnapshotFile:
             raise CorruptObject(f"the index of {self._name} is malformed") from None
         checked: dict[str, Any] = index
         return checked
+
+
+def _operator(entry: OperatorEntry, loaded: Mapping[Block, bytes]) -> OperatorSnapshot:
+    return OperatorSnapshot(
+        {group: loaded[block] for group, block in entry.keyed.items()},
+        {name: list(_split(loaded[block])) for name, block in entry.operator.items()},
+        modes=dict(entry.modes),
+        native=tuple(
+            NativeState(n.backend, n.key_groups, loaded[n.metadata], shared=n.shared)
+            for n in entry.native
+        ),
+    )
 
 
 def decode(data: bytes, key_groups: KeyGroupRange | None = None) -> TaskSnapshot:

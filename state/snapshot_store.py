@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
@@ -22,8 +22,15 @@ from typing import Protocol
 from dataflow.common.keys import KeyGroupRange
 from dataflow.errors import CorruptObject, ObjectNotFound
 from state.checkpoint_store import CheckpointManifest, CheckpointStore, StateHandle
-from state.snapshot import NativeState, TaskSnapshot
-from state.snapshot_format import Range, References, SnapshotFile, digest_of, encode
+from state.snapshot import NativeState, OperatorSnapshot, TaskSnapshot
+from state.snapshot_format import (
+    OperatorEntry,
+    Range,
+    References,
+    SnapshotFile,
+    digest_of,
+    encode,
+)
 from state.transfer import transfer
 
 #: What is asked of the store at once.
@@ -224,6 +231,49 @@ class StoredSnapshot:
             )
         return snapshot
 
+    @property
+    def operators(self) -> Mapping[str, OperatorEntry]:
+        """What the index says of each operator, by uid."""
+        return self._file.operators
+
+    def file_size(self, number: int) -> int:
+        """Bytes of one of the files that the snapshot refers to."""
+        return self._handle.files[number].size
+
+    def blocks(
+        self, uid: str, key_groups: KeyGroupRange | None = None
+    ) -> Iterator[tuple[int, list[bytes]]]:
+        """Of one operator, for each key group its blocks, oldest first; not what is native.
+
+        By key group, and no more than a few of them in memory at a time.
+        """
+        entry = self._file.operators.get(uid)
+        if entry is None:
+            return
+        files = [*map(self._layer, entry.layers), self._file]
+        sizes: dict[int, int] = {}
+        for file in files:
+            found = file.operators.get(uid)
+            for group, block in () if found is None else found.cut(key_groups).keyed.items():
+                sizes[group] = sizes.get(group, 0) + block.length
+        for wanted in _portions(sizes):
+            loaded = [file.keyed(uid, wanted) for file in files]
+            for group in filter(sizes.__contains__, wanted):
+                yield group, [blocks[group] for blocks in loaded if group in blocks]
+
+    def without_keyed(self, uid: str) -> OperatorSnapshot:
+        """Of one operator everything but its blocks; native states come without their files."""
+        return self._file.without_keyed(uid)
+
+    def native(self, uid: str, key_groups: KeyGroupRange) -> Iterator[NativeState]:
+        """The native states with some of the key groups, one by one, with files; see ``load``."""
+        entry = self._file.operators.get(uid)
+        if entry is not None and entry.native:
+            found = self._file.without_keyed(uid).native
+            for native, in_index in zip(found, entry.native, strict=True):
+                if in_index.key_groups.overlaps(key_groups):
+                    yield self._download(native, in_index.files)
+
     def written(self) -> Written:
         """What the next snapshot of the same subtask may refer to."""
         files = self._handle.files
@@ -303,6 +353,22 @@ class _Numbered:
         if number == len(self.handles):
             self.handles.append(handle)
         return number
+
+
+def _portions(sizes: Mapping[int, int]) -> Iterator[KeyGroupRange]:
+    """Ranges of the key groups, each with not much more than ``CHUNK_BYTES``, unless of one."""
+    start: int | None = None
+    gathered = 0
+    end = 0
+    for group in sorted(sizes):
+        if start is not None and gathered + sizes[group] > CHUNK_BYTES:
+            yield KeyGroupRange(start, end)
+            start, gathered = None, 0
+        start = group if start is None else start
+        gathered += sizes[group]
+        end = group + 1
+    if start is not None:
+        yield KeyGroupRange(start, end)
 
 
 def _chunks(ranges: Iterable[Range]) -> Iterable[Range]:

@@ -238,6 +238,19 @@ class AlignWatermark:
 
 
 @dataclass(frozen=True)
+class QueryState:
+    """Say what an operator's state holds for a key. Answered by StateQueried.
+
+    ``question`` is pickled: the name of the state, the key, and a window's start and end or None.
+    """
+
+    task: TaskId
+    request_id: str
+    uid: str
+    question: bytes
+
+
+@dataclass(frozen=True)
 class ClientAcknowledged:
     """The client has taken the chunk with that number (see ``ClientChunk``)."""
 
@@ -259,6 +272,7 @@ ControlMessage = (
     | Finish
     | Cancel
     | AlignWatermark
+    | QueryState
     | ClientAcknowledged
 )
 
@@ -371,6 +385,15 @@ class WatermarkReached:
 
 
 @dataclass(frozen=True)
+class StateQueried:
+    """``value`` is pickled, None if the key has none; or why there is no answer."""
+
+    request_id: str
+    value: bytes | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
 class ClientChunk:
     """Output for the client: of ``print`` and ``collect``."""
 
@@ -428,6 +451,7 @@ Report = (
     | CheckpointDeclined
     | CommitSucceeded
     | WatermarkReached
+    | StateQueried
     | ClientChunk
     | Heartbeat
     | PeerUnreachable

@@ -57,6 +57,8 @@ from taskmanager.messages import (
     CommitSucceeded,
     DataMessage,
     Feedback,
+    QueryState,
+    StateQueried,
     TaskCanceled,
     TaskDeploymentDescriptor,
     TaskDrained,
@@ -73,6 +75,7 @@ from taskmanager.operators.source import SourceOperator
 from taskmanager.partition_file import PartitionFile
 from taskmanager.restore import load_snapshot
 from taskmanager.result_partition import TaskOutputs
+from taskmanager.state_query import answer
 from taskmanager.subtask_checkpoints import SubtaskCheckpoints
 from taskmanager.task_context import TaskOperatorContext
 from taskmanager.task_services import TaskServices
@@ -448,6 +451,16 @@ class Task:
         """The slowest source of the group has come that far."""
         if self.state is TaskState.RUNNING and self._source is not None:
             self._source.align(watermark)
+
+    def query_state(self, query: QueryState) -> None:
+        """Somebody wants to know what is kept for a key."""
+        if self.state in (TaskState.RUNNING, TaskState.DRAINED):
+            uids = (node.uid for node in self._chain.nodes)
+            operators = zip(uids, self._chain.operators, strict=True)
+            self._services.report(answer(query, operators))
+        else:
+            error = f"its task is {self.state.name}; ask again"
+            self._services.report(StateQueried(query.request_id, error=error))
 
     def finish(self) -> None:
         """The whole job has drained, or stopped. Without checkpoints, sinks commit now."""

@@ -27,10 +27,12 @@ from taskmanager.messages import (
     Feedback,
     Finish,
     Heartbeat,
+    QueryState,
     ReleaseResults,
     Resume,
     SendResults,
     Start,
+    StateQueried,
     TaskCanceled,
     TaskDeploymentDescriptor,
     TaskId,
@@ -86,6 +88,14 @@ class TaskExecutor:
                 self._cancel(message)
             case AlignWatermark(watermark=watermark):
                 self._post(message, lambda task: lambda: task.align_watermark(watermark))
+            case QueryState(task=task_id):
+                task = self._tasks.get(task_id)
+                if task is None or task.state.ended:
+                    gone = "the task is being restarted; ask again"
+                    self._services.report(StateQueried(message.request_id, error=gone))
+                else:
+                    queried = task
+                    task.post(lambda: queried.query_state(message))
             case ClientAcknowledged(task_id, attempt, number):
                 task = self._tasks.get(task_id)
                 if task is not None and task.attempt == attempt:

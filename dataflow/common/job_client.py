@@ -61,6 +61,20 @@ class JobClient(ABC):
         """
 
     @abstractmethod
+    def query_state(
+        self, uid: str, state_name: str, key: Any, window: tuple[int, int] | None = None
+    ) -> Future[Any]:
+        """What a state of the operator with that uid holds for a key now; None if nothing.
+
+        A list for a list state, a dict for a map state, what has been reduced or accumulated so
+        far for the others. ``window`` is the start and end (ms) of state that is of a window. The
+        task answers between two batches, and goes on; what it answers may not be in a checkpoint
+        yet. Fails with JobRequestError if the job is not RUNNING, there is no such operator or
+        state, a value is larger than 1 MiB, or no answer comes within 10 s. Raises KeyTypeError for
+        what cannot be a key.
+        """
+
+    @abstractmethod
     def get_accumulators(self) -> Future[dict[str, Any]]:
         """The job's counters so far, by name."""
 

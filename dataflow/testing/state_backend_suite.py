@@ -408,6 +408,31 @@ class StateBackendSuite:
                 store.for_each_key(descriptor, lambda key, state: seen.append(key))
             assert seen == ["b"] * 3
 
+    def test_a_look_from_outside_tells_everything_and_changes_nothing(self) -> None:
+        from state.backend import MISSING
+
+        snapshots: list[Any] = []
+        for written in (False, True):  # as it was put, and as it comes back
+            with self.opened(snapshots) as backend:
+                if not written:
+                    store = self.states(backend)
+                    backend.current_key = "a"
+                    store.get_state(_VALUE).update([1])
+                    store.get_list_state(_LIST).add_all([1, 2])
+                    store.get_map_state(_MAP).put_all({"x": 1, "y": 2})
+                    self.between_batches(backend)
+                tables = {table.name: table for table in backend.tables()}
+                found = {name: table.peek(None, "a") for name, table in tables.items()}
+                assert found == {"value": [1], "list": [1, 2], "map": {"x": 1, "y": 2}}
+                for table in tables.values():
+                    assert table.peek(None, "b") is table.peek((0, 1), "a") is MISSING
+                    assert (0, 1) not in table.namespaces
+                snapshots = [self.saved(backend.snapshot_state(1 + written))]
+        with self.opened(snapshots) as backend:
+            assert {name: set(by[None]) for name, by in self.contents(backend).items()} == {
+                name: {"a"} for name in ("value", "list", "map")
+            }
+
     def test_lists_and_maps_against_plain_ones(self) -> None:
         for seed in self.seeds:
             self._lists_and_maps(random.Random(seed))

@@ -19,7 +19,8 @@ from state.local_folder import LocalFolder
 from state.rocksdb.canonical import blocks_of, contents_of
 from state.rocksdb.database import Database, Settings
 from state.rocksdb.freeze import Freeze
-from state.rocksdb.native import Metadata, files_of, open_native
+from state.rocksdb.metadata import Metadata
+from state.rocksdb.native import files_of, open_native
 from state.rocksdb.states import RocksDBListState, RocksDBMapState
 from state.rocksdb.tables import RocksDBTable
 from state.rocksdb.values import Cache
@@ -242,8 +243,8 @@ class RocksDBKeyedStateBackend(KeyedStateBackend):
             )
         if snapshot.native:
             self._restore_native(snapshot.native)
-        if snapshot.keyed:
-            self._restore_blocks(snapshot.keyed)
+        if snapshot.keyed or snapshot.earlier:
+            self._restore_blocks(snapshot)
 
     def _restore_native(self, natives: tuple[NativeState, ...]) -> None:
         parts = [(native, Metadata.decoded(native.metadata)) for native in natives]
@@ -271,13 +272,14 @@ class RocksDBKeyedStateBackend(KeyedStateBackend):
                 if group in owned:
                     self.watermarks[group] = watermark
 
-    def _restore_blocks(self, blocks: Any) -> None:
-        """What the heap backend reads of each block, a group at a time."""
-        for group, block in blocks.items():
+    def _restore_blocks(self, snapshot: OperatorSnapshot) -> None:
+        """What the heap backend reads of the blocks, a group at a time."""
+        for group in sorted({*snapshot.earlier, *snapshot.keyed}):
             heap = HeapKeyedStateBackend(
                 self.max_parallelism, self.key_group_range, self.operator_name
             )
-            heap.restore({group: block})
+            blocks = {group: snapshot.keyed[group]} if group in snapshot.keyed else {}
+            heap.restore(blocks, {group: snapshot.earlier.get(group, ())})
             self.watermarks |= heap.watermarks
             self.shares_mutable |= heap.shares_mutable
             for found in heap.tables():

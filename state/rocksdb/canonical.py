@@ -5,18 +5,24 @@ A group at a time is made objects, so that not all of the state has to fit into 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from dataflow.common.keys import KeyGroupRange
 from state.heap_backend import HeapKeyedStateBackend, HeapStateTable
-from state.rocksdb.database import ColumnFamily, Database, Settings
+from state.rocksdb.database import ColumnFamily, Database, Settings, SlotMemory
 from state.rocksdb.encoding import U16, decode_namespace, decode_row, split_prefix
 from state.rocksdb.lists import RocksDBLists
-from state.rocksdb.native import Metadata
+from state.rocksdb.metadata import Metadata
+from state.rocksdb.native import place
 from state.rocksdb.tables import RocksDBTable, layout_of
 from state.rocksdb.values import RocksDBMapEntries
+from state.snapshot import NativeState
+
+#: Bytes for blocks of files while state is read outside of a job.
+_READER_MEMORY = 64 << 20
 
 Put = Callable[[dict[Any, Any], Any, Any], None]
 
@@ -30,21 +36,51 @@ def blocks_of(
 ) -> dict[int, bytes]:
     """The blocks of a frozen database. Raises RestoreError and JobExecutionError."""
     owned = KeyGroupRange(*metadata.groups)
-    blocks: dict[int, bytes] = {}
+    return {
+        group: block
+        for heap in heaps_of(folder, settings, metadata, owned, max_parallelism, operator_name)
+        for group, block in heap.snapshot().items()
+    }
+
+
+def heaps_of(
+    folder: Path,
+    settings: Settings,
+    metadata: Metadata,
+    groups: KeyGroupRange,
+    max_parallelism: int,
+    operator_name: str,
+) -> Iterator[HeapKeyedStateBackend]:
+    """A heap for each of the key groups. Raises RestoreError and JobExecutionError."""
     database = Database(folder, settings, read_only=True)
     try:
         names = [name for name in database.names() if name in metadata.kinds]
-        for group in owned:
-            heap = HeapKeyedStateBackend(max_parallelism, owned, operator_name)
+        for group in groups:
+            heap = HeapKeyedStateBackend(
+                max_parallelism, KeyGroupRange(group, group + 1), operator_name
+            )
             if group in metadata.watermarks:
                 heap.watermarks[group] = metadata.watermarks[group]
             for name in names:
                 table = heap.table(name, metadata.kinds[name])
                 _fill(table, database.family(name), group)
-            blocks.update(heap.snapshot())
+            yield heap
     finally:
         database.close()
-    return blocks
+
+
+def heaps_of_native(
+    native: NativeState, groups: KeyGroupRange, max_parallelism: int, operator_name: str
+) -> Iterator[HeapKeyedStateBackend]:
+    """A heap for each of the key groups that a native state has. Raises RestoreError."""
+    metadata = Metadata.decoded(native.metadata)
+    start, end = metadata.groups
+    wanted = KeyGroupRange(max(start, groups.start), min(end, groups.end))
+    settings = Settings(SlotMemory(_READER_MEMORY, 0.5))
+    with TemporaryDirectory(prefix="dataflow-state-", ignore_cleanup_errors=True) as folder:
+        path = Path(folder) / "db"
+        place(native, path)
+        yield from heaps_of(path, settings, metadata, wanted, max_parallelism, operator_name)
 
 
 def _fill(table: HeapStateTable, family: ColumnFamily, group: int) -> None:

@@ -7,54 +7,20 @@ database goes on with the numbers of files where the old one was, but in another
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from dataflow.common.keys import KeyGroupRange
 from dataflow.errors import RestoreError
 from state.rocksdb.database import Database, Settings
 from state.rocksdb.encoding import U16
+from state.rocksdb.metadata import Metadata
 from state.snapshot import NativeState
 
-VERSION = 1
 _TABLE_FILE = ".sst"
 _WRITE_ROWS = 4_096
-
-
-@dataclass(frozen=True)
-class Metadata:
-    """What a snapshot says besides its files."""
-
-    groups: tuple[int, int]
-    kinds: dict[str, str]
-    mutable: list[str]
-    shares_mutable: bool
-    watermarks: dict[int, int]
-    chunks: int
-
-    def encoded(self) -> bytes:
-        return json.dumps({"version": VERSION, **asdict(self)}).encode()
-
-    @staticmethod
-    def decoded(blob: bytes) -> Metadata:
-        """Raises RestoreError."""
-        try:
-            found: dict[str, Any] = json.loads(blob)
-            version = found.pop("version")
-            if version != VERSION:
-                raise RestoreError(
-                    f"state in RocksDB has format version {version}; this release reads {VERSION}"
-                )
-            start, end = found.pop("groups")
-            marks = {int(group): mark for group, mark in found.pop("watermarks").items()}
-            return Metadata(groups=(start, end), watermarks=marks, **found)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise RestoreError(f"what describes state in RocksDB is malformed: {error}") from error
 
 
 def files_of(
@@ -91,7 +57,7 @@ def open_native(
         return min(end, owned.end) - max(start, owned.start)
 
     base, *others = sorted(parts, key=overlap, reverse=True)
-    inherited = _place(base[0], path)
+    inherited = place(base[0], path)
     database = Database(path, settings)
     start, end = base[1].groups
     batch = database.new_batch()
@@ -105,13 +71,13 @@ def open_native(
     for native, metadata in others:
         if overlap((native, metadata)) > 0:
             source = path.with_name("restoring")
-            _place(native, source)
+            place(native, source)
             _copy(source, settings, database, metadata, owned)
             shutil.rmtree(source, ignore_errors=True)
     return database, inherited
 
 
-def _place(native: NativeState, folder: Path) -> dict[str, str]:
+def place(native: NativeState, folder: Path) -> dict[str, str]:
     """Put files where RocksDB finds them; what they were called in the store, by their names."""
     folder.mkdir(parents=True, exist_ok=True)
     names = {}

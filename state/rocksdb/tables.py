@@ -166,6 +166,16 @@ class RocksDBTable(StateTable):
     def cleaner(self, cells: Expiring, nested: bool, keys_per_run: int) -> Cleaner:
         return _Cleaner(self, cells, keys_per_run)
 
+    def peek(self, namespace: Any, key: Any) -> Any:
+        if namespace not in self.groups_of:
+            return MISSING
+        values = self.namespace(namespace)
+        if isinstance(values, RocksDBMapEntries):
+            return dict(values.entries_of(key)) or MISSING
+        if isinstance(values, RocksDBLists):
+            return values.read(key) or MISSING
+        return values.peek(key)
+
     def holds_mutable(self) -> bool:
         return self.mutable
 

@@ -62,6 +62,7 @@ PAGES_WITH_PROGRAMS = (
     "connectors.md",
     "iterations.md",
     "joins.md",
+    "state-processor.md",
 )
 WITH_PROGRAMS = {page: programs(DOCS / page) for page in PAGES_WITH_PROGRAMS}
 RUN = [

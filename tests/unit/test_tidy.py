@@ -31,9 +31,11 @@ MAY_IMPORT = {
     "jobmanager": {"jobmanager", "taskmanager", "state", "dataflow"},
 }
 #: The upward edges, from a folder to modules, only inside a function: execute() starts the client,
-#: the test harness drives the operators that tasks run, and a suite tests state backends.
+#: the state processor reads what tasks have written, the test harness drives the operators that
+#: tasks run, and a suite tests state backends.
 UPWARD_EDGES = {
     "dataflow/datastream/": ("jobmanager.client",),
+    "dataflow/state_processor/": ("state.processor",),
     "dataflow/testing/": ("taskmanager.operator_driver", "state"),
 }
 
@@ -289,6 +291,7 @@ EXEMPT: dict[str, dict[str, str]] = {
     },
     "no_clock": {
         "dataflow/filesystem/s3.py": "waits between attempts",
+        "dataflow/state_processor/writer.py": "a savepoint says when it was written",
         "taskmanager/threaded.py": "tells tasks the time",
         "jobmanager/actor.py": "ends the actor after its last answer",
         "jobmanager/cli.py": "waits between two looks at a job",
@@ -306,6 +309,7 @@ EXEMPT: dict[str, dict[str, str]] = {
     },
     "no_print": {
         "jobmanager/cli.py": "the command's output",
+        "jobmanager/state_commands.py": "the output of `dataflow state`",
         "jobmanager/client.py": "what print() sinks have printed, at the program that runs the job",
     },
     "unpickle_in_one_module": {"dataflow/common/codec.py": "the module that unpickles"},
@@ -447,6 +451,24 @@ SAMPLES: list[tuple[str, str, str, bool]] = [
         "import_directions",
         "dataflow/testing/x.py",
         "def of():\n    from jobmanager.client import run",
+        True,
+    ),
+    (
+        "import_directions",
+        "dataflow/state_processor/x.py",
+        "def read():\n    from state.processor.reading import open_state",
+        False,
+    ),
+    (
+        "import_directions",
+        "dataflow/state_processor/x.py",
+        "from state.processor.reading import open_state",
+        True,
+    ),
+    (
+        "import_directions",
+        "dataflow/state_processor/x.py",
+        "def read():\n    from state.snapshot import TaskSnapshot",
         True,
     ),
     ("ray_only_in_shells", "state/x.py", "def f():\n    import ray.util", True),

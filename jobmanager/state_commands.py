@@ -1,0 +1,418 @@
+"""``dataflow state``: look into savepoints and checkpoints."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from dataflow.common.job_client import JobClient
+from dataflow.common.keys import stable_hash
+from dataflow.errors import KeyTypeError, StateProcessorError
+from dataflow.state_processor import SavepointReader, StateEntry
+from dataflow.state_processor.reader import COLUMNS
+from dataflow.state_processor.tables import plain
+from state.processor.difference import Sample, StateDifference, differences
+
+LIMIT = 20
+#: Of a value in a table.
+_TEXT_MAX = 100
+
+_PATHS = """\
+PATH is the folder of a savepoint, of a job in its checkpoint storage (its newest checkpoint), or
+one checkpoint of a job: FOLDER/epochs/NUMBER.json. `dataflow checkpoints` lists their numbers.
+"""
+_CAUTION = """\
+It unpickles state, which runs whatever whoever wrote it has put into it: only for folders that
+you trust. Classes in the state must be importable: run it in the program's folder.
+"""
+_EXAMPLES = {
+    "ls": """
+  dataflow state ls s3://bucket/checkpoints/orders
+  dataflow state ls savepoint-orders-1f0c0a6e2b7d --json
+""",
+    "show": """
+  dataflow state show PATH --uid visits                      of all its states
+  dataflow state show PATH --uid visits --state count --key ann
+  dataflow state show PATH --uid visits --key '["ann", 3]'   a key that is a tuple
+  dataflow state show PATH --uid source --state splits       how far a source has read
+""",
+    "get": """
+  dataflow state get orders --uid visits --state count --key ann
+  dataflow state get orders --uid visits --state count --key 42 --window 0,60000
+""",
+    "diff": """
+  dataflow state diff s3://bucket/jobs/orders/epochs/7.json s3://bucket/jobs/orders
+""",
+}
+
+Connect = Callable[[argparse.Namespace], None]
+PrintTable = Callable[[tuple[str, ...], Sequence[tuple[str, ...]], str], None]
+
+
+def add_state_commands(commands: Any, print_table: PrintTable, connect: Connect) -> None:
+    """Add ``state`` to the commands of ``dataflow``."""
+    text = "look into savepoints and checkpoints: what state there is, entries, differences"
+    state = commands.add_parser(
+        "state",
+        help=text,
+        description=text + ".\n\n" + _PATHS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    state.set_defaults(command=lambda options: state.print_help() or 0)
+    inner = state.add_subparsers(title="commands", metavar="COMMAND")
+
+    def command(
+        name: str, function: Callable[..., int], text: str, note: str
+    ) -> argparse.ArgumentParser:
+        added: argparse.ArgumentParser = inner.add_parser(
+            name,
+            help=text,
+            description=f"{text}.\n\n{_PATHS}{note}",
+            epilog=f"examples:{_EXAMPLES[name]}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        added.set_defaults(command=lambda options: function(options, print_table))
+        added.add_argument("--json", action="store_true", help="as JSON")
+        return added
+
+    listing = command(
+        "ls", _ls, "list operators and their states, with sizes", "Nothing is unpickled.\n"
+    )
+    listing.add_argument("path", metavar="PATH")
+
+    show = command("show", _show, "show what an operator has in its states", _CAUTION)
+    show.add_argument("path", metavar="PATH")
+    show.add_argument("--uid", required=True, help="the operator's uid, as ls shows it")
+    show.add_argument("--state", metavar="NAME", help="this state only")
+    show.add_argument(
+        "--key", metavar="KEY", help="this key only: text, or JSON for a number or a tuple"
+    )
+    show.add_argument(
+        "--limit", type=int, default=LIMIT, metavar="N", help=f"entries of a state ({LIMIT})"
+    )
+
+    diff = command("diff", _diff, "compare two savepoints or checkpoints", _CAUTION)
+    diff.add_argument("first", metavar="PATH1")
+    diff.add_argument("second", metavar="PATH2")
+    get = inner.add_parser(
+        "get",
+        help="ask a running job for what a state holds for a key",
+        description="Ask a running job for what a state holds for a key now. The job goes on.\n\n"
+        "The answer is unpickled: only for jobs that you trust. Classes in it must be importable.",
+        epilog=f"examples:{_EXAMPLES['get']}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    get.set_defaults(command=lambda options: _get(options, connect))
+    get.add_argument("job_id", metavar="JOB")
+    get.add_argument("--uid", required=True, help="the operator's uid")
+    get.add_argument("--state", required=True, metavar="NAME", help="the name of the state")
+    get.add_argument("--key", required=True, help="text, or JSON for a number or a tuple")
+    get.add_argument(
+        "--window", type=_window, metavar="START,END", help="of state that is of a window, in ms"
+    )
+    get.add_argument("--address", metavar="HOST:PORT", help="the Ray cluster; see dataflow status")
+    get.add_argument("--json", action="store_true", help="as JSON")
+
+    diff.add_argument(
+        "--samples", type=int, default=3, metavar="N", help="entries to show of a state (3)"
+    )
+
+
+# ------------------------------------------------------------------------------------------- ls
+
+
+def _ls(options: argparse.Namespace, print_table: PrintTable) -> int:
+    reader = SavepointReader.read(options.path)
+    operators = reader.operators()
+    if options.json:
+        _print_json(
+            {
+                "path": reader.path,
+                "job_id": reader.job_id,
+                "checkpoint_id": reader.checkpoint_id,
+                "timestamp_ms": reader.timestamp_ms,
+                "operators": [
+                    {
+                        "uid": operator.uid,
+                        "vertex": operator.vertex,
+                        "parallelism": operator.parallelism,
+                        "max_parallelism": operator.max_parallelism,
+                        "bytes": operator.size,
+                        "native": list(operator.native),
+                        "states": [
+                            {
+                                "name": state.name,
+                                "kind": state.kind,
+                                "bytes": state.size,
+                                "key_groups": state.key_groups,
+                            }
+                            for state in operator.states
+                        ],
+                        "operator_states": [
+                            {
+                                "name": state.name,
+                                "redistribution": state.redistribution,
+                                "items": state.items,
+                                "bytes": state.size,
+                            }
+                            for state in operator.operator_states
+                        ],
+                    }
+                    for operator in operators
+                ],
+            }
+        )
+        return 0
+    print(f"checkpoint {reader.checkpoint_id} of job {reader.job_id}, in {reader.path}")
+    rows: list[tuple[str, ...]] = []
+    for operator in operators:
+        native = f"in files of {', '.join(operator.native)}" if operator.native else ""
+        rows.append(
+            (
+                operator.uid,
+                "",
+                native,
+                f"{operator.parallelism}/{operator.max_parallelism}",
+                f"{operator.size:,} B",
+            )
+        )
+        for keyed in operator.states:
+            size = f"{keyed.size:,} B" if keyed.size else "-"
+            rows.append(("", keyed.name, keyed.kind, f"{keyed.key_groups} key groups", size))
+        for own in operator.operator_states:
+            kind = f"operator state, {own.redistribution}"
+            rows.append(("", own.name, kind, f"{own.items} items", f"{own.size:,} B"))
+    print_table(("UID", "STATE", "KIND", "PARALLELISM/MAX", "SIZE"), rows, "no state")
+    return 0
+
+
+# ----------------------------------------------------------------------------------------- show
+
+
+def _show(options: argparse.Namespace, print_table: PrintTable) -> int:
+    _programs_folder()
+    reader = SavepointReader.read(options.path)
+    operator = reader.operator(options.uid)
+    keyed = [state.name for state in operator.states]
+    own = [state.name for state in operator.operator_states]
+    if options.state is not None:
+        if options.state not in keyed + own:
+            there = ", ".join(map(repr, keyed + own))
+            raise StateProcessorError(
+                f"operator uid {options.uid!r} has no state {options.state!r}; it has {there}"
+            )
+        keyed, own = ([options.state] if options.state in names else [] for names in (keyed, own))
+    shown: dict[str, list[dict[str, Any]]] = {}
+    more: set[str] = set()
+    for name in keyed:
+        rows = _rows(reader, options.uid, name, options.key)
+        shown[name] = list(islice(rows, options.limit))
+        if next(rows, None) is not None:
+            more.add(name)
+    for name in own if options.key is None else ():
+        items = reader.operator_items(options.uid, name)
+        shown[name] = [{"subtask": n, "value": item} for n, item in items[: options.limit]]
+        if len(items) > options.limit:
+            more.add(name)
+    if options.json:
+        _print_json({"uid": options.uid, "states": shown, "cut": sorted(more)})
+        return 0
+    for name, found in shown.items():
+        print(f"{name}:")
+        header = tuple(dict.fromkeys(column for row in found for column in row))
+        cells = [tuple(_text(row.get(column)) for column in header) for row in found]
+        print_table(tuple(column.replace("_", " ").upper() for column in header), cells, "nothing")
+        if name in more:
+            print(f"... more than {options.limit}: see --limit")
+    return 0
+
+
+def _rows(
+    reader: SavepointReader, uid: str, name: str, key: str | None
+) -> Iterator[dict[str, Any]]:
+    if name == COLUMNS:
+        yield from reader.columnar_state(uid).to_pylist()
+        return
+    entries: Iterator[StateEntry]
+    if key is None:
+        entries = reader.iterate(uid, name)
+    else:
+        entries = iter(_of_key(reader, uid, name, key))
+    for entry in entries:
+        row: dict[str, Any] = {"key": entry.key}
+        if entry.namespace is not None:
+            start, end = entry.window
+            row["window"] = entry.namespace if end is None else [start, end]
+        if entry.kind == "timers":
+            row["timers"] = sorted(entry.value)
+        else:
+            row["value"] = entry.value
+        if entry.last_used is not None:
+            row["last_used"] = entry.last_used
+        yield row
+
+
+def _of_key(reader: SavepointReader, uid: str, name: str, key: str) -> list[StateEntry]:
+    return next(filter(None, (reader.get(uid, name, meant) for meant in _keys(key))), [])
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+# ----------------------------------------------------------------------------------------- diff
+
+
+def _diff(options: argparse.Namespace, print_table: PrintTable) -> int:
+    _programs_folder()
+    first, second = SavepointReader.read(options.first), SavepointReader.read(options.second)
+    gone = sorted({*first.uids()} - {*second.uids()})
+    come = sorted({*second.uids()} - {*first.uids()})
+    found = [
+        state
+        for state in differences(first._opened, second._opened, options.samples)
+        if state.differs
+    ]
+    if options.json:
+        _print_json(
+            {
+                "only_in_first": gone,
+                "only_in_second": come,
+                "states": [_as_dict(state) for state in found],
+            }
+        )
+        return 0
+    for uid in gone:
+        print(f"{uid}: only in the first")
+    for uid in come:
+        print(f"{uid}: only in the second")
+    rows = [
+        (s.uid, s.name, *(f"{n:,}" for n in (s.only_first, s.only_second, s.changed, s.same)))
+        for s in found
+    ]
+    header = ("UID", "STATE", "ONLY IN FIRST", "ONLY IN SECOND", "CHANGED", "SAME")
+    print_table(header, rows, "" if gone or come else "no difference")
+    for state in found:
+        for sample in state.samples:
+            print(f"{state.uid} {state.name}: {_sample(sample)}")
+    return 0
+
+
+def _sample(sample: Sample) -> str:
+    where = "" if sample.key is None else f"key {_text(sample.key)} "
+    if sample.namespace is not None:
+        where += f"in {_text(sample.namespace)} "
+    if sample.what == "changed":
+        return f"{where}is {_text(sample.first)} in the first, {_text(sample.second)} in the second"
+    value = sample.first if sample.what == "only in the first" else sample.second
+    return f"{where}is {sample.what}: {_text(value)}"
+
+
+def _as_dict(state: StateDifference) -> dict[str, Any]:
+    return {
+        "uid": state.uid,
+        "state": state.name,
+        "kind": state.kind,
+        "only_in_first": state.only_first,
+        "only_in_second": state.only_second,
+        "changed": state.changed,
+        "same": state.same,
+        "samples": [
+            {
+                "what": sample.what,
+                "window": sample.namespace,
+                "key": sample.key,
+                "first": sample.first,
+                "second": sample.second,
+            }
+            for sample in state.samples
+        ],
+    }
+
+
+# ------------------------------------------------------------------------------------------ get
+
+
+def _get(options: argparse.Namespace, connect: Connect) -> int:
+    from jobmanager.cluster import attach
+
+    _programs_folder()
+    connect(options)
+    return look_up(attach(options.job_id), options)
+
+
+def look_up(client: JobClient, options: argparse.Namespace) -> int:
+    """Print what the job answers; 1 if the state holds nothing for the key."""
+    found = None
+    for key in _keys(options.key):
+        found = client.query_state(options.uid, options.state, key, options.window).result()
+        if found is not None:
+            break
+    if options.json:
+        _print_json({"key": options.key, "value": found})
+    elif found is None:
+        print(f"state {options.state!r} holds nothing for {options.key!r}", file=sys.stderr)
+    else:
+        print(found if isinstance(found, str) else repr(found))
+    return 1 if found is None else 0
+
+
+def _keys(text: str) -> list[Any]:
+    """What may be meant by a key on the command line: text, and what it is as JSON."""
+    try:
+        value = _tuples(json.loads(text))
+        stable_hash(value)
+    except (ValueError, KeyTypeError):
+        return [text]
+    return [text] if value == text else [text, value]
+
+
+def _window(text: str) -> tuple[int, int]:
+    start, _, end = text.partition(",")
+    try:
+        return int(start), int(end)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not START,END in ms") from None
+
+
+# ---------------------------------------------------------------------------------------- parts
+
+
+def _programs_folder() -> None:
+    """As Python does it for a program: modules of the folder that the command is called in."""
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, "")
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    text = value if isinstance(value, str) and value.isprintable() else repr(value)
+    return text if len(text) <= _TEXT_MAX else text[: _TEXT_MAX - 1] + "…"
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(_json(value), indent=2))
+
+
+def _json(value: Any) -> Any:
+    """What JSON has for a value of state; text in Python's form for what it has nothing for."""
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    try:
+        made = plain(value)
+    except TypeError:
+        return repr(value)
+    return _json(made) if isinstance(made, dict | list) else repr(value)

@@ -1,0 +1,149 @@
+"""``dataflow state``."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from golden import make
+
+from dataflow.state_processor import SavepointWriter
+from jobmanager import cli
+
+CHECKPOINTS = make.HERE / "checkpoints"
+HASHMAP = str(CHECKPOINTS / "hashmap")
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert cli.main(["state", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def as_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    return json.loads(run(capsys, *arguments, "--json"))
+
+
+def test_ls_lists_operators_and_states_without_unpickling(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("unpickled")
+
+    monkeypatch.setattr("dataflow.common.codec._StateUnpickler", refuse)
+    monkeypatch.setattr("dataflow.common.codec.pickle.loads", refuse)
+    lines = run(capsys, "ls", HASHMAP).splitlines()
+    assert lines[0].startswith("checkpoint ")
+    assert lines[1].split() == ["UID", "STATE", "KIND", "PARALLELISM/MAX", "SIZE"]
+    words = [line.split() for line in lines[2:]]
+    assert ["ttl-map", "map", "state", "with", "TTL"] in [w[:5] for w in words]
+    assert ["broadcast:rules", "operator", "state,", "broadcast"] in [w[:4] for w in words]
+    assert ["rolling", "2/8"] in [w[:2] for w in words]
+    found = as_json(capsys, "ls", HASHMAP)
+    everything = next(o for o in found["operators"] if o["uid"] == "everything")
+    assert (everything["parallelism"], everything["max_parallelism"]) == (2, 8)
+    names = {state["name"]: state["kind"] for state in everything["states"]}
+    assert names["visit"] == "value state"
+    assert names["$event-timers"] == "timers"
+
+
+def test_ls_needs_no_rocksdb_to_list_what_is_in_its_files(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "rocksdict", None)
+    found = as_json(capsys, "ls", str(CHECKPOINTS / "rocksdb"))
+    everything = next(o for o in found["operators"] if o["uid"] == "everything")
+    assert everything["native"] == ["rocksdb"]
+    assert "visit" in {state["name"] for state in everything["states"]}
+    code = cli.main(["state", "show", str(CHECKPOINTS / "rocksdb"), "--uid", "everything"])
+    assert code == 3
+    assert "needs the package rocksdict" in capsys.readouterr().err
+
+
+def test_show_shows_entries_timers_and_the_state_of_subtasks(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shown = run(capsys, "show", HASHMAP, "--uid", "everything", "--state", "value")
+    assert shown.splitlines()[:2] == ["value:", "KEY         VALUE"]
+    assert "ann         110" in shown.splitlines()
+    timers = run(capsys, "show", HASHMAP, "--uid", "everything", "--state", "$event-timers")
+    assert "ann         [1000000, 1000010, 1000100]" in timers.splitlines()
+    splits = as_json(capsys, "show", HASHMAP, "--uid", "source", "--state", "splits")
+    assert splits["states"]["splits"][0]["value"]["position"] > 10
+    windows = as_json(capsys, "show", HASHMAP, "--uid", "tumbling", "--key", "ann")
+    [window] = windows["states"]["$window"]
+    assert window["window"] == [0, 10_000]
+    columns = as_json(capsys, "show", str(CHECKPOINTS / "columns"), "--uid", "columns")
+    assert {row["key"] for row in columns["states"]["$columns"]} == {"", "ann", "bob"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("ann", 110), ("7", 16), ('["eve", 1]', 14), ("nobody", None), ("{}", None)]
+)
+def test_a_key_is_text_or_json(
+    capsys: pytest.CaptureFixture[str], key: str, value: int | None
+) -> None:
+    found = as_json(
+        capsys, "show", HASHMAP, "--uid", "everything", "--state", "value", "--key", key
+    )
+    assert [row["value"] for row in found["states"]["value"]] == ([] if value is None else [value])
+
+
+def test_show_says_that_there_is_more(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = run(
+        capsys, "show", HASHMAP, "--uid", "everything", "--state", "visit", "--limit", "2"
+    ).splitlines()
+    assert len(shown) == 5
+    assert shown[-1] == "... more than 2: see --limit"
+    found = as_json(capsys, "show", HASHMAP, "--uid", "everything", "--limit", "2")
+    assert "visit" in found["cut"]
+
+
+def test_diff_tells_operators_states_and_keys(
+    capsys: pytest.CaptureFixture[str], tmp_path: Any
+) -> None:
+    changed = str(tmp_path / "changed")
+    writer = SavepointWriter.from_existing(HASHMAP).remove_operator("rolling")
+    writer.with_changed_keys("everything", lambda key: "anna" if key == "ann" else key)
+    writer.with_changed_uid("tumbling", "renamed").write(changed)
+    lines = run(capsys, "diff", HASHMAP, changed).splitlines()
+    assert lines[:3] == [
+        "rolling: only in the first",
+        "tumbling: only in the first",
+        "renamed: only in the second",
+    ]
+    found = as_json(capsys, "diff", HASHMAP, changed)
+    assert found["only_in_first"] == ["rolling", "tumbling"]
+    assert {state["uid"] for state in found["states"]} == {"everything"}
+    value = next(state for state in found["states"] if state["state"] == "value")
+    assert (value["only_in_first"], value["only_in_second"], value["changed"]) == (1, 1, 0)
+    assert {(s["what"], s["key"]) for s in value["samples"]} == {
+        ("only in the first", "ann"),
+        ("only in the second", "anna"),
+    }
+    assert run(capsys, "diff", HASHMAP, HASHMAP) == "no difference\n"
+    changelog = as_json(capsys, "diff", HASHMAP, str(CHECKPOINTS / "changelog"))
+    differing = {(state["uid"], state["state"]) for state in changelog["states"]}
+    of_time = {("everything", f"ttl-{kind}") for kind in ("value", "list", "map")}
+    assert {pair for pair in differing if not pair[0].startswith(("sink", "source"))} <= of_time
+
+
+def test_mistakes_are_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Any) -> None:
+    assert cli.main(["state", "ls", str(tmp_path)]) == 3
+    assert "there is no savepoint in" in capsys.readouterr().err
+    assert cli.main(["state", "show", HASHMAP, "--uid", "x"]) == 3
+    assert "there is no operator uid 'x'" in capsys.readouterr().err
+    assert cli.main(["state", "show", HASHMAP, "--uid", "everything", "--state", "x"]) == 3
+    assert "has no state 'x'; it has '$event-timers'" in capsys.readouterr().err
+
+
+def test_help_says_what_a_path_is_and_that_state_is_unpickled(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["state"]) == 0
+    assert "epochs/NUMBER.json" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cli.main(["state", "show", "--help"])
+    shown = capsys.readouterr().out
+    assert "unpickles" in shown
+    assert "dataflow state show PATH --uid visits" in shown

@@ -91,6 +91,18 @@ def dumps_state(value: Any) -> bytes:
         return file.getvalue()
 
 
+def dumps_state_alike(value: Any) -> bytes:
+    """As ``dumps_state``, but the same for equal values: what occurs twice is written twice.
+
+    Not for values that refer to themselves.
+    """
+    with io.BytesIO() as file:
+        pickler = _StatePickler(file, protocol=PROTOCOL)
+        pickler.fast = True
+        pickler.dump(value)
+        return file.getvalue()
+
+
 def loads_state(blob: bytes | memoryview) -> Any:
     """The inverse of ``dumps_state``, and of ``dumps_data``.
 

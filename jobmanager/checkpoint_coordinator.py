@@ -413,7 +413,13 @@ class CheckpointCoordinator:
                     )
                 ),
                 subtasks=tuple(
-                    SubtaskState(subtask, ack.handle, ack.drained)
+                    SubtaskState(
+                        subtask,
+                        ack.handle,
+                        ack.drained,
+                        ack.in_flight_inputs,
+                        ack.in_flight_outputs,
+                    )
                     for subtask in range(vertex.parallelism)
                     for ack in (pending.acks[TaskId(vertex.id, subtask)],)
                 ),

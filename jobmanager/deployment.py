@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
 from dataflow.graph.job_graph import JobEdge
 from jobmanager.execution_graph import ExecutionGraph
+from jobmanager.recovery_plan import RecoveryPlan
 from jobmanager.region import Region, Regions
 from taskmanager.elements import Attempt
 from taskmanager.messages import (
@@ -18,9 +19,6 @@ from taskmanager.messages import (
     TaskDeploymentDescriptor,
     TaskId,
 )
-
-#: Per vertex id what it restores (see ``jobmanager.restore``).
-Restore = Mapping[str, tuple[RestoreDescriptor, ...]]
 
 
 class Deployment:
@@ -44,7 +42,7 @@ class Deployment:
         job_id: str,
         attempt: Attempt,
         attempt_number: int,
-        restore: Restore,
+        plan: RecoveryPlan,
         history_id: str,
     ) -> dict[str, Deploy]:
         """One message per TaskManager, for all of its tasks."""
@@ -65,10 +63,14 @@ class Deployment:
                     configuration=job_graph.configuration,
                     restore=tuple(
                         restore_of_subtask(part, vertex.parallelism, task.subtask)
-                        for part in restore.get(task.vertex_id, ())
+                        for part in plan.restore.get(task.vertex_id, ())
                     ),
                     main_classes=job_graph.main_classes,
                     history_id=history_id,
+                    in_flight=tuple(
+                        part.of_subtask(vertex, task.subtask)
+                        for part in plan.in_flight.get(task.vertex_id, ())
+                    ),
                     cached_files=job_graph.cached_files,
                     drained=self._region.snapshots.get(task),
                 )
@@ -83,7 +85,13 @@ class Deployment:
             peers = self._peers_of(edge.source, upstream)
             described.append(
                 InputDescriptor(
-                    edge.id, edge.input_index, task.subtask, upstream.start, peers, edge.feedback
+                    edge.id,
+                    edge.input_index,
+                    task.subtask,
+                    upstream.start,
+                    peers,
+                    edge.feedback,
+                    edge.partitioning.overtakable and not edge.feedback,
                 )
             )
         return tuple(described)

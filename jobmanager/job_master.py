@@ -34,7 +34,7 @@ from dataflow.errors import (
 from dataflow.graph.job_graph import JobGraph
 from jobmanager import checkpoint_coordinator as checkpointing
 from jobmanager.checkpoint_coordinator import CheckpointCoordinator, CheckpointSettings
-from jobmanager.deployment import Deployment, Restore
+from jobmanager.deployment import Deployment
 from jobmanager.execution_graph import ExecutionGraph
 from jobmanager.failover import to_restart
 from jobmanager.job_events import (
@@ -55,11 +55,12 @@ from jobmanager.job_events import (
     TaskManagerReady,
     Tick,
 )
+from jobmanager.recovery_plan import RecoveryPlan, plan_recovery
 from jobmanager.region import Region, Regions, RegionState
 from jobmanager.request_handler import RequestHandler
 from jobmanager.requests import RequestStored, Rescale, TakeCheckpoint, TakeSavepoint
 from jobmanager.restart_backoff import RestartBackoff
-from jobmanager.restore import plan_restore, refuse_fall_back
+from jobmanager.restore import refuse_fall_back
 from jobmanager.slot_pool import SlotPool, fault_of_version
 from jobmanager.watermark_alignment import WatermarkAlignment
 from state.checkpoint_store import CommitPermit, Recovery
@@ -130,7 +131,7 @@ class JobMaster:
         self._recovering = False  # a Recover is under way
         self._recover_failures = 0
         self._recovery: Recovery | None = None  # valid until the next deployment or failure
-        self._restore: Restore = {}  # of that recovery
+        self._restore = RecoveryPlan()  # of that recovery
         self._permit: CommitPermit | None = None
         self._excluded: frozenset[int] = frozenset()  # checkpoints found corrupt while restoring
         self.finishing = False
@@ -510,13 +511,7 @@ class JobMaster:
         if refusal is not None:
             self._end(JobStatus.FAILING, refusal, now, actions, kind=RestoreError)
             return
-        self._restore, faults = plan_restore(
-            self.graph.job_graph,
-            recovery.manifest,
-            self._settings.ignore_unclaimed_state,
-            recovery.folder,
-            self._settings.renamed_uids,
-        )
+        self._restore, faults = plan_recovery(self.graph.job_graph, recovery, self._settings)
         if faults:
             self._end(JobStatus.FAILING, "\n".join(faults), now, actions, kind=RestoreError)
             return

@@ -59,11 +59,16 @@ class StateHandle:
 
 @dataclass(frozen=True, slots=True)
 class SubtaskState:
-    """``handle`` is None for a subtask without state; ``drained`` once it saw its last input."""
+    """``handle`` is None for a subtask without state; ``drained`` once it saw its last input.
+
+    The snapshot has elements in flight at the subtask's end of some channels of these edges.
+    """
 
     subtask: int
     handle: StateHandle | None
     drained: bool
+    in_flight_inputs: tuple[str, ...] = ()
+    in_flight_outputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,17 +208,24 @@ def _encode_vertex(vertex: VertexState) -> dict[str, Any]:
         "parallelism": vertex.parallelism,
         "max_parallelism": vertex.max_parallelism,
         "operator_uids": list(vertex.operator_uids),
-        "subtasks": [
-            {
-                "subtask": s.subtask,
-                "drained": s.drained,
-                "state": s.handle and _encode_handle(s.handle),
-            }
-            for s in vertex.subtasks
-        ],
+        "subtasks": [_encode_subtask(subtask) for subtask in vertex.subtasks],
         # Only where it holds, so that the manifests of most jobs are what they always were.
         **({"shares_state": True} if vertex.shares_state else {}),
     }
+
+
+def _encode_subtask(subtask: SubtaskState) -> dict[str, Any]:
+    encoded: dict[str, Any] = {
+        "subtask": subtask.subtask,
+        "drained": subtask.drained,
+        "state": subtask.handle and _encode_handle(subtask.handle),
+    }
+    if subtask.in_flight_inputs or subtask.in_flight_outputs:
+        encoded["in_flight"] = {
+            "inputs": list(subtask.in_flight_inputs),
+            "outputs": list(subtask.in_flight_outputs),
+        }
+    return encoded
 
 
 def _encode_handle(handle: StateHandle) -> dict[str, Any]:
@@ -269,12 +281,22 @@ def _decode_vertex(data: Any) -> VertexState:
 
 
 def _decode_subtask(data: Any) -> SubtaskState:
-    f = _fields(data, {"subtask", "state", "drained"})
+    names = {"subtask", "state", "drained"}
+    has_in_flight = isinstance(data, dict) and "in_flight" in data
+    f = _fields(data, names | {"in_flight"} if has_in_flight else names)
+    edges = _fields(f["in_flight"], {"inputs", "outputs"}) if has_in_flight else {}
     return SubtaskState(
         subtask=_number(f["subtask"], "subtask", 0),
         handle=None if f["state"] is None else _decode_handle(f["state"]),
         drained=_flag(f["drained"], "drained"),
+        in_flight_inputs=_texts(edges.get("inputs", [])),
+        in_flight_outputs=_texts(edges.get("outputs", [])),
     )
+
+
+def _texts(data: Any) -> tuple[str, ...]:
+    edges = _items(data, OPERATORS_MAX, "in_flight")
+    return tuple(_text(edge, "in_flight") for edge in edges)
 
 
 def _decode_handle(data: Any, depth: int = 0) -> StateHandle:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from dataflow.common.keys import KeyGroupRange
 from dataflow.errors import CorruptObject
@@ -109,12 +109,31 @@ class OperatorSnapshot:
             native.release()
 
 
+class InFlightChannel(NamedTuple):
+    """One end of a channel, whose elements a barrier has overtaken."""
+
+    output: bool  # the sender's end; what was there comes after what was at the receiver's
+    edge: str
+    upstream: int
+    downstream: int
+
+
+#: Encoded elements, in the order of the channel.
+InFlight = dict[InFlightChannel, list[bytes]]
+
+
 @dataclass(slots=True)
 class TaskSnapshot:
-    """All operators of a chain by uid; ``drained`` once the task has processed its last input."""
+    """All operators of a chain by uid; ``drained`` once the task has processed its last input.
+
+    ``in_flight`` is what the barrier has overtaken at the task's ends of its channels, and
+    ``in_flight_part`` what finds out, as an ``asynchronous_part``.
+    """
 
     operators: dict[str, OperatorSnapshot] = field(default_factory=dict)
     drained: bool = False
+    in_flight: InFlight = field(default_factory=dict)
+    in_flight_part: Callable[[], InFlight] | None = None
 
     @property
     def stateful_uids(self) -> tuple[str, ...]:
@@ -133,7 +152,12 @@ class TaskSnapshot:
     def completed(self) -> TaskSnapshot:
         """With the asynchronous parts of all operators."""
         parts = {uid: operator.completed() for uid, operator in self.operators.items()}
-        return TaskSnapshot(parts, self.drained)
+        in_flight = self.in_flight if self.in_flight_part is None else self.in_flight_part()
+        return TaskSnapshot(parts, self.drained, in_flight)
+
+    def edges_in_flight(self, output: bool) -> tuple[str, ...]:
+        """The edges of whose elements there are any, at that end."""
+        return tuple(sorted({c.edge for c in self.in_flight if c.output is output}))
 
 
 # --------------------------------------------------------------------------------- redistribute

@@ -25,7 +25,14 @@ from typing import Any
 
 from dataflow.common.keys import MAX_MAX_PARALLELISM, KeyGroupRange
 from dataflow.errors import CorruptObject
-from state.snapshot import NativeState, OperatorSnapshot, Redistribution, TaskSnapshot
+from state.snapshot import (
+    InFlight,
+    InFlightChannel,
+    NativeState,
+    OperatorSnapshot,
+    Redistribution,
+    TaskSnapshot,
+)
 
 MAGIC = b"DFSNAP\x00\x02"
 _FOOTER = struct.Struct("<Q32s8s")
@@ -35,6 +42,9 @@ _LENGTH = struct.Struct("<Q")
 TAIL_BYTES = 64 << 10
 #: Bytes between two wanted blocks that are rather read than asked around.
 GAP_BYTES = 128 << 10
+
+#: The receiver's and the sender's end of a channel.
+_SIDES = ("input", "output")
 
 Range = tuple[int, int]  # offset, length
 ReadRanges = Callable[[Sequence[Range]], list[bytes]]
@@ -147,9 +157,13 @@ def encode(snapshot: TaskSnapshot, references: Mapping[str, References] | None =
         return entry
 
     operators = [add_operator(*item) for item in sorted(snapshot.operators.items())]
-    index = json.dumps(
-        {"drained": snapshot.drained, "operators": operators}, separators=(",", ":")
-    ).encode()
+    content: dict[str, Any] = {"drained": snapshot.drained, "operators": operators}
+    if snapshot.in_flight:
+        content["in_flight"] = [
+            [_SIDES[channel.output], *channel[1:], *add(_join(items))]
+            for channel, items in sorted(snapshot.in_flight.items())
+        ]
+    index = json.dumps(content, separators=(",", ":")).encode()
     digest = hashlib.sha256(index).digest()
     # Joined once: state that is copied while it grows takes its size once more.
     return b"".join([*parts, index, _FOOTER.pack(len(index), digest, MAGIC)])
@@ -186,8 +200,14 @@ class SnapshotFile:
         index = self._read_index(sha256)
         self.drained: bool = index["drained"]
         self.operators = {entry.uid: entry for entry in map(_entry, index["operators"])}
+        self._in_flight = {
+            InFlightChannel(side == "output", *channel): Block(*place)
+            for side, *channel, place in _split_places(index)
+        }
 
-    def load(self, key_groups: KeyGroupRange | None = None) -> TaskSnapshot:
+    def load(
+        self, key_groups: KeyGroupRange | None = None, with_in_flight: bool = True
+    ) -> TaskSnapshot:
         """What is in this very file; with ``key_groups`` without the blocks of other groups.
 
         Native states come without their files. Read whole, every byte of the file is verified.
@@ -197,7 +217,8 @@ class SnapshotFile:
         entries = [entry.cut(key_groups) for entry in self.operators.values()]
         loaded = self._load([block for entry in entries for block in entry.blocks])
         operators = {entry.uid: _operator(entry, loaded) for entry in entries}
-        return TaskSnapshot(operators, self.drained)
+        in_flight = self.in_flight(lambda _: True) if with_in_flight else {}
+        return TaskSnapshot(operators, self.drained, in_flight)
 
     def without_keyed(self, uid: str) -> OperatorSnapshot:
         """Of one operator everything but its blocks of keyed state."""
@@ -206,6 +227,12 @@ class SnapshotFile:
             return OperatorSnapshot()
         entry = replace(entry, keyed={})
         return _operator(entry, self._load(list(entry.blocks)))
+
+    def in_flight(self, wanted: Callable[[InFlightChannel], bool]) -> InFlight:
+        """What a barrier has overtaken in some of the channels."""
+        blocks = {c: block for c, block in self._in_flight.items() if wanted(c)}
+        loaded = self._load(list(blocks.values()))
+        return {channel: list(_split(loaded[block])) for channel, block in blocks.items()}
 
     def keyed(self, uid: str, key_groups: KeyGroupRange | None = None) -> dict[int, bytes]:
         """The blocks of one operator's key groups."""
@@ -286,7 +313,7 @@ def decode(data: bytes, key_groups: KeyGroupRange | None = None) -> TaskSnapshot
     def read(ranges: Sequence[Range]) -> list[bytes]:
         return [data[offset : offset + length] for offset, length in ranges]
 
-    return SnapshotFile(read, len(data)).load(key_groups)
+    return SnapshotFile(read, len(data)).load(key_groups, key_groups is None)
 
 
 def _spans(blocks: list[Block]) -> Iterator[tuple[int, int, list[Block]]]:
@@ -338,9 +365,27 @@ def _entry(operator: dict[str, Any]) -> OperatorEntry:
     )
 
 
+def _split_places(index: dict[str, Any]) -> Iterator[list[Any]]:
+    """Of each channel with elements in flight: side, edge, upstream, downstream, place."""
+    for side, edge, upstream, downstream, *place in index.get("in_flight", ()):
+        yield [side, edge, upstream, downstream, place]
+
+
+def _check_in_flight(index: dict[str, Any], position: int) -> int:
+    channels = set()
+    for side, *channel, place in _split_places(index):
+        edge, *ends = channel
+        _require(side in _SIDES and type(edge) is str and all(map(_is_count, ends)))
+        channels.add((side, *channel))
+        position = _check_blocks([[edge, *place]], str, position)
+    _require(len(channels) == len(index.get("in_flight", ())))
+    return position
+
+
 def _check_index(index: Any, end: int) -> None:
     """Raises ValueError, KeyError or TypeError unless the blocks fill the file up to ``end``."""
-    _require(set(index) == {"drained", "operators"} and type(index["drained"]) is bool)
+    _require({*index} | {"in_flight"} == {"drained", "operators", "in_flight"})
+    _require(type(index["drained"]) is bool)
     position = len(MAGIC)
     uids = set()
     optional = {"modes", "layers", "native"}
@@ -355,6 +400,7 @@ def _check_index(index: Any, end: int) -> None:
         _require(all(_is_count(number) for number in operator.get("layers", [])))
         for native in operator.get("native", []):
             position = _check_native(native, position)
+    position = _check_in_flight(index, position)
     _require(position == end and len(uids) == len(index["operators"]))
 
 

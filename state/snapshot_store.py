@@ -22,7 +22,13 @@ from typing import Protocol
 from dataflow.common.keys import KeyGroupRange
 from dataflow.errors import CorruptObject, ObjectNotFound
 from state.checkpoint_store import CheckpointManifest, CheckpointStore, StateHandle
-from state.snapshot import NativeState, OperatorSnapshot, TaskSnapshot
+from state.snapshot import (
+    InFlight,
+    InFlightChannel,
+    NativeState,
+    OperatorSnapshot,
+    TaskSnapshot,
+)
 from state.snapshot_format import (
     OperatorEntry,
     Range,
@@ -214,12 +220,16 @@ class StoredSnapshot:
         if any(number >= len(handle.files) for number in numbers):
             raise CorruptObject(f"{handle.path} refers to files that its checkpoint does not have")
 
+    def in_flight(self, wanted: Callable[[InFlightChannel], bool]) -> InFlight:
+        """What a barrier has overtaken in some of the channels."""
+        return self._file.in_flight(wanted)
+
     def load(self, key_groups: KeyGroupRange | None = None) -> TaskSnapshot:
-        """Everything for these key groups (all if None), with native files in a local folder.
+        """All state for these key groups (all if None), with native files in a local folder.
 
         The folder is there until the native state is released, or forgotten.
         """
-        snapshot = self._file.load(key_groups)
+        snapshot = self._file.load(key_groups, with_in_flight=False)
         for entry in self._file.operators.values():
             state = snapshot.operators[entry.uid]
             for number in entry.layers:

@@ -52,6 +52,25 @@ class BarrierAligner:
             self._end(checkpoint_id)
         return result
 
+    def is_over(self, checkpoint_id: int) -> bool:
+        """Whether it completed, was aborted, or a newer one has begun."""
+        current = self._current
+        return checkpoint_id <= self._newest_done or (
+            current is not None and checkpoint_id < current
+        )
+
+    def delivered(self, checkpoint_id: int) -> set[int]:
+        """The channels that delivered the barrier of this checkpoint."""
+        return self.blocked if self._current == checkpoint_id else set()
+
+    def overtake(self, checkpoint_id: int) -> AlignmentResult:
+        """The other channels' barriers are not waited for: the checkpoint completes."""
+        result = AlignmentResult(completed=checkpoint_id)
+        if self._current is not None and self._current != checkpoint_id:
+            result.aborted.append(self._current)
+        self._end(checkpoint_id)
+        return result
+
     def abort(self, checkpoint_id: int) -> None:
         """The coordinator gave the checkpoint up; every older one is over too."""
         self._newest_done = max(self._newest_done, checkpoint_id)

@@ -7,6 +7,10 @@ cumulative, so feedback may be repeated or reordered without harm. The receiver 
 seen and holds back what comes too early, so the transport may repeat and reorder too; what it may
 not do is lose a message without saying so.
 
+A barrier may *overtake* what waits here, and then the window does not hold it back: a few of them
+may be on their way at any time. What it overtakes at either end is part of the snapshot, which
+keeps references. So whoever reads such a batch before that is written gets rows of its own.
+
 Nobody waits for ever: both ends count the same sizes, so when a sender is held back, consuming
 what it has sent crosses half of a limit, and that is when the receiver tells (``feedback_due``).
 
@@ -26,8 +30,9 @@ import pyarrow as pa
 from dataflow.common.batch import ArrowBatch, RowBatch
 from dataflow.common.codec import dumps_data
 from dataflow.errors import JobExecutionError
-from taskmanager.elements import ChannelId, Control, Element, Watermark
-from taskmanager.serializer import serialize
+from state.aliasing import detached_rows
+from taskmanager.elements import Barrier, ChannelId, Control, Element, Watermark
+from taskmanager.serializer import control_of, serialize
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,9 @@ class ChannelLimits:
 #: Sealed elements that may wait at the sender while the window is used up.
 PENDING_MAX = 2
 
+
+#: Overtaking barriers that may be sent beyond the window, by sizes 0.
+BARRIERS_MAX = 4
 
 _CONTROL_BYTES = 16
 
@@ -83,6 +91,8 @@ class OutputChannel:
         self._pending_bytes = 0
         self._unconsumed: deque[int] = deque()  # sizes of what was sent and not consumed
         self._unconsumed_bytes = 0
+        self._unconsumed_barriers = 0  # overtaking ones
+        self._in_flight = 0  # how many of the first pending batches a barrier has overtaken
         self._sent = 0  # sequence number of the last element handed out; the first is 1
         self._released = 0  # consumed as far as this end's books say
         # Written by on_feedback on other threads; plain integers, only ever growing.
@@ -139,6 +149,35 @@ class OutputChannel:
                 return
         self._push(element, _CONTROL_BYTES)
 
+    def overtake(self, barrier: Barrier) -> list[Element]:
+        """Let the barrier go before all that waits here, or before what it waits behind.
+
+        Answers what it overtakes, in order.
+        """
+        self.seal()
+        ahead: list[tuple[Element | bytes, int]] = []
+        overtaken: list[tuple[Element | bytes, int]] = []
+        while self._pending:
+            element, size = self._pending.popleft()
+            if isinstance(element, Barrier):
+                if element.checkpoint_id == barrier.checkpoint_id:
+                    self._pending_bytes -= size
+                    break
+                if not size and not overtaken:
+                    ahead.append((element, size))
+                    continue
+            overtaken.append((element, size))
+        self._pending.extendleft(reversed([*ahead, (barrier, 0), *overtaken]))
+        elements: list[Element] = [e for e, _ in overtaken if not isinstance(e, (Barrier, bytes))]
+        self._in_flight = max(self._in_flight, len(elements))
+        return elements
+
+    def waits(self, checkpoint_id: int) -> bool:
+        """Whether the checkpoint's barrier has not been sent yet."""
+        return any(
+            isinstance(e, Barrier) and e.checkpoint_id == checkpoint_id for e, _ in self._pending
+        )
+
     def append_sealed(self, payload: bytes) -> None:
         """An element that was encoded before, by itself."""
         self._push(payload, len(payload))
@@ -187,16 +226,22 @@ class OutputChannel:
         items: list[Any] = []
         sizes: list[int] = []
         while (
-            len(self._unconsumed) < limits.elements_max
+            len(self._unconsumed) - min(self._unconsumed_barriers, BARRIERS_MAX)
+            < limits.elements_max
             and self._unconsumed_bytes < limits.bytes_max
-        ):
+        ) or self._has_overtaker():
             if not self._pending:
                 self.seal()
                 if not self._pending:
                     break
             element, estimate = self._pending.popleft()
             self._pending_bytes -= estimate
+            if self._in_flight:
+                element = self._detached(element)
             item, size = encode(element, estimate)
+            if not estimate:
+                size = 0
+                self._unconsumed_barriers += 1
             self._unconsumed.append(size)
             self._unconsumed_bytes += size
             items.append(item)
@@ -204,6 +249,21 @@ class OutputChannel:
         first = self._sent + 1
         self._sent += len(items)
         return first, items, sizes
+
+    def _has_overtaker(self) -> bool:
+        """Whether a barrier comes next that the window does not hold back."""
+        return (
+            bool(self._pending)
+            and not self._pending[0][1]
+            and self._unconsumed_barriers < BARRIERS_MAX
+        )
+
+    def _detached(self, element: Element | bytes) -> Element | bytes:
+        """What a snapshot has too, with rows of its own."""
+        if isinstance(element, (Barrier, bytes)):
+            return element
+        self._in_flight -= 1
+        return _with_own_rows(element)
 
     def take_sealed(self) -> Iterator[Element]:
         """All elements that are complete, without any window: not for ``append_sealed``."""
@@ -223,7 +283,10 @@ class OutputChannel:
         assert consumed <= self._sent, f"{self.id}: consumed {consumed} of {self._sent} sent"
         while self._released < consumed:
             self._released += 1
-            self._unconsumed_bytes -= self._unconsumed.popleft()
+            size = self._unconsumed.popleft()
+            self._unconsumed_bytes -= size
+            if not size:
+                self._unconsumed_barriers -= 1
 
     @property
     def idle(self) -> bool:
@@ -238,6 +301,12 @@ class OutputChannel:
             self._consumed = consumed
         if demand > self.demand:
             self.demand = demand
+
+
+def _with_own_rows(element: Element) -> Element:
+    if isinstance(element, RowBatch):
+        return RowBatch(detached_rows(element.rows), element.timestamps)
+    return element
 
 
 def encode(element: Element, limits: ChannelLimits) -> bytes:
@@ -279,10 +348,23 @@ class ChannelProtocolError(Exception):
 class InputChannel:
     """The receiving end: puts elements in order and counts what was consumed."""
 
-    def __init__(self, channel_id: ChannelId, input_index: int, limits: ChannelLimits) -> None:
+    def __init__(
+        self,
+        channel_id: ChannelId,
+        input_index: int,
+        limits: ChannelLimits,
+        on_barrier: Callable[[Barrier], None] | None = None,
+    ) -> None:
+        """``on_barrier`` is told when one that may overtake has come; None: there are none."""
         self.id = channel_id
         self.input_index = input_index
         self._limits = limits
+        self._on_barrier = on_barrier
+        self._window = limits.elements_max + (0 if on_barrier is None else BARRIERS_MAX)
+        #: What the barrier of a checkpoint overtakes; None: a newer one came instead.
+        self._captured: list[Any] | None = None
+        self.capturing: int | None = None  # that checkpoint, until its barrier has come
+        self.in_flight = 0  # how many of the first in the queue a snapshot has too
         self._feedback_every = max(1, limits.elements_max // 2)
         self._feedback_every_bytes = max(1, limits.bytes_max // 2)
         self._queue: deque[tuple[Any, int]] = deque()  # payload or element, size
@@ -299,7 +381,7 @@ class InputChannel:
         """Take a message in; True if the queue was empty and now is not."""
         if sequence <= self._received or sequence in self._early:
             return False  # a repetition
-        if sequence > self.consumed + self._limits.elements_max:
+        if sequence > self.consumed + self._window:
             raise ChannelProtocolError(
                 f"channel {self.id}: element {sequence} is beyond the window, "
                 f"{self.consumed} consumed and {self._limits.elements_max} allowed"
@@ -309,7 +391,10 @@ class InputChannel:
         was_empty = not self._queue
         while self._received + 1 in self._early:
             self._received += 1
-            self._queue.append(self._early.pop(self._received))
+            entry = self._early.pop(self._received)
+            self._queue.append(entry)
+            if self._on_barrier is not None:
+                self._look_at(entry[0])
         return was_empty and bool(self._queue)
 
     def __len__(self) -> int:
@@ -320,7 +405,41 @@ class InputChannel:
         item, size = self._queue.popleft()
         self.consumed += 1
         self._consumed_bytes += size
+        if self.in_flight:
+            self.in_flight -= 1
         return item
+
+    def capture(self, checkpoint_id: int) -> None:
+        """Keep what is in the queue and what comes, up to the barrier of that checkpoint."""
+        self._captured = []
+        self.capturing = checkpoint_id
+        for position, (item, _) in enumerate(self._queue, 1):
+            if self.capturing is None:
+                break
+            self._capture(item, control_of(item), position)
+
+    def captured(self) -> list[Any]:
+        """Let go of it: it is the snapshot's from now on."""
+        captured, self._captured, self.capturing = self._captured, None, None
+        return captured or []
+
+    def _look_at(self, item: Any) -> None:
+        control = control_of(item)
+        if self.capturing is not None:
+            self._capture(item, control, len(self._queue))
+        if isinstance(control, Barrier) and control.overtakes_in is not None:
+            assert self._on_barrier is not None
+            self._on_barrier(control)
+
+    def _capture(self, item: Any, control: Element | None, position: int) -> None:
+        if not isinstance(control, Barrier):
+            if self._captured is not None:
+                self._captured.append(item)
+                self.in_flight = position
+        elif control.checkpoint_id == self.capturing:
+            self.capturing = None
+        elif self.capturing is not None and control.checkpoint_id > self.capturing:
+            self._captured = None  # it will not complete
 
     def feedback(self, told: bool = True) -> tuple[int, int]:
         """(consumed, demand); ``told``: it will surely reach the sender."""

@@ -48,10 +48,15 @@ class WatermarkStatus:
 
 @dataclass(frozen=True, slots=True)
 class Barrier:
-    """Everything before it belongs to the checkpoint, everything after it does not."""
+    """Everything before it belongs to the checkpoint, everything after it does not.
+
+    ``overtakes_in``: after that many ms (0: at once) it overtakes the elements that it would have
+    to wait for, and they become a part of the checkpoint. None: it waits however long it takes.
+    """
 
     checkpoint_id: int
     options: CheckpointOptions = CHECKPOINT
+    overtakes_in: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,24 +4,46 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
+from dataflow.common.batch import RowBatch
+from state.aliasing import detached_rows
 from taskmanager.channel import ChannelLimits, InputChannel
-from taskmanager.elements import ChannelId, Element
+from taskmanager.elements import Barrier, ChannelId, Element
 from taskmanager.serializer import deserialize
 
 
 class InputGate:
     """Filled by the transport's thread (``receive``), emptied by the task's (``poll``)."""
 
-    def __init__(self, channels: list[tuple[ChannelId, int]], limits: ChannelLimits) -> None:
-        """``channels``: ids with the index of the input (of a two-input operator) they feed."""
+    def __init__(
+        self,
+        channels: list[tuple[ChannelId, int]],
+        limits: ChannelLimits,
+        overtaking: bool = False,
+    ) -> None:
+        """``channels``: ids with the index of the input (of a two-input operator) they feed.
+
+        ``overtaking``: whether barriers may overtake elements.
+        """
         self._lock = threading.Lock()
-        self.channels = [InputChannel(cid, index, limits) for cid, index in channels]
+        #: Barriers that have come and may overtake what is before them; the task takes them out.
+        self.arrived: deque[Barrier] = deque()
+        watch = self.arrived.append if overtaking else None
+        self.channels = [InputChannel(cid, index, limits, watch) for cid, index in channels]
+        self._captures = 0  # channels that capture
         self._index = {cid: position for position, (cid, _) in enumerate(channels)}
         #: Positions of all and only the channels with a queued element, except blocked ones.
         self._ready: deque[int] = deque()
         self._blocked: set[int] = set()
+
+    def position(self, channel_id: ChannelId) -> int:
+        """Of that channel, or if there is no such channel any more, of one of the same edge."""
+        position = self._index.get(channel_id)
+        if position is None:
+            position = next(p for c, p in self._index.items() if c.edge == channel_id.edge)
+        return position
 
     def receive(
         self, channel_id: ChannelId, first: int, items: list[Any], sizes: list[int]
@@ -33,12 +55,14 @@ class InputGate:
         position = self._index[channel_id]
         channel = self.channels[position]
         with self._lock:
-            arrived = channel.arrived
+            arrived, capturing = channel.arrived, channel.capturing
             became_ready = False
             for offset, item in enumerate(items):
                 became_ready |= channel.receive(first + offset, item, sizes[offset])
             if became_ready and position not in self._blocked:
                 self._ready.append(position)
+            if capturing is not None and channel.capturing is None:
+                self._captures -= 1
             # Of a message that came twice only one answer is surely applied, perhaps the first.
             return channel.feedback(told=channel.arrived > arrived)
 
@@ -51,10 +75,15 @@ class InputGate:
                 return None
             position = self._ready.popleft()
             channel = self.channels[position]
+            in_flight = channel.in_flight
             item = channel.consume()
             if len(channel):
                 self._ready.append(position)
-        return position, deserialize(item) if isinstance(item, bytes) else item
+        if isinstance(item, bytes):
+            return position, deserialize(item)
+        if in_flight and isinstance(item, RowBatch):
+            item = RowBatch(detached_rows(item.rows), item.timestamps)
+        return position, item
 
     def block(self, position: int) -> None:
         """Read no more from this channel either."""
@@ -72,6 +101,27 @@ class InputGate:
             for position, channel in enumerate(self.channels):
                 if position not in known and position not in blocked and len(channel):
                     self._ready.append(position)
+
+    def capture(self, checkpoint_id: int, positions: Iterable[int]) -> None:
+        """Keep what is before the barrier of that checkpoint in these channels."""
+        with self._lock:
+            self._captures = 0
+            for position in positions:
+                channel = self.channels[position]
+                channel.capture(checkpoint_id)
+                self._captures += channel.capturing is not None
+
+    @property
+    def capturing(self) -> bool:
+        """Whether a barrier is still to come."""
+        return self._captures > 0
+
+    def captured(self) -> dict[ChannelId, list[Any]]:
+        """What was captured (elements or their bytes); it is not kept here any longer."""
+        with self._lock:
+            self._captures = 0
+            captured = {channel.id: channel.captured() for channel in self.channels}
+        return {channel: items for channel, items in captured.items() if items}
 
     def due_feedback(self) -> list[tuple[ChannelId, int, int]]:
         """What senders may be waiting for: (channel, consumed, demand)."""

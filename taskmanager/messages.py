@@ -37,6 +37,7 @@ class InputDescriptor:
     first: int  # upstream subtask
     peers: tuple[str, ...]  # the TaskManager of each, from the first on
     feedback: bool = False
+    overtakable: bool = False  # see Partitioning
 
     @property
     def channels(self) -> list[tuple[ChannelId, str]]:
@@ -85,6 +86,24 @@ class RestoreDescriptor:
 
 
 @dataclass(frozen=True)
+class InFlightDescriptor:
+    """Where a checkpoint has elements of one input edge of a task that a barrier has overtaken.
+
+    ``inputs`` and ``outputs`` are the snapshots of old subtasks at either end of the edge.
+    """
+
+    checkpoint_id: int
+    edge: JobEdge
+    receivers: int  # old parallelism
+    max_parallelism: int  # and that of the receiver
+    inputs: tuple[StateHandle, ...]
+    outputs: tuple[StateHandle, ...]
+    #: The job is as it was: what a watermark promised for a channel, it promises again.
+    unchanged: bool
+    folder: str | None = None  # see RestoreDescriptor
+
+
+@dataclass(frozen=True)
 class TaskDeploymentDescriptor:
     """Everything a TaskManager needs to run one execution."""
 
@@ -100,6 +119,7 @@ class TaskDeploymentDescriptor:
     restore: tuple[RestoreDescriptor, ...] = ()  # empty: a fresh start
     main_classes: bytes = b""
     history_id: str = ""
+    in_flight: tuple[InFlightDescriptor, ...] = ()
     cached_files: tuple[CachedFile, ...] = ()
     #: Without checkpoints: what the task left when it had drained (see TaskDrained).
     drained: bytes | None = None
@@ -350,6 +370,8 @@ class CheckpointAcknowledged:
     drained: bool
     has_committables: bool
     shares_state: bool = False  # see TaskSnapshot
+    in_flight_inputs: tuple[str, ...] = ()  # see SubtaskState
+    in_flight_outputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

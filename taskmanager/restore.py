@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import TypeVar
 
 from dataflow.common.keys import KeyGroupRange
 from dataflow.errors import CorruptObject, RestoreError
@@ -12,6 +13,8 @@ from state.snapshot import TaskSnapshot, redistribute
 from state.snapshot_store import StoredSnapshot, Written
 from taskmanager.messages import RestoreDescriptor, TaskDeploymentDescriptor
 from taskmanager.operators.sink import COMMITTABLES
+
+T = TypeVar("T")
 
 
 def load_snapshot(
@@ -63,14 +66,20 @@ def _forget_committables(part: TaskSnapshot, descriptor: TaskDeploymentDescripto
 def _load_part(
     restore: RestoreDescriptor, descriptor: TaskDeploymentDescriptor, store: CheckpointStore
 ) -> tuple[TaskSnapshot, Written]:
-    """Of one vertex of the checkpoint; from local copies, if there are any that are whole."""
+    """Of one vertex of the checkpoint."""
+    handles = [handle for _, handle in restore.handles if handle is not None]
+    return whole(store, handles, lambda: _read_part(restore, descriptor, store))
+
+
+def whole(store: CheckpointStore, handles: Iterable[StateHandle], read: Callable[[], T]) -> T:
+    """What ``read`` reads of these; from local copies, if there are any that are whole."""
     try:
-        return _read_part(restore, descriptor, store)
+        return read()
     except CorruptObject:
-        paths = {p for _, handle in restore.handles if handle is not None for p in handle.paths}
+        paths = {path for handle in handles for path in handle.paths}
         if store.local is None or not store.local.forget(paths):
             raise
-        return _read_part(restore, descriptor, store)
+        return read()
 
 
 def _read_part(

@@ -10,7 +10,7 @@ from dataflow.common.codec import loads_code
 from dataflow.errors import DataflowError, JobExecutionError
 from dataflow.graph.job_graph import Partitioning
 from taskmanager.channel import ChannelLimits, OutputChannel, encode
-from taskmanager.elements import Attempt, ChannelId, Control, Element
+from taskmanager.elements import Attempt, Barrier, ChannelId, Control, Element
 from taskmanager.messages import DataMessage, Feedback, OutputDescriptor
 from taskmanager.operators.function_operator import user_traceback
 from taskmanager.partition_file import PartitionFile
@@ -54,7 +54,8 @@ class ResultPartition:
         self.channels = [OutputChannel(cid, limits) for cid, _ in descriptor.channels]
         if descriptor.blocking:
             self.channels = self.channels[: channels_on_disk(descriptor)]
-        self._partitioner = _partitioner(descriptor, self.channels, subtask, attempt)
+        self.overtakable = descriptor.edge.partitioning.overtakable
+        self._partitioner = partitioner_of(descriptor, self.channels, subtask, attempt)
 
     def emit(self, batch: Batch) -> None:
         if not len(batch):
@@ -75,9 +76,10 @@ class ResultPartition:
             channel.append_control(element)
 
 
-def _partitioner(
+def partitioner_of(
     descriptor: OutputDescriptor, channels: list[OutputChannel], subtask: int, attempt: Attempt
 ) -> Partitioner:
+    """Puts records on the channels as the edge says."""
     edge = descriptor.edge
     count = len(channels)
     match edge.partitioning:
@@ -184,6 +186,12 @@ class TaskOutputs:
                 self.channels[channel.id] = channel
                 by_peer.setdefault(peer_id, []).append(channel)
         self._all = list(self.channels.values())
+        self._overtakable = [
+            channel
+            for partition in self.partitions.values()
+            if partition.overtakable and not partition.descriptor.blocking
+            for channel in partition.channels
+        ]
         self._links = [
             Link(peer_id, channels, attempt, transport, wake_up, limits)
             for peer_id, channels in by_peer.items()
@@ -196,6 +204,33 @@ class TaskOutputs:
     def broadcast(self, element: Control) -> None:
         for partition in self.partitions.values():
             partition.broadcast(element)
+
+    def overtake(self, barrier: Barrier) -> dict[ChannelId, list[Element]]:
+        """Send the barrier before what waits where it may, and behind it elsewhere.
+
+        Answers what it has overtaken.
+        """
+        for partition in self.partitions.values():
+            if not partition.overtakable:
+                partition.broadcast(barrier)
+        return self._overtake(barrier, self._overtakable)
+
+    def overtake_late(self, barrier: Barrier) -> dict[ChannelId, list[Element]]:
+        """The same, where it waits since it was broadcast."""
+        return self._overtake(barrier, self._waiting(barrier.checkpoint_id))
+
+    def waits(self, checkpoint_id: int) -> bool:
+        """Whether the barrier is still behind something that it may overtake."""
+        return bool(self._waiting(checkpoint_id))
+
+    def _waiting(self, checkpoint_id: int) -> list[OutputChannel]:
+        return [channel for channel in self._overtakable if channel.waits(checkpoint_id)]
+
+    def _overtake(
+        self, barrier: Barrier, channels: list[OutputChannel]
+    ) -> dict[ChannelId, list[Element]]:
+        overtaken = {channel.id: channel.overtake(barrier) for channel in channels}
+        return {channel: elements for channel, elements in overtaken.items() if elements}
 
     def flush(self) -> None:
         for link in self._links:

@@ -34,6 +34,13 @@ def serialize(element: Element) -> bytes:
     return dumps_data(element) + _CONTROL
 
 
+def control_of(item: Element | bytes) -> Element | None:
+    """A control element, as it is or as bytes; None for records."""
+    if isinstance(item, bytes):
+        return deserialize(item) if item.endswith(_CONTROL) else None
+    return None if isinstance(item, (RowBatch, ArrowBatch)) else item
+
+
 def deserialize(payload: bytes) -> Element:
     """The inverse of ``serialize``."""
     view = memoryview(payload)

@@ -1,24 +1,58 @@
 """The checkpoints of one task: barriers, alignment, its snapshot and what becomes of it.
 
 A part of ``Task``, of which it knows the inside (Flink's SubtaskCheckpointCoordinator).
+
+**Aligned.** A channel whose barrier has come to its turn is blocked until all have; then the
+barrier goes on behind what was emitted before, and the snapshot has no records.
+
+**Unaligned.** As soon as one barrier that may overtake has *arrived*, or a while after, the barrier
+goes on before all that waits, and the snapshot has what it has overtaken (see ``in_flight``).
+Nothing is blocked. The barriers that come later only say how far a channel's in-flight data goes.
+Channels of edges over which nothing may be overtaken are aligned even then, before that.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from dataflow.common.config_options import ConfigOptions
+from dataflow.common.configuration import Configuration
 from dataflow.errors import UploadLost
-from state.checkpoint_options import CheckpointOptions
+from state.checkpoint_options import CheckpointOptions, SnapshotKind
 from state.snapshot import TaskSnapshot
 from state.snapshot_store import InBoth, SnapshotWriter, StateWriter, Stored, Written
 from taskmanager.alignment import BarrierAligner
 from taskmanager.elements import Barrier
+from taskmanager.in_flight import Captured, InFlightCapture
 from taskmanager.messages import CheckpointAcknowledged, CheckpointDeclined
 from taskmanager.operators.sink import SinkOperator
 from taskmanager.snapshot_in_progress import SnapshotInProgress
 
 if TYPE_CHECKING:
+    from taskmanager.input_gate import InputGate
     from taskmanager.task import Task
+
+
+def overtakes_in(configuration: dict[str, str]) -> int | None:
+    """What the barriers of a job say (see ``Barrier``); at least once, they never wait anyway."""
+    options = Configuration(configuration)
+    if not options.get(ConfigOptions.CHECKPOINTING_UNALIGNED) or not _is_exact(configuration):
+        return None
+    return options.get(ConfigOptions.CHECKPOINTING_ALIGNED_TIMEOUT)
+
+
+def _is_exact(configuration: dict[str, str]) -> bool:
+    return configuration.get(ConfigOptions.CHECKPOINTING_MODE.key) != "AT_LEAST_ONCE"
+
+
+@dataclass
+class _Overtaking:
+    """A checkpoint that some barrier wants to have unaligned."""
+
+    barrier: Barrier
+    at: int  # processing time
+    due: bool = False
 
 
 class SubtaskCheckpoints:
@@ -26,16 +60,26 @@ class SubtaskCheckpoints:
 
     def __init__(self, task: Task) -> None:
         self._task = task
-        self._gate = task._gate
-        self._aligner = None if self._gate is None else BarrierAligner(len(self._gate.channels))
-        self._aligned_exactly = (
-            task.descriptor.configuration.get("execution.checkpointing.mode", "EXACTLY_ONCE")
-            != "AT_LEAST_ONCE"
-        )
+        self._gate = gate = task._gate
+        self._aligner = None if gate is None else BarrierAligner(len(gate.channels))
+        self._aligned_exactly = _is_exact(task.descriptor.configuration)
+        self._overtakes_in = overtakes_in(task.descriptor.configuration)
+        self._overtaking: _Overtaking | None = None
+        overtakable = {i.edge_id for i in task.descriptor.inputs if i.overtakable}
+        self._to_align = {
+            position
+            for position, channel in enumerate(() if gate is None else gate.channels)
+            if channel.id.edge not in overtakable
+        }
         self._taking: SnapshotInProgress | None = None
         self._writer: SnapshotWriter | None = None  # where there is a store
         self._aborted = 0  # the newest that will not complete
         self._triggered = 0  # the newest that was started here
+
+    @property
+    def may_overtake(self) -> bool:
+        """Whether there are unaligned checkpoints."""
+        return self._overtakes_in is not None
 
     def open_store(self) -> None:
         """The task's store is known."""
@@ -72,38 +116,98 @@ class SubtaskCheckpoints:
         if checkpoint_id <= max(self._triggered, self._aborted):
             return
         assert self._gate is None, "only tasks without inputs are triggered"
-        self._checkpoint(checkpoint_id, options)
+        is_savepoint = options.kind is SnapshotKind.SAVEPOINT
+        overtakes_in = None if is_savepoint else self._overtakes_in
+        self._checkpoint(Barrier(checkpoint_id, options, overtakes_in), None)
+
+    def on_arrival(self, barrier: Barrier) -> None:
+        """It is in the queue of its channel, and may overtake what is before it."""
+        assert self._aligner is not None
+        assert barrier.overtakes_in is not None
+        if self._aligner.is_over(barrier.checkpoint_id):
+            return
+        at = self._task._services.processing_time() + barrier.overtakes_in
+        known = self._overtaking
+        if known is None or known.barrier.checkpoint_id < barrier.checkpoint_id:
+            self._overtaking = _Overtaking(barrier, at)
+        elif known.barrier.checkpoint_id == barrier.checkpoint_id:
+            known.at = min(known.at, at)
 
     def on_barrier(self, position: int, barrier: Barrier) -> None:
         """It has come to its turn in its channel."""
         assert self._aligner is not None
         assert self._gate is not None
         checkpoint_id = barrier.checkpoint_id
+        if barrier.overtakes_in is not None:
+            self.on_arrival(barrier)  # which may have been a moment ago
         result = self._aligner.on_barrier(position, checkpoint_id)
         for aborted in result.aborted:
             self.decline(aborted, f"superseded by checkpoint {checkpoint_id}")
         if self._aligned_exactly:
             if position in self._aligner.blocked and not result.aborted:
                 self._gate.block(position)  # one more: no need to look at all channels
-            else:
+            elif result.aborted or result.completed is not None:
                 self._gate.set_blocked(self._aligner.blocked)
         if result.completed is not None:
-            self._checkpoint(result.completed, barrier.options)
+            self._checkpoint(replace(barrier, overtakes_in=self._left(barrier)), None)
+
+    def _left(self, barrier: Barrier) -> int | None:
+        """What the barrier says when it goes on: the time that it has waited here is gone."""
+        known = self._overtaking
+        if known is None or known.barrier.checkpoint_id != barrier.checkpoint_id:
+            return barrier.overtakes_in
+        return max(0, known.at - self._task._services.processing_time())
+
+    def _overtake(self, now: int) -> None:
+        """Go on without the barriers that are still to come to their turn, if it is time to."""
+        wanted, gate = self._overtaking, self._gate
+        if wanted is None or gate is None or now < wanted.at:
+            return
+        assert self._aligner is not None
+        wanted.due = True
+        checkpoint_id = wanted.barrier.checkpoint_id
+        if self._aligner.is_over(checkpoint_id):
+            self._overtaking = None
+            return
+        delivered = self._aligner.delivered(checkpoint_id)
+        if not self._to_align <= delivered:
+            return
+        for aborted in self._aligner.overtake(checkpoint_id).aborted:
+            self.decline(aborted, f"superseded by checkpoint {checkpoint_id}")
+        self._give_up_taking()  # before the gate captures for this one
+        gate.capture(checkpoint_id, (p for p in range(len(gate.channels)) if p not in delivered))
+        gate.set_blocked(set())
+        self._checkpoint(replace(wanted.barrier, overtakes_in=0), gate)
 
     # --------------------------------------------------------------------------- snapshot
 
-    def _checkpoint(self, checkpoint_id: int, options: CheckpointOptions) -> None:
-        """The barrier has come on every input: pass it on, snapshot, upload."""
+    def _checkpoint(self, barrier: Barrier, capturing: InputGate | None) -> None:
+        """It has come everywhere, or the gate captures up to it: pass it on, snapshot, upload."""
+        checkpoint_id, options = barrier.checkpoint_id, barrier.options
         task = self._task
         self._triggered = checkpoint_id
+        if self._overtaking is not None and self._overtaking.barrier.checkpoint_id <= checkpoint_id:
+            self._overtaking = None
         task._chain.prepare_barrier(checkpoint_id)
-        task._outputs.broadcast(Barrier(checkpoint_id, options))
+        overtaken: Captured = {}
+        if barrier.overtakes_in == 0:
+            overtaken = task._outputs.overtake(barrier)
+        else:
+            task._outputs.broadcast(barrier)
         operators = task._chain.snapshot(checkpoint_id, options)
         snapshot = TaskSnapshot(operators, drained=task._is_drained)
         if options.stop:
             task._stopped_by = checkpoint_id
+        in_flight = None
+        if barrier.overtakes_in is not None:
+            in_flight = InFlightCapture(
+                barrier, capturing, task._outputs, overtaken, task._services.processing_time()
+            )
+            snapshot.in_flight_part = in_flight.content
         writer = self._writer_for(options)
         if writer is None:
+            if in_flight is not None:
+                in_flight.cancel()
             self.decline(checkpoint_id, "the job has no checkpoint storage")
             return
         commits = any(isinstance(o, SinkOperator) and o.needs_commit for o in task._chain.operators)
@@ -127,15 +231,17 @@ class SubtaskCheckpoints:
                         completed.drained,
                         commits,
                         completed.shares_state,
+                        completed.edges_in_flight(output=False),
+                        completed.edges_in_flight(output=True),
                     )
                 )
 
         upload = writer.prepare(checkpoint_id, snapshot)
         self._give_up_taking()  # of a checkpoint that has been aborted
         self._taking = SnapshotInProgress(
-            checkpoint_id, snapshot, lambda: task._call_async(upload, uploaded)
+            checkpoint_id, snapshot, in_flight, lambda: task._call_async(upload, uploaded)
         )
-        self.take_more()
+        self._take_more()
 
     def _writer_for(self, options: CheckpointOptions) -> SnapshotWriter | None:
         """Of a savepoint one of its own: nothing in its folder may refer to anything elsewhere."""
@@ -146,13 +252,40 @@ class SubtaskCheckpoints:
         both = folder if task._store is None else InBoth(folder, task._store)
         return SnapshotWriter(both, task.attempt.generation, self._name)
 
-    def take_more(self) -> bool:
-        """Take a bit more of the snapshot; False if none is being taken."""
-        if self._taking is None:
+    def step(self, may_begin: bool) -> bool:
+        """Do what barriers, time and the snapshot under way ask for; False if that is nothing.
+
+        Not ``may_begin``: barriers have to wait for something else.
+        """
+        if self._gate is not None and self._overtakes_in is not None and may_begin:
+            arrived = self._gate.arrived
+            while arrived:
+                self.on_arrival(arrived.popleft())
+            if self._overtaking is not None:
+                self._overtake(self._task._services.processing_time())
+        return self._take_more()
+
+    def flushed(self) -> bool:
+        """What the outputs may send is on its way, perhaps with the barrier that was waited for."""
+        taking = self._taking
+        return taking is not None and taking.next_at is not None and self._take_more()
+
+    def next_at(self) -> int | None:
+        """Processing time (ms) of the next step that has something to do by itself."""
+        times = [None if self._taking is None else self._taking.next_at]
+        if self._overtaking is not None and not self._overtaking.due:
+            times.append(self._overtaking.at)
+        return min((time for time in times if time is not None), default=None)
+
+    def _take_more(self) -> bool:
+        """Take a bit more of the snapshot; False if there is nothing to do but to wait."""
+        taking = self._taking
+        if taking is None:
             return False
-        if self._taking.advance():
+        more = taking.advance(self._task._services.processing_time())
+        if taking.done:
             self._taking = None
-        return True
+        return more
 
     def _give_up_taking(self) -> None:
         if self._taking is not None:
@@ -177,4 +310,9 @@ class SubtaskCheckpoints:
         """No channel waits for its barrier any more."""
         if self._aligner is not None and self._gate is not None:
             self._aligner.abort(checkpoint_id)
+            if (
+                self._overtaking is not None
+                and self._overtaking.barrier.checkpoint_id <= checkpoint_id
+            ):
+                self._overtaking = None
             self._gate.set_blocked(self._aligner.blocked if self._aligned_exactly else set())

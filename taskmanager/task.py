@@ -50,6 +50,7 @@ from taskmanager.elements import (
     WatermarkStatus,
 )
 from taskmanager.error_report import describe_error, shorten
+from taskmanager.in_flight import Replay, load_in_flight
 from taskmanager.input_gate import InputGate
 from taskmanager.latency_markers import LatencyMarkers
 from taskmanager.messages import (
@@ -76,7 +77,7 @@ from taskmanager.partition_file import PartitionFile
 from taskmanager.restore import load_snapshot
 from taskmanager.result_partition import TaskOutputs
 from taskmanager.state_query import answer
-from taskmanager.subtask_checkpoints import SubtaskCheckpoints
+from taskmanager.subtask_checkpoints import SubtaskCheckpoints, overtakes_in
 from taskmanager.task_context import TaskOperatorContext
 from taskmanager.task_services import TaskServices
 from taskmanager.task_state import TaskState
@@ -112,7 +113,9 @@ class Task:
             (cid, input_.input_index) for input_ in descriptor.inputs for cid, _ in input_.channels
         ]
         self._peers = {cid: peer for i in descriptor.inputs for cid, peer in i.channels}
-        self._gate = InputGate(channels, limits) if channels else None
+        may_overtake = overtakes_in(descriptor.configuration) is not None
+        self._gate = InputGate(channels, limits, may_overtake) if channels else None
+        self._replay: deque[tuple[int, Element]] = deque()  # what was in flight; comes first
         self._valve = WatermarkValve(len(channels))
         # Those whose EndOfInput has not come, without feedback: that ends after this task does.
         self._open_channels = sum(len(i.peers) for i in descriptor.inputs if not i.feedback)
@@ -203,12 +206,12 @@ class Task:
             self._mail.popleft()()
         if self.state not in (TaskState.RUNNING, TaskState.DRAINED):
             return bool(self._mail)
+        progressed = self._checkpoints.step(self._stopped_by is None and not self._replay)
         if self._stopped_by is not None:
-            progressed = self._checkpoints.take_more()
             self._outputs.flush()
+            progressed |= self._checkpoints.flushed()
             self._send_feedback()
             return progressed or bool(self._mail)
-        progressed = False
         self._poll_at = None
         # Asked once: if what timers emit fills the outputs again and again, input has its turn too.
         has_room = self._outputs.has_room()
@@ -220,9 +223,11 @@ class Task:
             if self._input_ended:
                 self._finish_chain()
         if self._stores_input or (has_room and not self._chain.blocked()):
-            progressed = self._process_input()
-        progressed |= self._checkpoints.take_more()
+            progressed |= self._process_input()
+        elif self._source is not None and self._checkpoints.may_overtake:
+            progressed |= self._process_gate()  # splits and barriers, which need no room
         self._outputs.flush()
+        progressed |= self._checkpoints.flushed()
         self._send_feedback()
         return progressed or bool(self._mail)
 
@@ -231,19 +236,27 @@ class Task:
 
         While there is no room, timers wait too: feedback will wake the task.
         """
-        if self.state is not TaskState.RUNNING or self._stopped_by is not None:
-            return None
-        if not self._outputs.has_room():
-            return None
-        times = [t for t in (self._chain.next_timer_at(), self._poll_at) if t is not None]
-        return min(times) if times else None
+        times = [self._checkpoints.next_at()]
+        if (
+            self.state is TaskState.RUNNING
+            and self._stopped_by is None
+            and self._outputs.has_room()
+        ):
+            times += self._chain.next_timer_at(), self._poll_at
+        return min((time for time in times if time is not None), default=None)
+
+    def _process_gate(self) -> bool:
+        polled = None if self._gate is None else self._gate.poll()
+        if polled is not None:
+            self._process_element(*polled)
+        return polled is not None
 
     def _process_input(self) -> bool:
-        if self._gate is not None:
-            polled = self._gate.poll()
-            if polled is not None:
-                self._process_element(*polled)
-                return True
+        if self._replay:
+            self._process_element(*self._replay.popleft())
+            return True
+        if self._process_gate():
+            return True
         if self._input_ended or self.state is TaskState.DRAINED:
             return False
         if self._source is not None:
@@ -406,23 +419,28 @@ class Task:
         if descriptor.drained is not None:
             self._restored_drained = True
             self._open(decode(descriptor.drained))
-        elif not descriptor.restore:
+        elif not descriptor.restore and not descriptor.in_flight:
             self._open(TaskSnapshot())
         else:
             self._call_async(self._load_snapshot, self._on_snapshot_loaded)
 
-    def _load_snapshot(self) -> tuple[TaskSnapshot, Written]:
+    def _load_snapshot(self) -> tuple[TaskSnapshot, Written, Replay]:
         """On an I/O thread."""
-        return load_snapshot(self.descriptor, self._store, self._services.state_folder)
+        state_folder = self._services.state_folder
+        snapshot, written = load_snapshot(self.descriptor, self._store, state_folder)
+        return snapshot, written, load_in_flight(self.descriptor, self._store, state_folder)
 
     def _on_snapshot_loaded(
-        self, loaded: tuple[TaskSnapshot, Written] | None, error: BaseException | None
+        self, loaded: tuple[TaskSnapshot, Written, Replay] | None, error: BaseException | None
     ) -> None:
         if error is not None:
             raise error
         assert loaded is not None
-        snapshot, written = loaded
-        self._checkpoints.adopt(self.descriptor.restore[0].checkpoint_id, written)
+        snapshot, written, in_flight = loaded
+        if self.descriptor.restore:
+            self._checkpoints.adopt(self.descriptor.restore[0].checkpoint_id, written)
+        if self._gate is not None:
+            self._replay.extend((self._gate.position(c), element) for c, element in in_flight)
         self._restored_drained = snapshot.drained
         self._open(snapshot)
 
@@ -517,8 +535,11 @@ class Task:
         )
 
     def _corrupt_checkpoint(self, error: BaseException) -> int | None:
-        if isinstance(error, (CorruptObject, ObjectNotFound)) and self.descriptor.restore:
-            return self.descriptor.restore[0].checkpoint_id
+        if isinstance(error, (CorruptObject, ObjectNotFound)):
+            if self.descriptor.restore:
+                return self.descriptor.restore[0].checkpoint_id
+            if self.descriptor.in_flight:
+                return self.descriptor.in_flight[0].checkpoint_id
         return None
 
     def _close_quietly(self) -> None:

@@ -214,16 +214,22 @@ class ConfigOptions:
     )
     CHECKPOINTING_ALIGNED_TIMEOUT = _option(
         "execution.checkpointing.aligned-checkpoint-timeout",
-        not_yet("0 ms", duration()),
+        duration(),
         0,
-        "After which an aligned checkpoint goes on unaligned",
+        "Where barriers may overtake records, for how long they wait first; 0: not at all",
     )
     CHECKPOINTING_UNALIGNED = _option(
         "execution.checkpointing.unaligned.enabled",
-        not_yet("false", parse_boolean),
+        parse_boolean,
         False,
-        "Whether barriers overtake records",
+        "Whether barriers overtake records, which are then in the checkpoint; see checkpoints.md",
         "execution.checkpointing.unaligned",
+    )
+    CHECKPOINTING_FORCE_UNALIGNED = _option(
+        "execution.checkpointing.unaligned.forced",
+        parse_boolean,
+        False,
+        "Without effect: custom partitioners need no force, and iterations have no checkpoints",
     )
     STATE_BACKEND = _option(
         "state.backend.type",

@@ -144,10 +144,14 @@ class CheckpointConfig:
             is not ExternalizedCheckpointRetention.NO_EXTERNALIZED_CHECKPOINTS
         )
 
-    # -------------------------------------------------- unaligned checkpoints: not there yet
+    # -------------------------------------------------------------------- unaligned checkpoints
 
     def enable_unaligned_checkpoints(self, enabled: bool = True) -> CheckpointConfig:
-        """ConfigError when switched on: not supported yet."""
+        """Let barriers overtake records, which are then in the checkpoint.
+
+        So a checkpoint is fast also where records wait long before a slow operator. Without
+        effect at AT_LEAST_ONCE, where no channel waits for a barrier.
+        """
         return self._set(ConfigOptions.CHECKPOINTING_UNALIGNED, enabled)
 
     def disable_unaligned_checkpoints(self) -> CheckpointConfig:
@@ -157,7 +161,10 @@ class CheckpointConfig:
         return self._configuration.get(ConfigOptions.CHECKPOINTING_UNALIGNED)
 
     def set_aligned_checkpoint_timeout(self, alignment_timeout: DurationLike) -> CheckpointConfig:
-        """ConfigError for more than 0: unaligned checkpoints are not supported yet."""
+        """For how long a barrier waits for records before it overtakes them; 0: not at all.
+
+        Only where unaligned checkpoints are enabled; without them it waits however long it takes.
+        """
         return self._set_time(ConfigOptions.CHECKPOINTING_ALIGNED_TIMEOUT, alignment_timeout)
 
     def get_aligned_checkpoint_timeout(self) -> Duration:
@@ -174,11 +181,11 @@ class CheckpointConfig:
     def set_force_unaligned_checkpoints(
         self, force_unaligned_checkpoints: bool = True
     ) -> CheckpointConfig:
-        """ConfigError when switched on: unaligned checkpoints are not supported yet."""
-        return self.enable_unaligned_checkpoints(force_unaligned_checkpoints)
+        """Without effect: there is no kind of job whose unaligned checkpoints need force."""
+        return self._set(ConfigOptions.CHECKPOINTING_FORCE_UNALIGNED, force_unaligned_checkpoints)
 
     def is_force_unaligned_checkpoints(self) -> bool:
-        return self.is_unaligned_checkpoints_enabled()
+        return self._configuration.get(ConfigOptions.CHECKPOINTING_FORCE_UNALIGNED)
 
 
 def _member(kind: type[E], value: E) -> E:

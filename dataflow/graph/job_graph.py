@@ -38,6 +38,15 @@ class Partitioning(Enum):
         """Connects each upstream subtask with only some of the downstream ones."""
         return self in (Partitioning.FORWARD, Partitioning.RESCALE)
 
+    @property
+    def overtakable(self) -> bool:
+        """Whether a barrier may overtake records, which are then part of the checkpoint.
+
+        As in Flink not where that would have to keep what nobody could deal out again at another
+        parallelism: an order between neighbours, or copies of one record that are equally far.
+        """
+        return not self.pointwise and self not in (Partitioning.BROADCAST, Partitioning.SPLITS)
+
 
 @dataclass(frozen=True)
 class Target:

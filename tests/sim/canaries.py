@@ -15,6 +15,7 @@ from dataflow.common.batch import MIN_TIMESTAMP
 from dataflow.common.keys import KeyGroupMemo
 from dataflow.datastream import iteration
 from dataflow.errors import StorageError
+from jobmanager import in_flight as plan
 from jobmanager.checkpoint_coordinator import CheckpointCoordinator
 from jobmanager.watermark_alignment import WatermarkAlignment
 from state import checkpoint_protocol as protocol
@@ -31,6 +32,7 @@ from state.columnar_state import ColumnarState, Runs
 from state.heap_backend import HeapKeyedStateBackend
 from state.snapshot import OperatorSnapshot
 from state.snapshot_format import Block, SnapshotFile
+from taskmanager import in_flight
 from taskmanager.channel import ChannelLimits, OutputChannel
 from taskmanager.messages import CheckpointAcknowledged, DataMessage, Feedback, TaskId
 from taskmanager.operators.async_wait import AsyncWaitOperator
@@ -126,7 +128,7 @@ def skip_alignment_blocking() -> Iterator[None]:
 
     def init(self: Task, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        self._aligned_exactly = False
+        self._checkpoints._aligned_exactly = False
 
     with mock.patch.object(Task, "__init__", init):
         yield
@@ -495,6 +497,44 @@ def rounds_end_too_early() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def in_flight_data_lost_on_rescale() -> Iterator[None]:
+    """29: each subtask replays its own in-flight data, as if the parallelism were what it was."""
+    original = in_flight.old_receivers
+
+    def old_receivers(partitioning: Any, before: Any, now: Any, subtask: int) -> list[int]:
+        return [old for old in original(partitioning, before, now, subtask) if old == subtask]
+
+    with mock.patch.object(in_flight, "old_receivers", old_receivers):
+        with mock.patch.object(plan, "old_receivers", old_receivers):
+            yield
+
+
+@contextmanager
+def in_flight_input_replayed_twice() -> Iterator[None]:
+    """30: whoever reads in-flight data of others does not look whose key it is."""
+    with mock.patch.object(in_flight, "_is_dealt_by_record", return_value=False):
+        yield
+
+
+@contextmanager
+def in_flight_data_forgotten() -> Iterator[None]:
+    """31: what the barrier has overtaken is not in the snapshot."""
+    with mock.patch.object(in_flight.InFlightCapture, "content", return_value={}):
+        yield
+
+
+def _rescaled(rates: Rates) -> Rates:
+    """Restarts at other parallelisms, of a job whose records wait for slow tasks."""
+    return replace(
+        _busy(rates),
+        enabled=frozenset({"F01", "F04", "F14", "F22"}),
+        rescale=0.7,
+        slowness=40,
+        strike_every_us=700 * MS,
+    )
+
+
 def in_rounds(rates: Rates) -> Rates:
     """What a job without checkpoints has an answer to, often enough to strike amid its rounds."""
     return Rates(
@@ -508,6 +548,15 @@ def in_rounds(rates: Rates) -> Rates:
 
 
 ITERATE = Options(scenario="faults", kind="iterate", rates=in_rounds)
+UNALIGNED = Options(
+    scenario="faults",
+    kind="ledger",
+    rates=_rescaled,
+    settings={
+        "execution.checkpointing.unaligned.enabled": "true",
+        "execution.checkpointing.aligned-checkpoint-timeout": "0 ms",
+    },
+)
 _ASYNC = Options(scenario="faults", kind="async", rates=_busy)
 _ALIGNED = Options(scenario="faults", kind="aligned", rates=_busy)
 _LEDGER = Options(scenario="faults", kind="ledger", rates=_busy)
@@ -583,6 +632,9 @@ CANARIES = (
     ),
     Canary("rounds mixed by a fast head", rounds_mixed_by_a_fast_head, ITERATE),
     Canary("rounds end too early", rounds_end_too_early, ITERATE),
+    Canary("in-flight data lost on rescale", in_flight_data_lost_on_rescale, UNALIGNED),
+    Canary("in-flight input replayed twice", in_flight_input_replayed_twice, UNALIGNED),
+    Canary("in-flight data forgotten", in_flight_data_forgotten, UNALIGNED),
     Canary("consumers of lost results go on", stage_canaries.consumers_go_on, _STAGES),
     Canary("results of any attempt", stage_canaries.any_attempt_will_do, _STAGES),
     Canary("results dropped too early", stage_canaries.released_after_the_first, _STAGES),

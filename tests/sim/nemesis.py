@@ -50,6 +50,7 @@ class Rates:
     damage: float = 0.0  # per strike, of a result on disk in addition
     steady: bool = False  # two completed checkpoints, or readings of results, between strikes
     heal_at_us: float = 0
+    slowness: float = 1.0  # of every TaskManager, so that records wait
 
 
 def draw_rates(world: World) -> Rates:
@@ -172,7 +173,8 @@ class Nemesis:
                 self.world.fault("F14", f"{victim.id} is slow")
                 victim.slowness = rng.choice([10, 60])
                 self.world.after(
-                    self.world.between(1, 6) * SECOND, lambda: setattr(victim, "slowness", 1.0)
+                    self.world.between(1, 6) * SECOND,
+                    lambda: setattr(victim, "slowness", self.usual_slowness),
                 )
             case "F14":
                 self._slow_down(victim, rng.choice([*victims, newest]))
@@ -282,6 +284,10 @@ class Nemesis:
         if repeated:
             self.world.fault("F13", "repeated")
         return repeated
+
+    @property
+    def usual_slowness(self) -> float:
+        return self.rates.slowness if self.active else 1.0
 
     def start_fails(self) -> bool:
         failed = self.active and self.world.chance(self.rates.start_failure)

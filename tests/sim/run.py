@@ -116,6 +116,18 @@ def draw_settings(rng: random.Random, root: str) -> dict[str, str]:
     }
 
 
+def draw_alignment(seed: int) -> dict[str, str]:
+    """Whether barriers overtake records; by chance of its own too."""
+    rng = random.Random(f"alignment {seed}")
+    timeout = rng.choice([None, None, 0, 20, 200])
+    if timeout is None:
+        return {}
+    return {
+        "execution.checkpointing.unaligned.enabled": "true",
+        "execution.checkpointing.aligned-checkpoint-timeout": f"{timeout} ms",
+    }
+
+
 def draw_backend(seed: int) -> tuple[dict[str, str], int]:
     """How the heap takes its snapshots: settings, and how many entries at a time.
 
@@ -155,8 +167,12 @@ class _Run:
         self.store_name = f"sim{seed}"
         root = f"memory://{self.store_name}/checkpoints"
         backend, self._slice_entries = draw_backend(seed)
-        self.settings = {**draw_settings(rng, root), **backend, **options.settings}
-        self.nemesis = Nemesis(world, options.rates(self._rates()))
+        drawn = draw_settings(rng, root) | backend | draw_alignment(seed)
+        self.settings = drawn | options.settings
+        rates = self._rates()
+        if "execution.checkpointing.unaligned.enabled" in self.settings:
+            rates.slowness = random.Random(f"slowness {seed}").choice([1, 40])
+        self.nemesis = Nemesis(world, options.rates(rates))
         if self.scenario == "poison":
             self.nemesis.poison_record = (0, self.shape.sizes[0] // 2)
             self.settings |= {

@@ -102,7 +102,7 @@ class SimTaskManager(SimProcess):
         self.processing_time = ProcessingTime(
             lambda: self.wall_clock() * 1_000_000, lambda: self.world.now * 1_000_000
         )
-        self.slowness = 1.0
+        self.slowness = cluster.nemesis.usual_slowness
         self.disk_full = False
         self._scheduled: set[Task] = set()  # asked, never walked
         self._timers: dict[Task, int] = {}

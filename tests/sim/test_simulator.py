@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from tests.sim.__main__ import describe
 from tests.sim.backend_canaries import BACKEND_CANARIES
 from tests.sim.canaries import CANARIES as FIRST_CANARIES
-from tests.sim.canaries import ITERATE, Canary
+from tests.sim.canaries import ITERATE, UNALIGNED, Canary
 from tests.sim.mixed_canaries import MIXED_CANARIES, rescaling
 from tests.sim.nemesis import AMBIENT, STRIKES
 from tests.sim.run import Options, Result, run_seed, without_faults
@@ -141,6 +142,13 @@ def test_stages_repeat_what_was_lost_and_nothing_is_visible_twice(start: int) ->
     alone = without_faults(start, Options(kind="batch"))
     check(alone)
     assert not alone.restarts
+
+
+@pytest.mark.parametrize("kind", ["ledger", "windows", "columns", "joins", "async", "splits"])
+def test_what_barriers_overtake_survives_restarts_at_other_parallelisms(kind: str) -> None:
+    """Seeds choose unaligned checkpoints by themselves too, but seldom with so much to overtake."""
+    for seed in range(5_000, 5_000 + CHUNK):
+        check(run_seed(seed, replace(UNALIGNED, kind=kind)))
 
 
 @pytest.mark.parametrize("canary", CANARIES, ids=lambda canary: canary.name)

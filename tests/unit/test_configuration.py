@@ -95,7 +95,8 @@ def test_values_are_read_by_type(key: str, text: str, value: Any) -> None:
             "EXACTLY_ONCE or AT_LEAST_ONCE is allowed",
         ),
         ("execution.checkpointing.max-concurrent-checkpoints", "2", "not supported yet; only 1"),
-        ("execution.checkpointing.unaligned.enabled", "true", "not supported yet; only false"),
+        ("execution.checkpointing.unaligned.enabled", "maybe", "true or false is needed"),
+        ("execution.checkpointing.aligned-checkpoint-timeout", "-1 s", "a duration such as"),
         ("execution.checkpointing.dir", " ", "must not be empty"),
         ("execution.runtime-mode", "BATHC", "BATCH"),
         ("metrics.latency.granularity", "task", "single or operator or subtask is allowed"),
@@ -185,8 +186,7 @@ UNREAD = {
     "OBJECT_REUSE": "records are never copied between chained operators",
     "BUFFER_TIMEOUT": "batches leave as soon as their channel is free",
     "CHECKPOINTING_MAX_CONCURRENT": "only 1 is allowed",
-    "CHECKPOINTING_ALIGNED_TIMEOUT": "only 0 is allowed",
-    "CHECKPOINTING_UNALIGNED": "only false is allowed",
+    "CHECKPOINTING_FORCE_UNALIGNED": "no kind of job needs force",
     "RECOVERY_CLAIM_MODE": "only NO_CLAIM is allowed",
 }
 
@@ -371,8 +371,7 @@ def test_checkpoint_settings_become_keys_and_come_back() -> None:
 @pytest.mark.parametrize(
     ("act", "reason"),
     [
-        (lambda c: c.enable_unaligned_checkpoints(), "not supported yet"),
-        (lambda c: c.set_aligned_checkpoint_timeout(Duration.of_seconds(1)), "not supported yet"),
+        (lambda c: c.set_aligned_checkpoint_timeout(-1), "at least 0 ms is allowed"),
         (lambda c: c.set_max_concurrent_checkpoints(2), "not supported yet"),
         (lambda c: c.set_checkpoint_interval(0), "10 ms to 366 d is allowed"),
         (lambda c: c.set_checkpoint_interval("1 s"), "a Duration, Time, timedelta or an int"),

@@ -115,17 +115,20 @@ def test_state_backends_and_checkpoint_storage_are_settings() -> None:
         JobManagerCheckpointStorage()
 
 
-def test_unaligned_checkpoints_are_off_under_every_name() -> None:
+def test_unaligned_checkpoints_have_every_name() -> None:
     env = StreamExecutionEnvironment.get_execution_environment()
     config = env.get_checkpoint_config()
     assert config.set_force_unaligned_checkpoints(False) is config
     assert not env.is_unaligned_checkpoints_enabled()
     assert not env.is_force_unaligned_checkpoints()
     assert config.get_alignment_timeout().to_millis() == 0
-    with pytest.raises(ConfigError):
-        config.set_force_unaligned_checkpoints()
-    with pytest.raises(ConfigError):
-        config.set_alignment_timeout(5)
+    assert config.set_force_unaligned_checkpoints() is config
+    assert env.is_force_unaligned_checkpoints()
+    assert not env.is_unaligned_checkpoints_enabled()
+    assert config.enable_unaligned_checkpoints().is_unaligned_checkpoints_enabled()
+    config.set_alignment_timeout(5)
+    assert config.get_aligned_checkpoint_timeout().to_millis() == 5
+    assert not config.disable_unaligned_checkpoints().is_unaligned_checkpoints_enabled()
 
 
 def test_operators_without_a_uid_can_be_refused() -> None:

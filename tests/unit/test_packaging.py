@@ -66,7 +66,7 @@ def test_a_package_imports_nothing_that_is_not_installed_with_it(package: str) -
             missing = {name.partition(".")[0] for name in names} - allowed
             if file.name == "pytest_plugin.py":  # only pytest imports it
                 missing -= {"pytest"}
-            if file.name in ("database.py", "reading.py"):  # where the extra is installed, or told of
+            if file.name in ("database.py", "reading.py"):  # of an extra
                 missing -= {"rocksdict"}
             assert not missing, f"{file.relative_to(REPOSITORY)}, line {node.lineno}: {missing}"
 

@@ -304,6 +304,8 @@ class JobMaster:
                 region.stopped()
         if not self._ending:
             self._requests.advance(now, actions)
+            if self.status.is_terminal_state():
+                return  # that a TaskManager was lost has ended a job that had been stopped
             self._request_slots(now, actions)
             self._deploy_waiting(now, actions)
             self._start_ready(now, actions)

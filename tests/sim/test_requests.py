@@ -26,6 +26,10 @@ def test_what_users_ask_for_loses_and_repeats_nothing(scenario: str, start: int)
     assert len(granted) >= CHUNK * 0.5, "too many seeds in which nothing was granted"
 
 
+def test_a_job_that_ends_while_a_taskmanager_is_given_up_asks_for_no_other() -> None:
+    check(run_seed(745_802, Options("stop")))
+
+
 @pytest.mark.parametrize("canary", CANARIES, ids=lambda canary: canary.name)
 def test_a_canary_bug_is_caught(canary: Canary) -> None:
     with canary.plant():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dataflow.graph.job_graph import JobGraph
+from dataflow.graph.job_graph import JobGraph, JobVertex, Partitioning
 from state.checkpoint_store import CheckpointManifest, Recovery
 from taskmanager.messages import RestoreDescriptor
 
@@ -30,13 +30,15 @@ def plan_restore(
     plan: dict[str, tuple[RestoreDescriptor, ...]] = {}
     for vertex in job_graph.vertices:
         uids = {operator.uid for operator in vertex.operators}
+        keyed = _keyed_uid(job_graph, vertex)
         descriptors = []
         for old in manifest.vertices:
             shared = {uid for uid in old.operator_uids if names.get(uid, uid) in uids}
             if not shared:
                 continue
             claimed |= shared
-            if old.max_parallelism != vertex.max_parallelism:
+            has_keys = keyed in {names.get(uid, uid) for uid in shared}
+            if has_keys and old.max_parallelism != vertex.max_parallelism:
                 faults.append(
                     f"operator '{vertex.name}' has max parallelism {vertex.max_parallelism}, but "
                     f"{whence} was taken with {old.max_parallelism}; "
@@ -65,6 +67,16 @@ def plan_restore(
                         "(execution.state-recovery.ignore-unclaimed-state: true)"
                     )
     return plan, faults
+
+
+def _keyed_uid(job_graph: JobGraph, vertex: JobVertex) -> str | None:
+    """The operator of the vertex that may have state by key group.
+
+    A keyed operator heads its chain, in every job. Of all others the max parallelism means nothing:
+    it is that of the chain which the parallelism has put them into.
+    """
+    by_key = any(e.partitioning is Partitioning.HASH for e in job_graph.inputs(vertex.id))
+    return vertex.operators[0].uid if by_key else None
 
 
 def _faults_of_names(

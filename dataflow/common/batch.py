@@ -55,9 +55,20 @@ class ArrowBatch:
         return ArrowBatch(self.data.slice(start, size), stamps)
 
     def to_rows(self) -> RowBatch:
-        """The same records as dicts from column name to Python value."""
+        """The same records as dicts from column name to Python value.
+
+        Raises ValueError for a time that no datetime can be, which columns have room for.
+        """
         stamps = None if self.timestamps is None else self.timestamps.to_pylist()
-        return RowBatch(self.data.to_pylist(), stamps)
+        try:
+            return RowBatch(self.data.to_pylist(), stamps)
+        except OverflowError:
+            names = [f.name for f in self.data.schema if pa.types.is_temporal(f.type)]
+            raise ValueError(
+                f"a record has a time in {' or '.join(names)} that is not between the years 1 and "
+                "9999, which are all that Python's datetime has: give it a timestamp that is "
+                "possible, or stay with columns (map_batches)"
+            ) from None
 
 
 Batch = RowBatch | ArrowBatch

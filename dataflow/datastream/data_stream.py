@@ -379,8 +379,10 @@ class DataStream(OperatorSettings):
 
         if limit is not None and (not isinstance(limit, int) or limit < 0):
             raise JobGraphError(f"execute_and_collect(limit={limit!r}): 0 or more is allowed")
-        self.sink_to(CollectSink())
-        records = CloseableIterator(self._env.execute_async(job_execution_name))
+        with self._env._unless_it_fails():  # nobody else reads what the sink collects
+            self.sink_to(CollectSink())
+            client = self._env.execute_async(job_execution_name)
+        records = CloseableIterator(client)
         if limit is None:
             return records
         with records:

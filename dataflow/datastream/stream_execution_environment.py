@@ -412,6 +412,16 @@ class StreamExecutionEnvironment:
         self._transformations.append(transformation)
 
     @contextmanager
+    def _unless_it_fails(self) -> Iterator[None]:
+        """What is added within is gone again if that fails."""
+        before = len(self._transformations)
+        try:
+            yield
+        except BaseException:
+            del self._transformations[before:]
+            raise
+
+    @contextmanager
     def _iterating(self, head: Transformation) -> Iterator[Callable[[], Sequence[Transformation]]]:
         """While an iteration is built; what is given tells what its body has added.
 
@@ -424,12 +434,10 @@ class StreamExecutionEnvironment:
             )
         self._iteration = head
         before = len(self._transformations)
-        self._add(head)
         try:
-            yield lambda: self._transformations[before + 1 :]
-        except BaseException:
-            del self._transformations[before:]
-            raise
+            with self._unless_it_fails():
+                self._add(head)
+                yield lambda: self._transformations[before + 1 :]
         finally:
             self._iteration = None
 

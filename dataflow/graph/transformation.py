@@ -91,19 +91,22 @@ class GraphSettings:
 def reachable(transformations: Sequence[Transformation]) -> list[Transformation]:
     """The given operators and all they read from, each after its inputs.
 
-    Sources nobody reads are left out, as in Flink. The order depends on the program alone.
+    Of an iteration all that leads back to its head comes along: a program that executes once more
+    gives only what is new. Sources nobody reads are left out, as in Flink. The order depends on
+    the program alone.
     """
     ordered: dict[Transformation, None] = {}
-    stack: list[tuple[Transformation, bool]] = [
-        (t, False) for t in reversed(transformations) if not t.is_source
-    ]
-    while stack:
-        transformation, inputs_done = stack.pop()
-        if transformation in ordered:
-            continue
-        if inputs_done:
-            ordered[transformation] = None
-            continue
-        stack.append((transformation, True))
-        stack.extend((i.source, False) for i in reversed(transformation.inputs))
+    wanted = [t for t in transformations if not t.is_source]
+    for one in wanted:  # grows
+        stack = [(one, False)]
+        while stack:
+            transformation, inputs_done = stack.pop()
+            if transformation in ordered:
+                continue
+            if inputs_done:
+                ordered[transformation] = None
+                wanted += (i.source for i in transformation.feedback)
+                continue
+            stack.append((transformation, True))
+            stack.extend((i.source, False) for i in reversed(transformation.inputs))
     return list(ordered)

@@ -80,7 +80,7 @@ class Matching:
             return position
 
         flat = [
-            [(p.state.name, position_of(p.node), p.start, p.started_at) for p in partials]
+            [(_name_of(p.state), position_of(p.node), p.start, p.started_at) for p in partials]
             for partials in (self.partials, self.held_back)
         ]
         return events, nodes, *flat, self.next_number, self.deadline
@@ -103,3 +103,8 @@ class Matching:
             if not isinstance(partial.state, State):
                 partial.state = states[partial.state]
         self.resolved = True
+
+
+def _name_of(state: State | str) -> str:
+    """Also of what is written again as it was read, from one backend into another."""
+    return state.name if isinstance(state, State) else state

@@ -100,6 +100,13 @@ def test_rows_come_back_from_columns(rows: list[dict[str, Any]]) -> None:
     assert to_arrow(RowBatch(rows, stamps)).to_rows() == RowBatch(rows, stamps)
 
 
+def test_a_time_that_no_datetime_can_be_is_told_in_one_sentence() -> None:
+    times = pa.array([2**60], pa.timestamp("ms", "UTC"))
+    batch = ArrowBatch(pa.RecordBatch.from_pydict({"n": pa.array([1]), "window_end": times}))
+    with pytest.raises(ValueError, match=r"a time in window_end that is not between the years 1"):
+        batch.to_rows()
+
+
 def test_batches_can_be_sent() -> None:
     batch = to_arrow(RowBatch([(1, 2)], [5]))
     again = pickle.loads(pickle.dumps(batch, protocol=5))

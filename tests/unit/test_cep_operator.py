@@ -11,6 +11,8 @@ from dataflow.cep import AfterMatchSkipStrategy, Pattern, PatternProcessFunction
 from dataflow.cep.functions import Select
 from dataflow.errors import JobExecutionError, JobGraphError, RestoreError, UserFunctionError
 from state.snapshot import OperatorSnapshot
+from taskmanager.cep.matching import Matching, Node, Partial
+from taskmanager.cep.states import Kind, State
 from taskmanager.operators.cep import CepOperator
 from tests.cep_harness import LATE, TIMED_OUT, letter, one_key, spec_of
 from tests.harness import OperatorHarness, send_by_key, subtasks
@@ -320,3 +322,14 @@ def test_an_empty_snapshot_restores() -> None:
     (task,) = subtasks(spec_of(a_then_b()), 1, [OperatorSnapshot()])
     assert task.rows(["a", "b"], [0, 1]).watermark(1).emitted == ["a b"]
     assert one_key("a") == 0
+
+
+def test_partial_matches_are_written_again_as_they_were_read() -> None:
+    """From the state of one backend into that of another, before the operator is open."""
+    node = Node("a", 1, 7, "event", None)
+    matching = Matching()
+    matching.partials = [Partial(State("a", "a", next(iter(Kind)), None), node, 1, 7)]
+    once = pickle.dumps(matching)
+    read = pickle.loads(once)
+    assert not read.resolved
+    assert pickle.loads(pickle.dumps(read)).__getstate__() == matching.__getstate__()

@@ -458,6 +458,18 @@ def test_collected_records_come_as_an_iterator_or_a_list(
     assert submitted[0].cancelled == 1
 
 
+def test_what_could_not_be_executed_is_not_collected_twice_the_next_time(
+    env: StreamExecutionEnvironment, submitted: list[Any]
+) -> None:
+    stream = env.from_sequence(1, 3).map(lambda n: n).on_error("never")  # type: ignore[arg-type]
+    with pytest.raises(JobGraphError, match="on_error"):
+        stream.execute_and_collect()
+    stream.on_error("fail").execute_and_collect().close()
+    (graph, _) = submitted[1]
+    kinds = [node.kind for vertex in graph.vertices for node in vertex.operators]
+    assert kinds.count("sink") == 1
+
+
 def test_an_iterator_that_is_closed_early_cancels_the_job_once(
     env: StreamExecutionEnvironment, submitted: list[Any]
 ) -> None:

@@ -503,7 +503,7 @@ class Relax(KeyedCoProcessFunction):
                 yield there, distance + length
 
 
-END = 2**60  # a round that never comes: its timers fire when the iteration has ended
+END = 2**40  # a round that never comes: its timers fire when the iteration has ended
 
 
 @settings(max_examples=15, deadline=None)

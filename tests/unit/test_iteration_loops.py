@@ -152,6 +152,20 @@ class Either(CoMapFunction):
         return value + 100
 
 
+@BOTH
+def test_a_loop_is_run_again_by_what_the_program_executes_next(mode: RuntimeExecutionMode) -> None:
+    def body(numbers: DataStream) -> tuple[DataStream, DataStream]:
+        more = numbers.map(lambda n: n + 1)
+        return more.filter(lambda n: n < 3), more
+
+    first = environment(mode).from_collection([0, 10]).iterate(body)
+    for _ in range(2):  # the second time nothing but a sink is new
+        assert sorted(collected(first)) == [1, 2, 3, 11]
+    second = first.iterate(body).map(lambda n: n)
+    for _ in range(2):
+        assert sorted(collected(second)) == [2, 3, 3, 4, 12]
+
+
 @pytest.mark.parametrize("chaining", [True, False])
 def test_one_iteration_after_the_other_and_one_beside_it(chaining: bool) -> None:
     env = environment(parallelism=2)

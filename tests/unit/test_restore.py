@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dataflow.graph.job_graph import JobGraph, JobVertex, OperatorNode
+from dataflow.graph.job_graph import JobEdge, JobGraph, JobVertex, OperatorNode, Partitioning
 from jobmanager.deployment import restore_of_subtask
 from jobmanager.restore import plan_restore
 from state.checkpoint_store import CheckpointManifest, StateHandle, SubtaskState, VertexState
@@ -20,17 +20,19 @@ def handle(name: str) -> StateHandle:
     return StateHandle(f"generations/1/ckpt-7/{name}", 1, "0" * 64)
 
 
-def saved(name: str, *uids: str, parallelism: int = 1) -> VertexState:
+def saved(name: str, *uids: str, parallelism: int = 1, max_parallelism: int = 128) -> VertexState:
     subtasks = tuple(SubtaskState(n, handle(f"{name}{n}"), False) for n in range(parallelism))
-    return VertexState(name, parallelism, 128, uids, subtasks)
+    return VertexState(name, parallelism, max_parallelism, uids, subtasks)
 
 
 def checkpoint(*vertices: VertexState) -> CheckpointManifest:
     return CheckpointManifest("job", 7, 1, 0, vertices, False)
 
 
-def graph(*vertices: JobVertex) -> JobGraph:
-    return JobGraph("job", vertices, ())
+def graph(*vertices: JobVertex, keyed: tuple[str, ...] = ()) -> JobGraph:
+    """``keyed`` are vertices that are fed by key."""
+    edges = tuple(JobEdge(f"to {v}", "source", v, Partitioning.HASH) for v in keyed)
+    return JobGraph("job", vertices, edges)
 
 
 def test_without_a_checkpoint_everything_starts_fresh() -> None:
@@ -66,13 +68,35 @@ def test_a_vertex_without_state_restores_nothing() -> None:
 
 def test_every_reason_why_it_does_not_fit_is_told() -> None:
     old = checkpoint(saved("v", "a"), saved("w", "gone"), saved("x", "too"))
-    job = graph(vertex("v", "a", max_parallelism=256))
+    job = graph(vertex("v", "a", max_parallelism=256), keyed=("v",))
     _, faults = plan_restore(job, old, False)
     assert len(faults) == 3
     assert "set_max_parallelism(128)" in faults[0]
     assert "checkpoint 7 has state of operator uid 'gone'" in faults[1]
     assert "execution.state-recovery.ignore-unclaimed-state" in faults[1]
     assert "'too'" in faults[2]
+
+
+def test_state_without_keys_goes_into_chains_of_another_max_parallelism() -> None:
+    """At parallelism 1 it may be in that of a source which is not parallel, and then out again."""
+    alone = (saved("s", "source", max_parallelism=1), saved("f", "sink", parallelism=2))
+    one = graph(vertex("s", "source", "sink", max_parallelism=1))
+    plan, faults = plan_restore(one, checkpoint(*alone), False)
+    assert faults == []
+    assert [d.parallelism for d in plan["s"]] == [1, 2]
+    two = graph(vertex("s", "source", max_parallelism=1), vertex("f", "sink", parallelism=2))
+    chained = saved("s", "source", "sink", max_parallelism=1)
+    assert plan_restore(two, checkpoint(chained), False)[1] == []
+
+
+def test_behind_a_keyed_operator_its_max_parallelism_is_compared_for_its_own_state_alone() -> None:
+    job = graph(vertex("k", "sum", "sink", max_parallelism=256), keyed=("k",))
+    only_sink = checkpoint(saved("f", "sink"))
+    assert plan_restore(job, only_sink, False)[1] == []
+    for keyed in ("sum", "was"):
+        old = checkpoint(saved("k", keyed, "sink"))
+        (fault,) = plan_restore(job, old, False, renamed=[("was", "sum")])[1]
+        assert "set_max_parallelism(128)" in fault
 
 
 def test_unclaimed_state_can_be_dropped_on_purpose() -> None:

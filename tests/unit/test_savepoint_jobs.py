@@ -16,7 +16,11 @@ import pytest
 
 from dataflow.common import Configuration, Duration, Encoder, JobStatus, WatermarkStrategy
 from dataflow.common.batch import RowBatch
-from dataflow.datastream import RuntimeExecutionMode, StreamExecutionEnvironment
+from dataflow.datastream import (
+    CheckpointedFunction,
+    RuntimeExecutionMode,
+    StreamExecutionEnvironment,
+)
 from dataflow.datastream.connectors.base import (
     Boundedness,
     InputStatus,
@@ -26,7 +30,8 @@ from dataflow.datastream.connectors.base import (
     SourceReaderContext,
 )
 from dataflow.datastream.connectors.file_system import FileSink
-from dataflow.datastream.functions import ProcessWindowFunction
+from dataflow.datastream.functions import MapFunction, ProcessWindowFunction
+from dataflow.datastream.state import ListStateDescriptor
 from dataflow.datastream.window import TumblingEventTimeWindows
 from dataflow.errors import JobExecutionError, JobRequestError
 from jobmanager.local import LocalJobClient
@@ -248,6 +253,46 @@ def test_a_job_goes_on_from_a_savepoint_that_was_moved(place: Place, parallelism
     assert set(GATE.read.values()) == {1}
     assert place.lines() == sorted(set(expected()) - set(expected(WINDOW)))
     assert moved.exists(), "it belongs to the user"
+
+
+class Seen(MapFunction, CheckpointedFunction):
+    """A number, and how many its subtask has seen; in its state are those it has."""
+
+    def initialize_state(self, context: Any) -> None:
+        self.numbers = context.get_operator_state_store().get_list_state(ListStateDescriptor("n"))
+
+    def snapshot_state(self, context: Any) -> None: ...
+
+    def map(self, value: int) -> str:
+        self.numbers.add(value)
+        return f"{value} {len(list(self.numbers))}"
+
+
+def seen(numbers: Any, output: str) -> None:
+    (
+        numbers.force_non_parallel()
+        .map(Seen())
+        .uid("seen")
+        .sink_to(FileSink.for_row_format(output, Encoder.simple_string_encoder()).build())
+        .uid("files")
+    )
+
+
+def test_state_without_keys_moves_in_and_out_of_the_chain_of_a_source_that_is_not_parallel(
+    place: Place,
+) -> None:
+    """At parallelism 1 they are chained, and the source has a max parallelism of its own."""
+    path = None
+    for run, parallelism in enumerate((2, 1, 2)):
+        job = place.start(f"run-{run}", parallelism, savepoint=path, program=seen)
+        GATE.allowed = 100 * (run + 1)
+        until(lambda: all(GATE.read[n] for n in range(GATE.allowed)), running(job))
+        path = job.stop_with_savepoint(False, place.savepoints).result(PATIENCE_S)
+    GATE.allowed = END
+    place.start("last", 1, savepoint=path, program=seen).wait()
+    lines = [tuple(map(int, line.split())) for line in place.lines()]
+    assert sorted(number for number, _ in lines) == list(range(END))
+    assert max(count for _, count in lines) == END, "the last run has all in one state"
 
 
 def test_a_savepoint_goes_where_the_job_says_by_default(place: Place) -> None:

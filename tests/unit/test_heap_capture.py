@@ -250,6 +250,24 @@ def test_a_snapshot_that_is_given_up_puts_nothing_aside_any_more() -> None:
     assert capture.blocks() == {}
 
 
+@pytest.mark.parametrize("how", ["items", "values"])
+def test_what_becomes_of_values_that_were_handed_out_is_not_in_the_snapshot(how: str) -> None:
+    table = Table()
+    table.namespace((0, 10)).update({key: [key] for key in range(10)})
+    before = table.plain()
+    watch(table.namespaces)
+    capture = table.capture()
+    assert not capture.advance()
+    # As a window does that fires: its elements are the function's, and then it is dropped.
+    values = table.namespaces[(0, 10)]
+    for each in list(values.values()) if how == "values" else [v for _, v in values.items()]:
+        each.append("changed")
+    del table.namespaces[(0, 10)]
+    while not capture.advance():
+        pass
+    assert apply({}, capture.blocks()) == before
+
+
 def test_what_cannot_be_pickled_is_said_when_its_turn_comes() -> None:
     table = Table()
     table.namespace(None)[1] = [lambda: None]

@@ -108,8 +108,13 @@ class HeapCleaner:
             self.expire(values, key)
 
     def expire(self, values: Any, key: Any) -> None:
-        """Look at one."""
-        self._cells.drop_expired(values, key, self._nested)
+        """Look at one. Unless something of it goes, that is no change."""
+        found = dict.get(values, key)
+        if found is None:
+            return
+        cells = (found,) if not self._nested else found if type(found) is list else found.values()
+        if any(map(self._cells.is_expired, cells)):
+            self._cells.drop_expired(values, key, self._nested)
 
     def _look_at(self, count: int) -> int:
         looked_at = 0

@@ -147,12 +147,15 @@ class HeapKeyedStateBackend(KeyedStateBackend):
 
     @classmethod
     def of(cls, context: BackendContext) -> HeapKeyedStateBackend:
+        options = Configuration(context.configuration)
+        # Without checkpoints, as in BATCH, what is noted would never be taken, and ever more.
+        takes_checkpoints = options.get(ConfigOptions.CHECKPOINTING_INTERVAL) is not None
         return cls(
             context.max_parallelism,
             context.key_group_range,
             context.operator_name,
             context.processing_time,
-            Configuration(context.configuration).get(ConfigOptions.STATE_CHANGELOG_ENABLED),
+            takes_checkpoints and options.get(ConfigOptions.STATE_CHANGELOG_ENABLED),
         )
 
     # ------------------------------------------------------------------------------------- access

@@ -20,6 +20,7 @@ from state.heap_backend import HeapKeyedStateBackend
 from state.keyed_state import HeapKeyedStateStore
 from state.snapshot import TaskSnapshot, redistribute
 from state.snapshot_store import SnapshotWriter, Stored, StoredSnapshot
+from tests.harness import FakeOperatorContext
 
 GROUPS = 8
 ALL = KeyGroupRange(0, GROUPS)
@@ -261,3 +262,16 @@ def test_what_has_a_time_to_live_and_is_looked_at_is_no_change_before_it_expires
     now = 20
     backend.snapshot()
     assert len(state.all_keys()) == 500
+
+
+@pytest.mark.parametrize("interval", [None, "10 s"])
+def test_nothing_is_noted_in_a_job_without_checkpoints(interval: str | None) -> None:
+    context = FakeOperatorContext(1, 0, GROUPS)
+    context.configuration = {"state.changelog.enabled": "true"}
+    if interval is not None:
+        context.configuration["execution.checkpointing.interval"] = interval
+    table = HeapKeyedStateBackend.of(context).table("s", "kind")
+    for window in range(100):
+        table.namespace(window)["key"] = 1
+        table.drop(window)
+    assert len(table.watch.dropped) == (0 if interval is None else 100)

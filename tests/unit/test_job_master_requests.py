@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -281,6 +282,22 @@ def test_a_job_shrinks_and_gives_back_what_it_does_not_need() -> None:
     assert script.master.graph.tasks == (ALL[0], ALL[2])
     script.tick(10_000)
     assert published(script) == checkpoint_id + 1, "checkpoints go on, of the tasks there are"
+
+
+def test_a_job_that_is_rescaled_at_its_end_did_not_begin_there() -> None:
+    script = rescalable()
+    checkpoint_id = until_saved(script, 1)
+    until_running(script, checkpoint_id)
+    at_end = [
+        replace(v, subtasks=tuple(replace(s, drained=True) for s in v.subtasks))
+        for v in manifest(checkpoint_id, shuffle()).vertices
+    ]
+    of_end = replace(manifest(checkpoint_id, shuffle()), vertices=tuple(at_end))
+    assert of_end.covers_end
+    script.on(Recovered(Recovery(of_end, True), permit(checkpoint_id)))
+    script.each(TaskReady)
+    assert script.status is JobStatus.RUNNING
+    assert not script.master.restored_end
 
 
 def test_without_resources_the_job_stays_as_it_is() -> None:

@@ -144,7 +144,7 @@ class JobMaster:
             job_id,
             job_graph,
             self.graph.tasks,
-            settings.checkpoints or CheckpointSettings(interval=None),
+            settings.checkpoints or CheckpointSettings(None, settings.savepoint_timeout),
             generation,
             next_checkpoint_id,
             wall_clock,

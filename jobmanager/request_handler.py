@@ -53,6 +53,8 @@ class RequestHandler(Requests):
         configuration = Configuration(master.graph.job_graph.configuration)
         if configuration.get(ConfigOptions.RUNTIME_MODE) == "BATCH":
             return "in BATCH mode a job cannot be interrupted"
+        if any(edge.feedback for edge in master.graph.job_graph.edges):
+            return "a job that iterates cannot be interrupted: a barrier would wait for itself"
         if not (master.takes_checkpoints or isinstance(request, TakeSavepoint)):
             return (
                 "it takes no checkpoints: start it with execution.checkpointing.interval, and with "

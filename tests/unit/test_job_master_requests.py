@@ -205,6 +205,19 @@ def test_a_job_without_checkpoints_is_stopped_too() -> None:
     assert script.actions[-1] == Answer("r", FOLDER)
 
 
+def test_a_savepoint_of_a_job_without_checkpoints_may_take_as_long_as_they_might() -> None:
+    script = Script(savepoint_timeout=3_000).running()
+    script.on(TakeSavepoint("r", FOLDER))
+    script.on(RequestStored("r"))
+    assert len(script.messages(TriggerCheckpoint)) == 2
+    started = script.now
+    assert script.tick(started + 2_999) == []
+    script.tick(started + 3_000)
+    (answer,) = script.wanted(Answer)
+    assert "timed out after 3000 ms" in str(answer.error)
+    assert script.status is JobStatus.RUNNING
+
+
 def acknowledgements(script: Script, checkpoint_id: int) -> list[Any]:
     return [
         CheckpointAcknowledged(t, script.attempt_of(t), checkpoint_id, HANDLE, (), False, True)
@@ -220,6 +233,16 @@ def test_what_cannot_be_now_is_refused() -> None:
     (answer,) = script.on(Rescale("r", 3))
     assert isinstance(answer, Answer)
     assert "it takes no checkpoints" in str(answer.error)
+
+
+def test_a_job_that_iterates_is_not_interrupted() -> None:
+    graph = shuffle()
+    loop = replace(graph.edges[0], feedback=True)
+    script = Script().running()
+    script.master.graph.job_graph = replace(graph, edges=(*graph.edges, loop))
+    (answer,) = script.on(TakeSavepoint("r", FOLDER))
+    assert isinstance(answer, Answer)
+    assert "a job that iterates cannot be interrupted" in str(answer.error)
 
 
 # ------------------------------------------------------------------------------- rescaling

@@ -139,12 +139,21 @@ class SubtaskCheckpoints:
         both = folder if task._store is None else InBoth(folder, task._store)
         return SnapshotWriter(both, task.attempt.generation, self._name)
 
-    def take_more(self) -> bool:
-        """Take a bit more of the snapshot; False if none is being taken."""
+    def take_more(self, since: int | None = None) -> bool:
+        """Take a bit more of the snapshot; False if none is being taken.
+
+        For as long as the task has done something else ``since`` then, in processing time: a batch
+        may take seconds where a user's function is slow, and a snapshot may have many bits.
+        """
         if self._taking is None:
             return False
-        if self._taking.advance():
-            self._taking = None
+        clock = self._task._services.processing_time
+        now = clock()
+        until = now if since is None else now + (now - since)
+        while not self._taking.advance():
+            if clock() >= until:
+                return True
+        self._taking = None
         return True
 
     def _give_up_taking(self) -> None:

@@ -27,6 +27,7 @@ class JobSettings:
     ignore_unclaimed_state: bool = False
     fall_back_past_commits: bool = False
     checkpoints: CheckpointSettings | None = None  # None: checkpointing is off
+    savepoint_timeout: int = 600_000  # then
     history_id: str = ""  # see CheckpointStore.history_id
     restores: bool = False  # from a savepoint, also when checkpointing is off
     renamed_uids: tuple[tuple[str, str], ...] = ()  # old uid, new uid

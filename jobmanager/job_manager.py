@@ -382,11 +382,18 @@ class JobManager:
         generation, next_checkpoint_id = self._started_ms, 1
         if settings.checkpoints is not None:
             root = configuration["execution.checkpointing.dir"]
-            self._store = store = open_store(root, self.job_id)
+            self._store = open_store(root, self.job_id)
             self._retained = settings.checkpoints.retained
             if configuration.get("execution.checkpointing.mode", "EXACTLY_ONCE") == "EXACTLY_ONCE":
                 file_system, path = parse(root)
                 file_system.probe_conditional_put(path)
+        # Before the claim: what is refused has taken the job over from nobody.
+        origin = Configuration(configuration).get(ConfigOptions.RECOVERY_PATH)
+        if origin is not None and self._starts_there(origin):
+            self._restore = open_restore_point(origin, parse, signing_key())
+            settings = replace(settings, restores=True)
+        if self._store is not None:
+            store = self._store
             whose = IN_PLACE if self._restarted else ""
             generation = store.claim_generation(whose + uuid.uuid4().hex)
             settings = replace(settings, history_id=store.history_id())
@@ -394,10 +401,7 @@ class JobManager:
                 self._job_graph = _as_stored(self._job_graph, store)
             store.save_job(self._job_graph.to_bytes())
             next_checkpoint_id = store.next_checkpoint_id()
-        origin = Configuration(configuration).get(ConfigOptions.RECOVERY_PATH)
-        if origin is not None and self._starts_there(origin):
-            self._restore = open_restore_point(origin, parse, signing_key())
-            settings = replace(settings, restores=True)
+        if self._restore is not None:
             # What the savepoint has not committed is committed with the first later checkpoint.
             next_checkpoint_id = max(next_checkpoint_id, self._restore.checkpoint_id + 1)
         return JobMaster(

@@ -145,7 +145,7 @@ class JobMaster:
             job_id,
             job_graph,
             self.graph.tasks,
-            settings.checkpoints or CheckpointSettings(interval=None),
+            settings.checkpoints or CheckpointSettings(None, settings.savepoint_timeout),
             generation,
             next_checkpoint_id,
             wall_clock,
@@ -575,11 +575,12 @@ class JobMaster:
         if self.graph.blocking:
             return  # what is restored, is so stage by stage; and there are no checkpoints
         recovery, permit = self._recovery, self._permit
-        self._recovery = None  # used up: the next restart asks again
+        self._recovery = self._permit = None  # used up: the next restart asks again
         if recovery is not None and recovery.manifest is not None:
             self.restored_checkpoint = recovery.manifest.checkpoint_id
             self.restored_from = recovery.folder
-            self.restored_end = recovery.manifest.covers_end and self.restarts == 0
+            since = self.restarts + self.coordinator.statistics.completed  # rescaled
+            self.restored_end = recovery.manifest.covers_end and since == 0
         attempts = {
             task: region.attempt
             for region in self._regions
@@ -588,7 +589,6 @@ class JobMaster:
         }
         self.coordinator.job_running(attempts, now, self.restored_checkpoint)
         if permit is not None:
-            self._permit = None
             self._coordinate(self.coordinator.recommit(permit), now, actions)
         self._on_drained(now, actions)
         self._requests.carry_out(self._requests.job_running(), now, actions)

@@ -39,6 +39,7 @@ def job_settings(configuration: dict[str, str]) -> JobSettings:
         fall_back_past_commits=options.get(ConfigOptions.RECOVERY_FALL_BACK_PAST_COMMITS),
         renamed_uids=tuple((options.get(ConfigOptions.RECOVERY_RENAMED_UIDS) or {}).items()),
         checkpoints=checkpoints,
+        savepoint_timeout=options.get(ConfigOptions.CHECKPOINTING_TIMEOUT),
     )
 
 

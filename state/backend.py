@@ -254,7 +254,7 @@ class KeyedStateBackend(ABC):
     def snapshot_state(self, checkpoint_id: int, canonical: bool = False) -> OperatorSnapshot:
         """Everything as of now. What takes long belongs into ``taking`` or ``asynchronous_part``.
 
-        Either ``keyed`` blocks in the form that every backend reads (``state.heap_backend``), which
+        Either ``keyed`` blocks in the form that every backend reads (``state.keyed_blocks``), which
         a ``canonical`` snapshot must be, or ``native`` files of the backend's own. Raises
         JobExecutionError naming operator and state when a value cannot be encoded.
         """

@@ -90,8 +90,9 @@ class Changelog:
             return  # taken by an attempt before this one
         self._completed, self._extent = checkpoint_id, extent
         for known in (self._since, self._began, self._extents):
-            for older in [number for number in known if number <= checkpoint_id]:
-                del known[older]
+            for number in list(known):  # at once: ``written`` may add to it
+                if number <= checkpoint_id:
+                    del known[number]
 
 
 def extent_of(full: Mapping[int, Iterable[bytes]], newest: Mapping[int, bytes]) -> Extent:

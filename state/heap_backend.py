@@ -120,8 +120,13 @@ class HeapCleaner:
             self.expire(values, key)
 
     def expire(self, values: Any, key: Any) -> None:
-        """Look at one."""
-        self._cells.drop_expired(values, key, self._nested)
+        """Look at one. Unless something of it goes, that is no change."""
+        found = dict.get(values, key)
+        if found is None:
+            return
+        cells = (found,) if not self._nested else found if type(found) is list else found.values()
+        if any(map(self._cells.is_expired, cells)):
+            self._cells.drop_expired(values, key, self._nested)
 
     def _look_at(self, count: int) -> int:
         looked_at = 0
@@ -154,12 +159,15 @@ class HeapKeyedStateBackend(KeyedStateBackend):
 
     @classmethod
     def of(cls, context: BackendContext) -> HeapKeyedStateBackend:
+        options = Configuration(context.configuration)
+        # Without checkpoints, as in BATCH, what is noted would never be taken, and ever more.
+        takes_checkpoints = options.get(ConfigOptions.CHECKPOINTING_INTERVAL) is not None
         return cls(
             context.max_parallelism,
             context.key_group_range,
             context.operator_name,
             context.processing_time,
-            Configuration(context.configuration).get(ConfigOptions.STATE_CHANGELOG_ENABLED),
+            takes_checkpoints and options.get(ConfigOptions.STATE_CHANGELOG_ENABLED),
         )
 
     # ------------------------------------------------------------------------------------- access

@@ -1,8 +1,8 @@
 """A snapshot of the heap backend, taken bit by bit while the task goes on.
 
 The snapshot is of the moment at which it begins. What is to change before its turn has come is put
-aside first (``heap_maps``). So a batch of records waits for a few thousand entries at most, and not
-for all of them to be encoded.
+aside first (``heap_maps``). So a batch of records waits for a few thousand entries, or for as long
+as the batch before it took if that is longer, and not for all of them to be encoded.
 
 Values that cannot change are pickled later, on an I/O thread; others when their turn comes.
 """

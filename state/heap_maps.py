@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from dataflow.common.codec import dumps_state, loads_state
-from state.aliasing import ATOMIC, is_immutable
+from state.aliasing import ATOMIC, all_immutable, is_immutable
 
 #: Put aside for a key that had no value.
 ABSENT: Final = object()
@@ -66,13 +66,17 @@ class Watch:
                 values.noted = None
         return changed, dropped
 
-    def drop(self, namespace: Any, values: StateMap) -> None:
-        """The namespace goes, and its values are somebody else's from now on."""
+    def hand_out(self, values: StateMap) -> None:
+        """Whoever gets the values may change them, which is not to be seen in the snapshot."""
         if self.aside is not None:
-            kept = self.aside.setdefault(namespace, {})
-            for key, value in values.items():
+            kept = self.aside.setdefault(values.namespace, {})
+            for key, value in dict.items(values):
                 if key not in kept:
                     kept[key] = apart(value)
+
+    def drop(self, namespace: Any, values: StateMap) -> None:
+        """The namespace goes, and its values are somebody else's from now on."""
+        self.hand_out(values)
         if self.changed is not None:
             self.changed.pop(namespace, None)
             self.dropped.add(namespace)
@@ -120,7 +124,11 @@ class StateMap(dict[Any, Any]):
 
 
 class WatchedMap(StateMap):
-    """A StateMap while it is watched. Iterating is for reading, so it stays what it is."""
+    """A StateMap while it is watched.
+
+    Operators iterate for reading only, so that is no change. But they hand what they read to the
+    user's functions, and those may do with it what they like.
+    """
 
     __slots__ = ()
 
@@ -175,6 +183,18 @@ class WatchedMap(StateMap):
         for key in self:
             self.watch.touch(self, key)
         super().clear()
+
+    def values(self) -> Any:
+        self._hand_out()
+        return super().values()
+
+    def items(self) -> Any:
+        self._hand_out()
+        return super().items()
+
+    def _hand_out(self) -> None:
+        if self.watch.aside is not None and not all_immutable(super().values()):
+            self.watch.hand_out(self)
 
 
 class Namespaces(dict[Any, StateMap]):

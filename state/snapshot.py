@@ -59,7 +59,7 @@ class Taking(Protocol):
 class OperatorSnapshot:
     """The state of one operator in one subtask.
 
-    ``keyed`` maps key group to an encoded block (see ``state.heap_backend``). ``operator`` maps a
+    ``keyed`` maps key group to an encoded block (see ``state.keyed_blocks``). ``operator`` maps a
     state name to encoded items, which are redistributed as ``modes`` says (by default SPLIT).
     ``native`` is keyed state in a backend's own files; when the parallelism has changed, the files
     of all that had some of the subtask's key groups.

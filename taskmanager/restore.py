@@ -29,6 +29,7 @@ def load_snapshot(
     StorageError, ObjectNotFound, CorruptObject.
     """
     merged, written = TaskSnapshot(), Written()
+    names = {old: new for restore in descriptor.restore for old, new in restore.renamed}
     for restore in descriptor.restore:
         there = store
         if restore.folder is not None and state_folder is not None:
@@ -37,26 +38,28 @@ def load_snapshot(
             raise RestoreError("the job is restored from a checkpoint but has no storage")
         part, referable = _load_part(restore, descriptor, there)
         if restore.settled:
-            _forget_committables(part, descriptor)
-        names = dict(restore.renamed)
-        for uid, operator in part.operators.items():
+            _forget_committables(part, descriptor, names)
+        uids = {uid: names.get(uid, uid) for uid in part.operators}
+        # Another operator may have had a new name before; it had no state then.
+        uids = {old: new for old, new in uids.items() if old != new or new not in names.values()}
+        for old, new in uids.items():
+            merged.operators[new] = part.operators[old]
             if restore.folder is not None:
-                operator.extends = None
-            merged.operators[names.get(uid, uid)] = operator
+                part.operators[old].extends = None
         if restore.folder is None:
             written = replace(written, paths=written.paths | referable.paths)
-            written.layers.update({names.get(u, u): o for u, o in referable.layers.items()})
-            written.files.update(
-                {(names.get(u, u), name): f for (u, name), f in referable.files.items()}
-            )
+            layers, files = referable.layers.items(), referable.files.items()
+            written.layers.update({uids[u]: found for u, found in layers if u in uids})
+            written.files.update({(uids[u], n): found for (u, n), found in files if u in uids})
         # Chains may have been cut differently: only the very same chain is known to be done.
         merged.drained = part.drained and len(descriptor.restore) == 1
     return merged, written
 
 
-def _forget_committables(part: TaskSnapshot, descriptor: TaskDeploymentDescriptor) -> None:
+def _forget_committables(
+    part: TaskSnapshot, descriptor: TaskDeploymentDescriptor, names: dict[str, str]
+) -> None:
     """They are not committed again: what they have become may be gone by now."""
-    names = {old: new for restore in descriptor.restore for old, new in restore.renamed}
     sinks = {node.uid for node in descriptor.vertex.operators if node.kind == "sink"}
     for uid, operator in part.operators.items():
         if names.get(uid, uid) in sinks:

@@ -287,6 +287,21 @@ class SubtaskCheckpoints:
             self._taking = None
         return more
 
+    def keep_up(self, since: int) -> bool:
+        """Take more of the snapshot, for as long as the task has done something else ``since``.
+
+        A batch may take seconds where a user's function is slow, and a snapshot may have many bits.
+        """
+        if self._taking is None:
+            return False
+        clock = self._task._services.processing_time
+        now = clock()
+        until = now + (now - since)
+        progressed = False
+        while clock() < until and self._take_more():
+            progressed = True
+        return progressed
+
     def _give_up_taking(self) -> None:
         if self._taking is not None:
             self._taking.cancel()

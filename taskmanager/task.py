@@ -212,20 +212,21 @@ class Task:
             progressed |= self._checkpoints.flushed()
             self._send_feedback()
             return progressed or bool(self._mail)
+        began = self._services.processing_time()
         self._poll_at = None
         # Asked once: if what timers emit fills the outputs again and again, input has its turn too.
         has_room = self._outputs.has_room()
         if self.state is TaskState.RUNNING and has_room:
-            now = self._services.processing_time()
             due = self._chain.next_timer_at()
-            if due is not None and due <= now:
-                self._chain.on_processing_time(now)
+            if due is not None and due <= began:
+                self._chain.on_processing_time(began)
             if self._input_ended:
                 self._finish_chain()
         if self._stores_input or (has_room and not self._chain.blocked()):
             progressed |= self._process_input()
         elif self._source is not None and self._checkpoints.may_overtake:
             progressed |= self._process_gate()  # splits and barriers, which need no room
+        progressed |= self._checkpoints.keep_up(began)
         self._outputs.flush()
         progressed |= self._checkpoints.flushed()
         self._send_feedback()

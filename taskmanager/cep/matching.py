@@ -41,6 +41,11 @@ class Partial:
         self.start = start
         self.started_at = started_at
 
+    @property
+    def name_of_state(self) -> str:
+        """Also while it is the name that stands in place of the state, see ``Matching.resolve``."""
+        return self.state.name if isinstance(self.state, State) else self.state
+
 
 class Matching:
     """The partial matches of a key, and the matches that a skip strategy holds back.
@@ -80,7 +85,7 @@ class Matching:
             return position
 
         flat = [
-            [(_name_of(p.state), position_of(p.node), p.start, p.started_at) for p in partials]
+            [(p.name_of_state, position_of(p.node), p.start, p.started_at) for p in partials]
             for partials in (self.partials, self.held_back)
         ]
         return events, nodes, *flat, self.next_number, self.deadline
@@ -103,8 +108,3 @@ class Matching:
             if not isinstance(partial.state, State):
                 partial.state = states[partial.state]
         self.resolved = True
-
-
-def _name_of(state: State | str) -> str:
-    """Also of what is written again as it was read, from one backend into another."""
-    return state.name if isinstance(state, State) else state

@@ -247,14 +247,14 @@ def source_offset_one_off() -> Iterator[None]:
 @contextmanager
 def lose_timers() -> Iterator[None]:
     """8: timers are not part of the snapshot."""
-    original = HeapKeyedStateBackend.snapshot
+    original = HeapKeyedStateBackend.snapshot_state
 
-    def snapshot(self: HeapKeyedStateBackend) -> dict[int, bytes]:
+    def snapshot_state(self: HeapKeyedStateBackend, *arguments: Any) -> OperatorSnapshot:
         kept = {n: t for n, t in self._tables.items() if not n.startswith("$event")}
         with mock.patch.object(self, "_tables", kept):
-            return original(self)
+            return original(self, *arguments)
 
-    with mock.patch.object(HeapKeyedStateBackend, "snapshot", snapshot):
+    with mock.patch.object(HeapKeyedStateBackend, "snapshot_state", snapshot_state):
         yield
 
 

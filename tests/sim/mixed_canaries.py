@@ -11,7 +11,7 @@ from typing import Any
 from unittest import mock
 
 from state import snapshot as snapshot_format
-from state.heap_backend import KeyedStateBackend, StateTable
+from state.heap_backend import HeapKeyedStateBackend, HeapStateTable
 from state.operator_state import OperatorStateBackend
 from state.snapshot import OperatorSnapshot
 from taskmanager.operators.cep import CepOperator
@@ -35,20 +35,23 @@ def rescaling(rates: Rates) -> Rates:
 @contextmanager
 def _snapshots_of(changed: Any) -> Iterator[None]:
     """Snapshots of keyed state have the tables that ``changed`` makes of the real ones."""
-    original = KeyedStateBackend.snapshot
+    original = HeapKeyedStateBackend.snapshot_state
 
-    def snapshot(self: KeyedStateBackend) -> dict[int, bytes]:
+    def snapshot_state(
+        self: HeapKeyedStateBackend, checkpoint_id: int, canonical: bool = False
+    ) -> OperatorSnapshot:
         tables = {name: changed(self, table) for name, table in self._tables.items()}
         with mock.patch.object(self, "_tables", tables):
-            return original(self)
+            return original(self, checkpoint_id, canonical=True).completed()
 
-    with mock.patch.object(KeyedStateBackend, "snapshot", snapshot):
+    with mock.patch.object(HeapKeyedStateBackend, "snapshot_state", snapshot_state):
         yield
 
 
-def _copy(table: StateTable, namespaces: dict[Any, dict[Any, Any]]) -> StateTable:
-    copy = StateTable(table.name, table.kind)
-    copy.namespaces = namespaces
+def _copy(table: HeapStateTable, namespaces: dict[Any, dict[Any, Any]]) -> HeapStateTable:
+    copy = HeapStateTable(table.name, table.kind)
+    for namespace, values in namespaces.items():
+        copy.namespace(namespace).update(values)
     return copy
 
 
@@ -56,7 +59,7 @@ def _copy(table: StateTable, namespaces: dict[Any, dict[Any, Any]]) -> StateTabl
 def forget_what_triggers_keep() -> Iterator[None]:
     """The state that a trigger has of a window is in no snapshot."""
 
-    def changed(_: KeyedStateBackend, table: StateTable) -> StateTable:
+    def changed(_: HeapKeyedStateBackend, table: HeapStateTable) -> HeapStateTable:
         return _copy(table, {}) if table.name.startswith("trigger.") else table
 
     with _snapshots_of(changed):
@@ -67,7 +70,7 @@ def forget_what_triggers_keep() -> Iterator[None]:
 def forget_what_functions_keep_per_window() -> Iterator[None]:
     """Of the states of functions, only those of the key alone are in a snapshot."""
 
-    def changed(_: KeyedStateBackend, table: StateTable) -> StateTable:
+    def changed(_: HeapKeyedStateBackend, table: HeapStateTable) -> HeapStateTable:
         if table.name.startswith(("$", "trigger.")):
             return table
         return _copy(table, {n: values for n, values in table.namespaces.items() if n is None})
@@ -80,7 +83,7 @@ def forget_what_functions_keep_per_window() -> Iterator[None]:
 def lose_the_timers_of_one_side() -> Iterator[None]:
     """Of a function with two inputs: those that the second has set."""
 
-    def changed(backend: KeyedStateBackend, table: StateTable) -> StateTable:
+    def changed(backend: HeapKeyedStateBackend, table: HeapStateTable) -> HeapStateTable:
         if table.name != "$event-timers" or not {"left", "right"} <= backend._tables.keys():
             return table
         timers = table.namespaces.get(None, {})

@@ -10,6 +10,7 @@ import pytest
 from dataflow.cep import AfterMatchSkipStrategy, Pattern, PatternProcessFunction
 from dataflow.cep.functions import Select
 from dataflow.errors import JobExecutionError, JobGraphError, RestoreError, UserFunctionError
+from state import heap_capture
 from state.snapshot import OperatorSnapshot
 from taskmanager.cep.matching import Matching, Node, Partial
 from taskmanager.cep.states import Kind, State
@@ -168,6 +169,23 @@ def test_deadlines_are_set_again_after_a_restart() -> None:
     before = OperatorHarness(spec).rows(["a1"], [0]).watermark(5)
     (after,) = subtasks(spec, 1, [before.snapshot()])
     assert after.watermark(10).side(TIMED_OUT) == [("a1 @10", 10)]
+
+
+def test_a_partial_match_that_was_put_aside_while_a_snapshot_is_taken_is_in_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(heap_capture, "SLICE_ENTRIES", 1)
+    spec = spec_of(a_then_b(), key_selector=of_key)
+    harness = OperatorHarness(spec, configuration={"state.backend.type": "hashmap"})
+    harness.rows([f"a1@{key}" for key in "xyz"], [1, 1, 1]).watermark(1)
+    snapshot = harness.operator.snapshot_state(1)
+    harness.rows([f"b1@{key}" for key in "xyz"], [2, 2, 2]).watermark(2)
+    assert len(harness.emitted) == 3
+    restored = OperatorHarness(
+        spec, snapshot=snapshot.completed(), configuration={"state.backend.type": "hashmap"}
+    )
+    restored.rows([f"b2@{key}" for key in "xyz"], [3, 3, 3]).watermark(3)
+    assert sorted(restored.emitted) == ["a1@x b2@x", "a1@y b2@y", "a1@z b2@z"]
 
 
 def test_a_long_partial_match_is_pickled_without_recursion_and_events_once() -> None:

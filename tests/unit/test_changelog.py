@@ -12,11 +12,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from task_harness import memory_store
 
 from dataflow.common.keys import KeyGroupRange
+from dataflow.common.time import Time
+from dataflow.datastream.state import ListStateDescriptor, StateTtlConfig, ValueStateDescriptor
 from state import changelog, heap_capture
 from state.changelog import Changelog, Changes, Extent, extent_of
 from state.heap_backend import HeapKeyedStateBackend
+from state.keyed_state import HeapKeyedStateStore
 from state.snapshot import TaskSnapshot, redistribute
 from state.snapshot_store import SnapshotWriter, Stored, StoredSnapshot
+from tests.harness import FakeOperatorContext
 
 GROUPS = 8
 ALL = KeyGroupRange(0, GROUPS)
@@ -224,3 +228,50 @@ def test_checkpoints_of_small_changes_are_small() -> None:
             backend.table("s", "kind").namespace(None)[str(key)] += 1
     assert sizes[1] < 500
     assert sizes[2] < sizes[0] / 100
+
+
+@pytest.mark.parametrize("in_list", [False, True])
+def test_what_has_a_time_to_live_and_is_looked_at_is_no_change_before_it_expires(
+    in_list: bool,
+) -> None:
+    now = 0
+    backend = HeapKeyedStateBackend(GROUPS, ALL, "op", lambda: now, changelog=True)
+    store = HeapKeyedStateStore(backend)
+    ttl = StateTtlConfig.new_builder(Time.milliseconds(20)).build()
+    descriptor = ListStateDescriptor("s", None) if in_list else ValueStateDescriptor("s", None)
+    descriptor.enable_time_to_live(ttl)
+    state: Any = store.get_list_state if in_list else store.get_state
+    state = state(descriptor)
+
+    def put(keys: range) -> None:
+        for backend.current_key in keys:
+            state.update([1] if in_list else 1)
+
+    def size(number: int) -> int:
+        taken = backend.snapshot_state(number).completed()
+        backend.notify_checkpoint_complete(number)
+        return sum(map(len, taken.keyed.values()))
+
+    put(range(1_000))
+    full = size(1)
+    put(range(10))
+    assert size(2) < full / 10
+    assert size(3) < full / 100
+    now = 19
+    put(range(500))
+    now = 20
+    backend.snapshot()
+    assert len(state.all_keys()) == 500
+
+
+@pytest.mark.parametrize("interval", [None, "10 s"])
+def test_nothing_is_noted_in_a_job_without_checkpoints(interval: str | None) -> None:
+    context = FakeOperatorContext(1, 0, GROUPS)
+    context.configuration = {"state.changelog.enabled": "true"}
+    if interval is not None:
+        context.configuration["execution.checkpointing.interval"] = interval
+    table = HeapKeyedStateBackend.of(context).table("s", "kind")
+    for window in range(100):
+        table.namespace(window)["key"] = 1
+        table.drop(window)
+    assert len(table.watch.dropped) == (0 if interval is None else 100)

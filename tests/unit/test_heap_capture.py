@@ -279,6 +279,24 @@ def test_what_is_put_aside_need_not_be_picklable_again() -> None:
     assert apply({}, capture.blocks()) == {None: {key: Closed(key) for key in range(4)}}
 
 
+@pytest.mark.parametrize("how", ["items", "values"])
+def test_what_becomes_of_values_that_were_handed_out_is_not_in_the_snapshot(how: str) -> None:
+    table = Table()
+    table.namespace((0, 10)).update({key: [key] for key in range(10)})
+    before = table.plain()
+    watch(table.namespaces)
+    capture = table.capture()
+    assert not capture.advance()
+    # As a window does that fires: its elements are the function's, and then it is dropped.
+    values = table.namespaces[(0, 10)]
+    for each in list(values.values()) if how == "values" else [v for _, v in values.items()]:
+        each.append("changed")
+    del table.namespaces[(0, 10)]
+    while not capture.advance():
+        pass
+    assert apply({}, capture.blocks()) == before
+
+
 def test_what_cannot_be_pickled_is_said_when_its_turn_comes() -> None:
     table = Table()
     table.namespace(None)[1] = [lambda: None]

@@ -205,6 +205,19 @@ def test_a_job_without_checkpoints_is_stopped_too() -> None:
     assert script.actions[-1] == Answer("r", FOLDER)
 
 
+def test_a_savepoint_of_a_job_without_checkpoints_may_take_as_long_as_they_might() -> None:
+    script = Script(savepoint_timeout=3_000).running()
+    script.on(TakeSavepoint("r", FOLDER))
+    script.on(RequestStored("r"))
+    assert len(script.messages(TriggerCheckpoint)) == 2
+    started = script.now
+    assert script.tick(started + 2_999) == []
+    script.tick(started + 3_000)
+    (answer,) = script.wanted(Answer)
+    assert "timed out after 3000 ms" in str(answer.error)
+    assert script.status is JobStatus.RUNNING
+
+
 def acknowledgements(script: Script, checkpoint_id: int) -> list[Any]:
     return [
         CheckpointAcknowledged(t, script.attempt_of(t), checkpoint_id, HANDLE, (), False, True)
@@ -291,6 +304,22 @@ def test_a_job_shrinks_and_gives_back_what_it_does_not_need() -> None:
     assert script.master.graph.tasks == (ALL[0], ALL[2])
     script.tick(10_000)
     assert published(script) == checkpoint_id + 1, "checkpoints go on, of the tasks there are"
+
+
+def test_a_job_that_is_rescaled_at_its_end_did_not_begin_there() -> None:
+    script = rescalable()
+    checkpoint_id = until_saved(script, 1)
+    until_running(script, checkpoint_id)
+    at_end = [
+        replace(v, subtasks=tuple(replace(s, drained=True) for s in v.subtasks))
+        for v in manifest(checkpoint_id, shuffle()).vertices
+    ]
+    of_end = replace(manifest(checkpoint_id, shuffle()), vertices=tuple(at_end))
+    assert of_end.covers_end
+    script.on(Recovered(Recovery(of_end, True), permit(checkpoint_id)))
+    script.each(TaskReady)
+    assert script.status is JobStatus.RUNNING
+    assert not script.master.restored_end
 
 
 def test_without_resources_the_job_stays_as_it_is() -> None:

@@ -389,6 +389,11 @@ def test_a_job_can_be_stopped_and_go_on_under_its_own_id(place: Place) -> None:
     path = first.stop_with_savepoint(False, place.savepoints).result(PATIENCE_S)
     with pytest.raises(JobExecutionError, match=r"has checkpoints already, .*go on from it witho"):
         place.start("same", savepoint=path).wait()
+    with pytest.raises(JobExecutionError, match=r"no savepoint in .*nowhere"):
+        place.start("other", savepoint=str(place.root / "nowhere")).wait()
+    claims = sorted(str(path.parent) for path in place.root.rglob("claim.json"))
+    assert [claim.rpartition("/")[2] for claim in claims if "same" in claim] == ["1", "2"]
+    assert len(claims) == 2, "what is refused takes a job over from nobody"
     second = place.start("same", 3)
     read(END, second)
     second.wait()

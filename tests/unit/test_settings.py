@@ -16,6 +16,8 @@ CHECKPOINTED = {"execution.checkpointing.interval": "1 s"}
 def test_without_an_interval_there_are_no_checkpoints() -> None:
     settings = job_settings({})
     assert settings.checkpoints is None
+    timeout = {"execution.checkpointing.timeout": "20 s"}
+    assert job_settings(timeout).savepoint_timeout == 20_000
     assert settings.slots_per_taskmanager == 1
     assert settings.failover_region
 

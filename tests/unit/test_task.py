@@ -34,6 +34,7 @@ from dataflow.datastream.functions import (
 from dataflow.errors import RestoreError
 from dataflow.graph.specs import MapSpec, ProcessSpec, ReduceSpec, SinkSpec, SourceSpec
 from dataflow.testing.scripted_source import ScriptedSource, Wait, WaitForCheckpoint
+from state import heap_capture
 from state.checkpoint_store import CheckpointStore
 from taskmanager.channel import ChannelLimits
 from taskmanager.elements import (
@@ -58,6 +59,7 @@ from taskmanager.messages import (
     TaskFinished,
     TaskReady,
 )
+from taskmanager.operators.reduce import ReduceOperator
 from taskmanager.task import TaskState
 
 DOUBLE = MapSpec(Map(lambda value: value * 2))
@@ -267,6 +269,34 @@ def test_a_source_starts_a_checkpoint_and_acknowledges_it_once_it_is_uploaded() 
     harness.mail(lambda: harness.task.commit(permit(memory_store(), 7)))
     assert harness.reported(CommitSucceeded)[0].checkpoint_id == 7
     assert harness.emitted()[:3] == [1, Barrier(7), 2]
+
+
+def test_a_snapshot_is_taken_for_as_long_as_a_batch_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would never be complete where batches take seconds and there is much state."""
+    monkeypatch.setattr(heap_capture, "SLICE_ENTRIES", 1)
+    process = ReduceOperator.process_batch
+    slow = 0
+
+    def process_batch(operator: ReduceOperator, batch: Any) -> None:
+        harness.services.now += slow
+        process(operator, batch)
+
+    def processing_time() -> int:
+        harness.services.now += 1  # what a bit of the snapshot takes
+        return harness.services.now
+
+    monkeypatch.setattr(ReduceOperator, "process_batch", process_batch)
+    harness = TaskHarness(SUM, inputs=1, outputs=1, store=memory_store()).started()
+    harness.feed(0, RowBatch([(str(n), n) for n in range(50)]))
+    harness.emitted()
+    monkeypatch.setattr(harness.services, "processing_time", processing_time)
+    harness.put(0, Barrier(1), *(RowBatch([("0", n)]) for n in range(5)))
+    for _ in range(3):
+        harness.task.step()
+    assert harness.services.io == [], "no batch waits for more than a bit of it"
+    slow = 100
+    harness.task.step()
+    assert len(harness.services.io) == 1, "and it is being uploaded"
 
 
 def test_a_checkpoint_is_taken_once() -> None:

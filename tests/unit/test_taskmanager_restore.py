@@ -76,3 +76,22 @@ def test_with_the_same_parallelism_its_own_part_is_all_it_is_told_of() -> None:
     own = replace(all_parts, handles=all_parts.handles[2:3])
     loaded, _ = restore.load_snapshot(replace(descriptor, restore=(own,)), store)
     assert loaded.operators == {"uid": replace(old[2].operators["uid"], extends=1)}
+
+
+@pytest.mark.parametrize("parallelism", [1, 2])
+def test_a_renamed_operator_gets_its_state_also_if_its_new_name_was_taken(parallelism: int) -> None:
+    """By an operator without state, before or behind it in the order of names."""
+    store = memory_store()
+    state = {"a": OperatorSnapshot({0: b"of a"}), "z": OperatorSnapshot({0: b"of z"})}
+    old = TaskSnapshot({**state, "m": OperatorSnapshot(), "n": OperatorSnapshot()})
+    descriptor = descriptor_of(store, [old], parallelism, 0)
+    (whole,) = descriptor.restore
+    renamed = replace(whole, renamed=(("a", "m"), ("z", "n")))
+    loaded, written = restore.load_snapshot(replace(descriptor, restore=(renamed,)), store)
+    assert {uid: o.keyed for uid, o in loaded.operators.items()} == {
+        "m": {0: b"of a"},
+        "n": {0: b"of z"},
+    }
+    handle = whole.handles[0][1]
+    layers = {"m": (handle,), "n": (handle,)}
+    assert written.layers == (layers if parallelism == 1 else {}), "and the next one extends it"

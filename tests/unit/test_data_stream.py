@@ -389,6 +389,11 @@ class Client(JobClient):
     def rescale(self, parallelism: int) -> Any:
         raise NotImplementedError
 
+    def query_state(
+        self, uid: str, state_name: str, key: Any, window: tuple[int, int] | None = None
+    ) -> Any:
+        raise NotImplementedError
+
     def cancel(self) -> Future[None]:
         self.cancelled += 1
         return self._done(None)

@@ -102,7 +102,7 @@ _HEAP = Options(
 BACKEND_CANARIES = (
     Canary("a snapshot of several moments", take_what_came_later, _HEAP),
     Canary("changes of aborted checkpoints lost", forget_changes_of_the_aborted, _CHANGELOG),
-    Canary("changelog cut off too early", cut_off_before_the_next_full_one, _CHANGELOG),
+    Canary("changelog cut off too early", cut_off_before_the_next_full_one, _CHANGELOG, 14),
     Canary("files left out of manifests", files_left_out_of_manifests, _CHANGELOG),
-    Canary("windows come back", removals_forgotten, replace(_CHANGELOG, kind="windows")),
+    Canary("windows come back", removals_forgotten, replace(_CHANGELOG, kind="windows"), 14),
 )

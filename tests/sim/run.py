@@ -461,6 +461,9 @@ class _Run:
                 finished = False  # all that was read
                 for fault in oracles.check_drained(self.shape, self.ledger):
                     self.world.violation(fault)
+            if self.shape.kind == "aligned" and not self.world.faults and finished:
+                for fault in oracles.check_drift(self.shape, self.ledger):
+                    self.world.violation(fault)
             ordered = not (cluster.rescaled or cluster.rescales)
             for fault in oracles.check_output(self.shape, self.ledger, finished, ordered):
                 self.world.violation(fault)

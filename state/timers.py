@@ -12,6 +12,7 @@ from heapq import heapify, heappop, heappush
 from typing import Any
 
 from dataflow.common.batch import MAX_TIMESTAMP, MIN_TIMESTAMP
+from dataflow.datastream.timerservice import TimerService
 from state.backend import KeyedStateBackend, StateTable
 
 #: A heap may hold this many deleted timers, or as many as live ones, before it is rebuilt.
@@ -179,6 +180,31 @@ class InternalTimerService:
         self.current_watermark = MIN_TIMESTAMP
         self._event.clear()
         self._processing.clear()
+
+
+class KeyedTimerService(TimerService):
+    """What a user's function sees: timers of the current key, without a namespace."""
+
+    def __init__(self, timers: InternalTimerService) -> None:
+        self._timers = timers
+
+    def current_processing_time(self) -> int:
+        return self._timers.current_processing_time()
+
+    def current_watermark(self) -> int:
+        return self._timers.current_watermark
+
+    def register_processing_time_timer(self, timestamp: int) -> None:
+        self._timers.register_processing_time_timer(timestamp)
+
+    def register_event_time_timer(self, timestamp: int) -> None:
+        self._timers.register_event_time_timer(timestamp)
+
+    def delete_processing_time_timer(self, timestamp: int) -> None:
+        self._timers.delete_processing_time_timer(timestamp)
+
+    def delete_event_time_timer(self, timestamp: int) -> None:
+        self._timers.delete_event_time_timer(timestamp)
 
 
 def _checked(timestamp: Any) -> int:

@@ -36,7 +36,7 @@ from state.heap_backend import HeapKeyedStateBackend, HeapStateTable
 from state.keyed_state import HeapKeyedStateStore
 from state.operator_state import PREFIX as FUNCTION
 from state.snapshot import OperatorSnapshot, Redistribution
-from state.timers import InternalTimerService
+from state.timers import InternalTimerService, KeyedTimerService
 
 _TIMERS = "timers"
 
@@ -257,7 +257,7 @@ class _Context(BootstrapContext):
 
     def __init__(self, heap: HeapKeyedStateBackend) -> None:
         self._heap = heap
-        self._timers = _Timers(InternalTimerService(heap, _never, _never))
+        self._timers = KeyedTimerService(InternalTimerService(heap, _never, _never))
 
     def at(self, key: Any) -> None:
         self._heap.current_key = key
@@ -271,26 +271,3 @@ class _Context(BootstrapContext):
 
 def _never(timestamp: int, key: Any, namespace: Any) -> None:
     raise AssertionError("timers fire in jobs")
-
-
-class _Timers(TimerService):
-    def __init__(self, timers: InternalTimerService) -> None:
-        self._timers = timers
-
-    def current_processing_time(self) -> int:
-        return self._timers.current_processing_time()
-
-    def current_watermark(self) -> int:
-        return self._timers.current_watermark
-
-    def register_processing_time_timer(self, timestamp: int) -> None:
-        self._timers.register_processing_time_timer(timestamp)
-
-    def register_event_time_timer(self, timestamp: int) -> None:
-        self._timers.register_event_time_timer(timestamp)
-
-    def delete_processing_time_timer(self, timestamp: int) -> None:
-        self._timers.delete_processing_time_timer(timestamp)
-
-    def delete_event_time_timer(self, timestamp: int) -> None:
-        self._timers.delete_event_time_timer(timestamp)

@@ -15,7 +15,7 @@ from dataflow.datastream.functions import (
 from dataflow.datastream.time_domain import TimeDomain
 from dataflow.datastream.timerservice import TimerService
 from dataflow.graph.specs import KeySelector, ProcessSpec
-from state.timers import InternalTimerService
+from state.timers import InternalTimerService, KeyedTimerService
 from taskmanager.operators.base import OperatorContext, Output
 from taskmanager.operators.collector import BATCH_ROWS, Collector
 from taskmanager.operators.error_policy import ProcessElement, Skip
@@ -228,7 +228,7 @@ class KeyedProcessContext(
         self.current_timestamp: int | None = None
         self.current_domain = TimeDomain.EVENT_TIME
         self._backend = operator.backend
-        self._timer_service = _KeyedTimers(operator.timers)
+        self._timer_service = KeyedTimerService(operator.timers)
 
     def get_current_key(self) -> Any:
         return self._backend.current_key
@@ -241,29 +241,6 @@ class KeyedProcessContext(
 
     def timer_service(self) -> TimerService:
         return self._timer_service
-
-
-class _KeyedTimers(TimerService):
-    def __init__(self, timers: InternalTimerService) -> None:
-        self._timers = timers
-
-    def current_processing_time(self) -> int:
-        return self._timers.current_processing_time()
-
-    def current_watermark(self) -> int:
-        return self._timers.current_watermark
-
-    def register_processing_time_timer(self, timestamp: int) -> None:
-        self._timers.register_processing_time_timer(timestamp)
-
-    def register_event_time_timer(self, timestamp: int) -> None:
-        self._timers.register_event_time_timer(timestamp)
-
-    def delete_processing_time_timer(self, timestamp: int) -> None:
-        self._timers.delete_processing_time_timer(timestamp)
-
-    def delete_event_time_timer(self, timestamp: int) -> None:
-        self._timers.delete_event_time_timer(timestamp)
 
 
 class _TimeOnly(TimerService):

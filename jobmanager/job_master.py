@@ -303,9 +303,10 @@ class JobMaster:
             if not region.stopping:
                 region.stopped()
         if not self._ending:
-            self._requests.advance(now, actions)
+            if not self.status.is_terminal_state():  # the timeouts may have ended a stopped job
+                self._requests.advance(now, actions)
             if self.status.is_terminal_state():
-                return  # that a TaskManager was lost has ended a job that had been stopped
+                return
             self._request_slots(now, actions)
             self._deploy_waiting(now, actions)
             self._start_ready(now, actions)

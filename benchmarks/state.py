@@ -3,9 +3,12 @@
 A rolling reduce over keys in random order, ``(key, payload of 100 bytes, count)`` per key, driven
 as a task drives its operators: batches of 1,000 records, and a checkpoint every so many,
 whose asynchronous part runs on a thread of its own. First every key is written once, then keys are
-updated at random. Judged by the number of updates that the state holds at the end.
+updated at random, all alike or by Zipf's law (``--zipf``: the n-th most frequent key has a share
+of 1/n). Judged by the number of updates that the state holds at the end.
 
 ``per s of CPU`` is of the task's thread: what there would be on a machine that does nothing else.
+``--plain`` measures a loop over the same RocksDB instead, with nothing around it: it gets a
+thousand rows at once, unpickles, updates and pickles them, and writes them at once.
 """
 
 from __future__ import annotations
@@ -18,17 +21,26 @@ import statistics
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dataflow.common.batch import RowBatch
-from dataflow.common.keys import KeyGroupRange
+from dataflow.common.codec import dumps_data, loads_data
+from dataflow.common.keys import KeyGroupRange, key_group
 from dataflow.datastream.functions import ReduceFunction
 from dataflow.graph.specs import ReduceSpec
+from state.rocksdb.database import Database, Settings
+from state.rocksdb.encoding import encode_key, prefix_of
 from state.snapshot import OperatorSnapshot
 from taskmanager.operators.factory import create_operator
 
 BATCH = 1_000
-PAYLOAD = "x" * 100
+_SCATTER = 2_654_435_761  # prime: frequent keys are not neighbours
+#: Payloads of 100 bytes are cut out of it, so that they cannot be compressed.
+NOISE = random.Random(1).randbytes(1 << 20)
 
 
 class Count(ReduceFunction):
@@ -36,6 +48,11 @@ class Count(ReduceFunction):
 
     def reduce(self, value1: Any, value2: Any) -> Any:
         return value1[0], value2[1], value1[2] + value2[2]
+
+
+def _payload(at: int) -> bytes:
+    start = at * 7919 % (len(NOISE) - 100)
+    return NOISE[start : start + 100]
 
 
 def _first(record: Any) -> Any:
@@ -68,21 +85,87 @@ class _Context:
     def add_metric(self, name: str, value: Any) -> None: ...
 
 
-def measure(backend: str, keys: int, updates: int, checkpoints: int) -> dict[str, float]:
+Drawn = Callable[[int], list[int]]
+
+
+def drawn(keys: int, zipf: bool) -> Drawn:
+    """What draws so many keys."""
+    rng = np.random.default_rng(1)
+
+    def draw(count: int) -> list[int]:
+        if not zipf:
+            return rng.integers(keys, size=count).tolist()
+        ranks = (keys ** rng.random(count)).astype(np.int64)  # 1/n: their logarithms are uniform
+        return (ranks * _SCATTER % keys).tolist()
+
+    return draw
+
+
+def measure_plain(
+    keys: int, updates: int, draw: Drawn, options: dict[str, str]
+) -> dict[str, float]:
+    """What there is to be had: RocksDB alone. Raises AssertionError."""
+    folder = tempfile.mkdtemp(prefix="benchmark-state-")
+    database = Database(Path(folder) / "db", Settings.of(_Context(options)))
+    family, prefixes = database.family("plain"), [prefix_of(group, b"") for group in range(128)]
+
+    def row(key: int) -> bytes:
+        return prefixes[key_group(key, 128)] + encode_key(key)
+
+    def load(numbers: Sequence[int]) -> None:
+        batch = database.new_batch()
+        for key in numbers:
+            batch.put(row(key), dumps_data((key, _payload(key), 1)), family.handle)
+        database.write(batch)
+
+    def update(numbers: Sequence[int]) -> None:
+        rows = [row(key) for key in numbers]
+        found = {r: loads_data(blob) for r, blob in zip(rows, family.get(rows), strict=True)}
+        for r, key in zip(rows, numbers, strict=True):
+            found[r] = key, _payload(key), found[r][2] + 1
+        batch = database.new_batch()
+        for r in sorted(found):
+            batch.put(r, dumps_data(found[r]), family.handle)
+        database.write(batch)
+
+    try:
+        begun = time.perf_counter()
+        for start in range(0, keys, BATCH):
+            load(range(start, min(keys, start + BATCH)))
+        loading = time.perf_counter() - begun
+        begun, worked = time.perf_counter(), time.thread_time()
+        for _ in range(0, updates, BATCH):
+            update(draw(BATCH))
+        updating, working = time.perf_counter() - begun, time.thread_time() - worked
+        held = sum(loads_data(blob)[2] for _, blob in family.scan(b""))
+        assert held == keys + updates, f"the state holds {held} of {keys + updates} records"
+    finally:
+        database.close()
+        shutil.rmtree(folder, ignore_errors=True)
+    return {
+        "loaded per s": keys / loading,
+        "updated per s": updates / updating,
+        "per s of CPU": updates / working,
+    }
+
+
+def measure(
+    backend: str, keys: int, updates: int, checkpoints: int, draw: Drawn, options: dict[str, str]
+) -> dict[str, float]:
     """One run; ``checkpoints`` are spread over the updates. Raises AssertionError."""
     folder = tempfile.mkdtemp(prefix="benchmark-state-")
     configuration = {"state.backend.type": backend, "state.backend.rocksdb.localdir": folder}
+    configuration |= options
     operator: Any = create_operator(ReduceSpec(Count(), _first))
     operator.setup(_Context(configuration), _Nowhere())
     operator.initialize_state(None, None)
     operator.open()
-    rng = random.Random(1)
     pauses: list[float] = []
     threads: list[threading.Thread] = []
     taken: list[OperatorSnapshot] = []
 
     def feed(numbers: list[int]) -> None:
-        operator.process_batch(RowBatch([(k, PAYLOAD, 1) for k in numbers]))
+        operator.process_batch(RowBatch([(k, _payload(k), 1) for k in numbers]))
         operator.after_records(len(numbers))
 
     def checkpoint(number: int) -> None:
@@ -102,7 +185,7 @@ def measure(backend: str, keys: int, updates: int, checkpoints: int) -> dict[str
         for start in range(0, updates, BATCH):
             if start and start % every == 0:
                 checkpoint(start)
-            feed([rng.randrange(keys) for _ in range(BATCH)])
+            feed(draw(BATCH))
         updating, working = time.perf_counter() - begun, time.thread_time() - worked
         for thread in threads:
             thread.join()
@@ -137,8 +220,18 @@ def main() -> None:
     parser.add_argument("--keys", type=int, default=1_000_000)
     parser.add_argument("--updates", type=int, default=1_000_000)
     parser.add_argument("--checkpoints", type=int, default=4)
+    parser.add_argument("--zipf", action="store_true", help="some keys much more often than others")
+    parser.add_argument("--plain", action="store_true", help="RocksDB alone, without checkpoints")
+    parser.add_argument("-D", action="append", default=[], metavar="KEY=VALUE", help="a setting")
     given = parser.parse_args()
-    for name, value in measure(given.backend, given.keys, given.updates, given.checkpoints).items():
+    draw, options = drawn(given.keys, given.zipf), dict(pair.split("=", 1) for pair in given.D)
+    if given.plain:
+        numbers = measure_plain(given.keys, given.updates, draw, options)
+    else:
+        numbers = measure(
+            given.backend, given.keys, given.updates, given.checkpoints, draw, options
+        )
+    for name, value in numbers.items():
         print(f"{name:18} {value:12,.1f}")
 
 

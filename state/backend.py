@@ -126,8 +126,9 @@ class KeyedStateBackend(ABC):
     #: Whether clean-up in the background means a look at a key for every record, instead of one at
     #: all of them before a snapshot.
     expires_in_background = False
-    #: Reads the values of some keys into memory at once; None where they are there anyway.
-    prefetch: Callable[[Any, Iterable[Any]], None] | None = None
+    #: Given the records of a batch and their key selector, before the first of them: may read what
+    #: they will need into memory at once. None where it is there anyway.
+    read_ahead: Callable[[list[Any], Callable[[Any], Any]], None] | None = None
     #: Classes of states (``state.keyed_state``) and what this backend has in place of them.
     state_types: Mapping[type, type] = {}
 

@@ -6,7 +6,7 @@ barrier. Where time goes at a barrier see ``freeze``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -65,7 +65,7 @@ class RocksDBKeyedStateBackend(KeyedStateBackend):
         self.cache = Cache(self._settings.cache_entries, self._settings.cache_bytes)
         self.for_every_record.append(self._settle_after)
         self.settle = self._settle
-        self.prefetch = _prefetch
+        self.read_ahead = self._read_ahead
 
     @property
     def folder(self) -> LocalFolder:
@@ -123,6 +123,15 @@ class RocksDBKeyedStateBackend(KeyedStateBackend):
     def next_chunk(self) -> int:
         self._chunks += 1
         return self._chunks
+
+    def _read_ahead(self, rows: list[Any], key_of: Callable[[Any], Any]) -> None:
+        """For the mappings that read many rows one by one, during the last batch."""
+        readers = self.cache.readers
+        for values in list(readers):
+            if values.reads_ahead(len(rows)):
+                values.prefetch(map(key_of, rows))
+            else:
+                readers.discard(values)
 
     # ------------------------------------------------------------------------------------ writing
 
@@ -300,7 +309,3 @@ class RocksDBKeyedStateBackend(KeyedStateBackend):
         finally:
             if folder is not None:
                 folder.remove()
-
-
-def _prefetch(values: Any, keys: Iterable[Any]) -> None:
-    values.prefetch(keys)

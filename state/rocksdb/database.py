@@ -7,7 +7,7 @@ blocks and write buffers is one budget for all operators in a slot.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,6 +23,7 @@ from state.backend import BackendContext
 from state.rocksdb.encoding import end_of
 
 _ONE_BY_ONE_MAX = 32
+_WRITE_BUFFER_FILTER = 0.02  # of its size
 _END = b"\xff" * 8  # behind all rows: there are at most 2**15 key groups
 _DEFAULT = "default"  # a column family that RocksDB insists on
 
@@ -84,8 +85,13 @@ def _options(settings: Settings) -> Any:
     blocks.set_block_cache(settings.memory.cache)
     blocks.set_block_size(settings.block_size)
     blocks.set_format_version(5)
-    # They count against the budget then, and the first ones are not evicted.
+    # They count against the budget then. In parts, because those of a whole file are so large that
+    # a few of them would displace everything else, and each look-up read one.
     blocks.set_cache_index_and_filter_blocks(True)
+    blocks.set_index_type(rocksdict.BlockBasedIndexType.two_level_index_search())
+    blocks.set_partition_filters(True)
+    blocks.set_metadata_block_size(settings.block_size)
+    blocks.set_pin_top_level_index_and_filter(True)
     blocks.set_pin_l0_filter_and_index_blocks_in_cache(True)
     blocks.set_data_block_index_type(rocksdict.DataBlockIndexType.binary_and_hash())
     if settings.bloom_filter:
@@ -97,6 +103,9 @@ def _options(settings: Settings) -> Any:
     options.set_block_based_table_factory(blocks)
     options.set_write_buffer_manager(settings.memory.write_buffers)
     options.set_write_buffer_size(settings.write_buffer_size)
+    if settings.bloom_filter:  # also of write buffers: most look-ups want an older row
+        options.set_memtable_whole_key_filtering(True)
+        options.set_memtable_prefix_bloom_ratio(_WRITE_BUFFER_FILTER)
     options.set_compression_type(rocksdict.DBCompressionType.lz4())
     options.set_level_compaction_dynamic_level_bytes(True)
     options.set_max_background_jobs(settings.threads)
@@ -114,9 +123,13 @@ class ColumnFamily:
         self.handle = database.get_column_family_handle(name)
         self.get = self.rows.get
 
-    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """One after the other, without holding up other threads."""
-        found: list[bytes | None] = self.rows.get(list(keys))
+    def get_many(self, keys: list[bytes]) -> list[bytes | None]:
+        """One after the other, without holding up other threads.
+
+        Not in several threads: where every core has a task, each batch would wait for its turn
+        on as many of them.
+        """
+        found: list[bytes | None] = self.get(keys)
         return found
 
     def scan(self, prefix: bytes, start: bytes | None = None) -> Iterator[Row]:

@@ -43,6 +43,10 @@ if TYPE_CHECKING:
 
 _UNSEEN: Final = object()
 
+#: Once a quarter of a batch was read row by row, what the next batches need is read at once; then
+#: it is looked again whether they still need it.
+READ_AHEAD_SHARE, READ_AHEAD_BATCHES = 4, 64
+
 #: What an object takes in memory, in multiples of its pickle, and beside it.
 HEAP_FACTOR, HEAP_EXTRA = 4, 200
 
@@ -50,7 +54,7 @@ HEAP_FACTOR, HEAP_EXTRA = 4, 200
 class Cache:
     """What all mappings of a backend have in memory together."""
 
-    __slots__ = ("bytes", "bytes_max", "cached", "entries", "entries_max", "touched")
+    __slots__ = ("bytes", "bytes_max", "cached", "entries", "entries_max", "readers", "touched")
 
     def __init__(self, entries_max: int, bytes_max: int) -> None:
         # Of a generation: the old one may hold as much.
@@ -60,6 +64,7 @@ class Cache:
         self.bytes = 0
         self.touched: set[RocksDBMapping] = set()  # all and only those with something dirty
         self.cached: set[RocksDBMapping] = set()  # all with something clean
+        self.readers: set[RocksDBValues] = set()  # all that have read a row or read ahead
 
     def dirty(self) -> int:
         return sum([values.dirty() for values in self.touched])
@@ -124,9 +129,6 @@ class RocksDBMapping(MutableMapping[Any, Any]):
         self._prefixes.clear()
         self._cache.touched.discard(self)
         self._cache.cached.discard(self)
-
-    def prefetch(self, keys: Iterable[Any]) -> None:
-        """Read several keys at once."""
 
     # --------------------------------------------------------------------------- rows
 
@@ -236,11 +238,23 @@ class _Values(ValuesView[Any]):
 class RocksDBValues(RocksDBMapping):
     """A row per key."""
 
-    __slots__ = ("_clean", "_dirty", "_get", "_mutable", "_old_clean", "_old_mutable", "_rows")
+    __slots__ = (
+        "_ahead",
+        "_clean",
+        "_dirty",
+        "_get",
+        "_mutable",
+        "_old_clean",
+        "_old_mutable",
+        "_reads",
+        "_rows",
+    )
 
     def __init__(self, table: RocksDBTable, encoded: bytes, groups: Iterable[int]) -> None:
         super().__init__(table, encoded, groups)
         self._get = table.family.get
+        self._reads = 0  # of single rows, since the last look
+        self._ahead = 0  # batches to read ahead for
         self._reset()
 
     def _reset(self) -> None:
@@ -328,9 +342,13 @@ class RocksDBValues(RocksDBMapping):
 
     def _read(self, key: Any) -> tuple[Any, int]:
         """From the database: the value or MISSING, and about what it takes in memory."""
-        group = self._group(key)
-        prefix = self._prefixes.get(group)
-        blob = None if prefix is None else self._get(prefix + self._suffix(key))
+        prefix = self._prefixes.get(self._group(key))
+        if prefix is None:
+            return MISSING, HEAP_EXTRA
+        if not self._reads:
+            self._cache.readers.add(self)
+        self._reads += 1
+        blob = self._get(prefix + self._suffix(key))
         if blob is None:
             return MISSING, HEAP_EXTRA
         return self._value(blob), HEAP_FACTOR * len(blob) + HEAP_EXTRA
@@ -343,7 +361,17 @@ class RocksDBValues(RocksDBMapping):
         self._cache.entries += 1
         self._cache.cached.add(self)
 
+    def reads_ahead(self, records: int) -> bool:
+        """Whether to ``prefetch`` for a batch of so many records; asked before each."""
+        reads, self._reads = self._reads, 0
+        if self._ahead:
+            self._ahead -= 1
+        elif reads * READ_AHEAD_SHARE >= records:
+            self._ahead = READ_AHEAD_BATCHES
+        return self._ahead > 0
+
     def prefetch(self, keys: Iterable[Any]) -> None:
+        """Read several keys at once, which costs a half of one after the other."""
         dirty, clean, prefixes = self._dirty, self._clean, self._prefixes
         old_clean, known = self._old_clean, self._known
         wanted: dict[Any, bytes] = {}
@@ -360,7 +388,8 @@ class RocksDBValues(RocksDBMapping):
             return
         size = 0
         mutable, decoded = self._mutable, self._value
-        for key, blob in zip(wanted, self._family.get_many(list(wanted.values())), strict=True):
+        rows = self._family.get_many(list(wanted.values()))
+        for key, blob in zip(wanted, rows, strict=True):
             if blob is None:
                 clean[key] = MISSING
                 continue
@@ -399,12 +428,13 @@ class RocksDBValues(RocksDBMapping):
     def write_into(self, batch: Any, limit: int) -> int:
         taken = self._take(limit)
         clean, mutable, cache = self._clean, self._mutable, self._cache
-        handle, put, size = self._family.handle, batch.put, 0
         rows, self._rows = self._rows, {}
+        written: list[tuple[bytes, bytes]] = []
         for key, value in taken.items():
             if value is MISSING:
                 if clean.get(key) is not MISSING:  # else it came and went since the last write
-                    batch.delete(self.prefix(self._group(key)) + self._suffix(key), handle)
+                    row = self.prefix(self._group(key)) + self._suffix(key)
+                    batch.delete(row, self._family.handle)
                     clean[key] = MISSING
                     mutable.pop(key, None)
                 continue
@@ -413,8 +443,7 @@ class RocksDBValues(RocksDBMapping):
                 continue
             blob = self._encoded_row(key, value, frozen)
             row = rows.get(key) or self.prefix(self._group(key)) + self._suffix(key)
-            put(row, blob, handle)
-            size += len(blob)
+            written.append((row, blob))
             if frozen:
                 clean[key] = value
                 mutable.pop(key, None)
@@ -422,7 +451,12 @@ class RocksDBValues(RocksDBMapping):
                 mutable[key] = value
                 clean.pop(key, None)
                 self._table.mutable = True
+        written.sort()  # neighbours cost the write buffer less
+        handle, put = self._family.handle, batch.put
+        for row, blob in written:
+            put(row, blob, handle)
         cache.entries += len(taken)
+        size = sum([len(blob) for _, blob in written])
         cache.bytes += HEAP_FACTOR * size + HEAP_EXTRA * len(taken)
         cache.cached.add(self)
         return len(taken)

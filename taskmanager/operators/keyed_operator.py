@@ -62,12 +62,11 @@ class KeyedOperator(FunctionOperator):
         Nobody's functions may see it: to them the key's time stands still until its end.
         """
 
-    def prefetch(self, values: Any, rows: list[Any]) -> None:
+    def read_ahead(self, rows: list[Any], key_of: Callable[[Any], Any]) -> None:
         """Have the backend, if it is one on disk, read what is needed for a batch at once."""
-        fetch = self.backend.prefetch
-        if fetch is not None:
+        if self.backend.read_ahead is not None:
             with suppress(Exception):  # it comes again where it can be told which record it is of
-                fetch(values, map(self.key_selector, rows))
+                self.backend.read_ahead(rows, key_of)
 
     def end_of_key(self) -> None:
         """In BATCH: the key's last record is through, so its time ends and it is forgotten."""

@@ -67,8 +67,7 @@ class ReduceOperator(KeyedOperator):
     def process_batch(self, batch: RowBatch | ArrowBatch) -> None:
         assert isinstance(batch, RowBatch)
         aggregates, key_of, reduce = self._aggregates, self.key_selector, self._reduce
-        if self.backend.prefetch is not None:
-            self.prefetch(aggregates, batch.rows)
+        self.read_ahead(batch.rows, key_of)
         get, copying = aggregates.get, self._copying
         results: list[Any] = []
         append = results.append

@@ -8,7 +8,7 @@ import enum
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
@@ -20,10 +20,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataflow.common.typeinfo import Types
-from dataflow.datastream.functions import ReduceFunction
-from dataflow.datastream.state import ListStateDescriptor, MapStateDescriptor
+from dataflow.datastream.functions import KeyedProcessFunction, ReduceFunction
+from dataflow.datastream.state import (
+    ListStateDescriptor,
+    MapStateDescriptor,
+    ValueStateDescriptor,
+)
 from dataflow.errors import ConfigError, JobExecutionError, RestoreError
-from dataflow.graph.specs import ReduceSpec
+from dataflow.graph.specs import ProcessSpec, ReduceSpec
 from state.backends import create_backend
 from state.heap_backend import HeapKeyedStateBackend
 from state.keyed_state import HeapKeyedStateStore
@@ -43,6 +47,7 @@ from state.rocksdb.encoding import (
     is_plain,
     prefix_of,
 )
+from state.rocksdb.values import READ_AHEAD_BATCHES
 
 CACHE = "state.backend.rocksdb.python-cache.entries"
 
@@ -420,25 +425,69 @@ def test_without_rocksdict_the_error_says_what_to_install(monkeypatch: pytest.Mo
         OperatorHarness(ReduceSpec(Sum(), first), configuration={"state.backend.type": "rocksdb"})
 
 
-def test_prefetch_reads_what_a_batch_needs(tmp_path: Path) -> None:
+class CountByKey(KeyedProcessFunction):
+    def open(self, runtime_context: Any) -> None:
+        self.seen = runtime_context.get_state(
+            ValueStateDescriptor("seen", Types.PICKLED_BYTE_ARRAY())
+        )
+
+    def process_element(self, value: Any, ctx: Any) -> Any:
+        self.seen.update((self.seen.value() or 0) + 1)
+        yield value[0], self.seen.value()
+
+
+@pytest.mark.parametrize(
+    ("spec", "state", "kind"),
+    [
+        (ReduceSpec(Sum(), first), "$reduce", "a rolling aggregate"),
+        (ProcessSpec(CountByKey(), first), "seen", "value state"),
+    ],
+)
+def test_what_batches_read_row_by_row_is_read_ahead(
+    spec: Any, state: str, kind: str, tmp_path: Path
+) -> None:
     settings = {
         "state.backend.type": "rocksdb",
         "state.backend.rocksdb.localdir": str(tmp_path),
         CACHE: "2",
     }
-    harness = OperatorHarness(ReduceSpec(Sum(), first), configuration=settings)
+    harness = OperatorHarness(spec, configuration=settings)
     backend: Any = harness.operator.backend  # type: ignore[attr-defined]
     assert isinstance(backend, RocksDBKeyedStateBackend)
     harness.rows([(key, 1) for key in range(5_000)])
-    for _ in range(2):
+    values = backend.table(state, kind).namespace(None)
+    single, ahead, get = [], [], values._get
+    values._get = lambda row: single.append(row) or get(row)
+    prefetch = values.prefetch
+
+    def batch(keys: Iterable[int]) -> tuple[int, int]:
+        """Rows read one by one, and keys that were asked for ahead."""
+        single.clear()
+        ahead.clear()
         backend._write_all()
-        backend.cache.rotate_if_full()
-        backend.cache.entries = 3
-        backend.cache.rotate_if_full()
-    values = backend.table("$reduce", "a rolling aggregate").namespace(None)
-    reads: list[Any] = []
-    values._get = lambda row: reads.append(row)
-    harness.rows([(key, 1) for key in range(1_000)])
-    assert reads == []
-    assert harness.emitted[-1] == (999, 2)
+        for _ in range(2):
+            backend.cache.entries = 3
+            backend.cache.rotate_if_full()
+        harness.rows([(key, 1) for key in keys])
+        return len(single), len(ahead)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            type(values),
+            "prefetch",
+            lambda self, keys: prefetch([ahead.append(key) or key for key in keys]),
+        )
+        assert batch(range(1_000)) == (1_000, 0)
+        assert batch(range(1_000)) == (0, 1_000)
+        assert harness.emitted[-1] == (999, 3)
+        # What is not wanted is read ahead for a while, and then no more.
+        harness.rows([(7, 1)])
+        for _ in range(READ_AHEAD_BATCHES):
+            harness.rows([(7, 1)])
+        ahead.clear()
+        harness.rows([(7, 1)])
+        assert ahead == []
+        assert batch(range(100)) == (100, 0)
+        assert batch(range(100)) == (0, 100)
+        assert harness.emitted[-1] == (99, 5)
     harness.close()

@@ -83,10 +83,16 @@ class JobPaths:
         return f"{JobPaths.folder(attempt)}/{name}.{sha256[:16]}"
 
     @staticmethod
-    def is_state(path: str) -> bool:
-        """Of a subtask's state; what decides about checkpoints is something else."""
+    def attempt_of_state(path: str) -> Attempt | None:
+        """To whose state a path belongs; what decides about checkpoints is nobody's state."""
         match = _FILE.fullmatch(path)
-        return match is not None and match[3] not in (MANIFEST, COMMITTED)
+        if match is None or match[3] in (MANIFEST, COMMITTED):
+            return None
+        return int(match[1]), int(match[2])
+
+    @staticmethod
+    def is_state(path: str) -> bool:
+        return JobPaths.attempt_of_state(path) is not None
 
 
 def _positive(number: int) -> int:

@@ -363,6 +363,7 @@ class CheckpointStore:
         fail: starting without state would be silent data loss.
         """
         skipped: list[tuple[int, str]] = []
+        self._abort_uploads(generation)
         listing = self._claim_unclaimed(generation, verify)
         records = protocol.canonical(self._epochs(listing).values())
         for record in records:
@@ -382,6 +383,21 @@ class CheckpointStore:
             reasons = "; ".join(f"{number}: {fault}" for number, fault in skipped[:5])
             raise RestoreError(f"no checkpoint of {self._root} can be restored ({reasons})")
         return Recovery(None, False)
+
+    def _abort_uploads(self, newest_generation: int) -> None:
+        """Drop the halves of state that processes were uploading when they died.
+
+        What recovery can use is there as a whole. Whoever still uploads, if anybody does, belongs
+        to what is being recovered from, and nothing will come of it.
+        """
+        try:
+            for token in self._fs.list_multipart(self._path("generations")):
+                relative = str(token["path"])[len(self._root) + 1 :]
+                attempt = JobPaths.attempt_of_state(relative)
+                if attempt is not None and attempt[0] <= newest_generation:
+                    self._fs.abort_multipart(token)
+        except StorageError as error:  # perhaps the right to list uploads is missing
+            log.warning("uploads that %s has not ended remain: %s", self._root, error)
 
     def _claim_unclaimed(self, generation: int, verify: Verify | None) -> JobListing:
         """Publish what a dead JobManager left between manifest and epoch record, if it is good."""
@@ -525,6 +541,7 @@ class CheckpointStore:
             if path.startswith(epochs):
                 self._fs.delete(path)
         self._fs.delete_all([p for p in paths if p not in claims and not p.startswith(epochs)])
+        self._abort_uploads(generation)
 
     def _manifests(
         self, listing: JobListing, records: dict[int, EpochRecord]

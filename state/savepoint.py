@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from dataflow.errors import CorruptObject, ObjectNotFound, RestoreError, StorageError
@@ -63,6 +64,9 @@ def discard_savepoint(fs: FileSystem, folder: str) -> None:
     """Delete what there is of one that has failed; what decides goes first."""
     fs.delete(f"{folder}/{SAVEPOINT}")
     fs.delete_all([status.path for status in fs.list(folder)])
+    with suppress(StorageError):  # the right to list uploads may be missing
+        for token in fs.list_multipart(folder):
+            fs.abort_multipart(token)
 
 
 def open_restore_point(

@@ -151,8 +151,15 @@ class TaskSnapshot:
 
     def completed(self) -> TaskSnapshot:
         """With the asynchronous parts of all operators."""
-        parts = {uid: operator.completed() for uid, operator in self.operators.items()}
-        in_flight = self.in_flight if self.in_flight_part is None else self.in_flight_part()
+        parts: dict[str, OperatorSnapshot] = {}
+        try:
+            for uid, operator in self.operators.items():
+                parts[uid] = operator.completed()
+            in_flight = self.in_flight if self.in_flight_part is None else self.in_flight_part()
+        except BaseException:
+            for part in parts.values():
+                part.release()
+            raise
         return TaskSnapshot(parts, self.drained, in_flight)
 
     def edges_in_flight(self, output: bool) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from functools import partial
 from typing import Protocol
 
 from dataflow.common.keys import KeyGroupRange
-from dataflow.errors import CorruptObject, ObjectNotFound
+from dataflow.errors import CorruptObject, ObjectNotFound, StorageError
 from state.checkpoint_store import CheckpointManifest, CheckpointStore, StateHandle
 from state.snapshot import (
     InFlight,
@@ -106,12 +106,19 @@ class SnapshotWriter:
         self._completed = checkpoint_id, restored
         self._say_what_is_needed()
 
-    def prepare(self, checkpoint_id: int, snapshot: TaskSnapshot) -> Callable[[], Stored]:
+    def prepare(
+        self,
+        checkpoint_id: int,
+        snapshot: TaskSnapshot,
+        given_up: Callable[[], bool] = lambda: False,
+    ) -> Callable[[], Stored]:
         """What uploads the snapshot and its asynchronous parts.
 
-        It may refer to the checkpoint that is known to be completed now.
+        It may refer to the checkpoint that is known to be completed now. Once it is ``given_up``
+        no more is uploaded: while the store is slow, what nobody waits for would hold up what
+        comes after it, until that is given up as well. The asynchronous parts are due all the same.
         """
-        return partial(self._write, checkpoint_id, snapshot, *self._completed)
+        return partial(self._write, checkpoint_id, snapshot, given_up, *self._completed)
 
     def stored(self, checkpoint_id: int, stored: Stored) -> None:
         """The snapshot is durable; the checkpoint may become completed."""
@@ -133,10 +140,19 @@ class SnapshotWriter:
         self,
         checkpoint_id: int,
         snapshot: TaskSnapshot,
+        given_up: Callable[[], bool],
         completed_id: int | None,
         completed: Written,
     ) -> Stored:
         snapshot = snapshot.completed()
+
+        def write(data: bytes, sha256: str | None = None) -> StateHandle:
+            if given_up():
+                raise StorageError(f"checkpoint {checkpoint_id} was given up meanwhile")
+            return self._store.write_state(
+                self._generation, checkpoint_id, self._name, data, sha256
+            )
+
         try:
             files = _Numbered()
             references: dict[str, References] = {}
@@ -153,9 +169,7 @@ class SnapshotWriter:
                         )
                     base = completed.layers.get(uid, ())
                 layers[uid] = base
-                uploaded = [
-                    self._upload(checkpoint_id, uid, native, completed) for native in state.native
-                ]
+                uploaded = [self._upload(write, uid, native, completed) for native in state.native]
                 references[uid] = References(
                     tuple(map(files.number, base)),
                     tuple(
@@ -166,9 +180,7 @@ class SnapshotWriter:
                 for native, of_one in zip(state.native, uploaded, strict=True):
                     shared.update({(uid, name): of_one[name] for name in native.shared})
             data = encode(snapshot, references)
-            root = self._store.write_state(
-                self._generation, checkpoint_id, self._name, data, digest_of(data)
-            )
+            root = write(data, digest_of(data))
         finally:
             for state in snapshot.operators.values():
                 state.release()
@@ -179,7 +191,11 @@ class SnapshotWriter:
         return Stored(handle, snapshot, Written(layers, shared, handle.paths))
 
     def _upload(
-        self, checkpoint_id: int, uid: str, native: NativeState, completed: Written
+        self,
+        write: Callable[[bytes], StateHandle],
+        uid: str,
+        native: NativeState,
+        completed: Written,
     ) -> dict[str, StateHandle]:
         """The handles of a native state's files by name; those there already are not sent again."""
 
@@ -188,8 +204,7 @@ class SnapshotWriter:
             if known is not None:
                 return known
             with open(native.files[name], "rb") as file:
-                data = file.read()
-            return self._store.write_state(self._generation, checkpoint_id, self._name, data)
+                return write(file.read())
 
         names = sorted(native.files)
         return dict(zip(names, transfer(self._store.transfers, upload, names), strict=True))

@@ -215,9 +215,11 @@ class SubtaskCheckpoints:
         def uploaded(stored: Stored | None, error: BaseException | None) -> None:
             if isinstance(error, UploadLost):
                 raise error
+            if checkpoint_id <= self._aborted:
+                return
             if error is not None or stored is None:
                 self.decline(checkpoint_id, f"{task.name}: upload failed: {error}")
-            elif checkpoint_id > self._aborted:
+            else:
                 if self._writer is not None:
                     self._writer.stored(checkpoint_id, stored)
                 completed = stored.snapshot
@@ -236,7 +238,7 @@ class SubtaskCheckpoints:
                     )
                 )
 
-        upload = writer.prepare(checkpoint_id, snapshot)
+        upload = writer.prepare(checkpoint_id, snapshot, lambda: checkpoint_id <= self._aborted)
         self._give_up_taking()  # of a checkpoint that has been aborted
         self._taking = SnapshotInProgress(
             checkpoint_id, snapshot, in_flight, lambda: task._call_async(upload, uploaded)

@@ -145,7 +145,8 @@ class FileSystem(ABC):
     def list_multipart(self, prefix: str) -> Iterator[dict[str, object]]:
         """The uploads begun below the folder ``prefix``, neither committed nor aborted, by path.
 
-        Each has its ``path`` and what ``abort_multipart`` needs of a token.
+        Each has its ``path`` and what ``abort_multipart`` needs of a token. Among them may be what
+        a ``put`` has begun, also one whose process died.
         """
 
     def exists(self, path: str) -> bool:

@@ -2,7 +2,8 @@
 
 An object appears by ``rename`` or ``link`` of a finished, synced temporary file in the same
 folder, so a reader never sees half of one. ``link`` refuses an existing target atomically, which
-is put-if-absent. Temporary files have hidden names and are not listed.
+is put-if-absent. Temporary files have hidden names and are not listed as objects; those that a
+process leaves behind when it dies are uploads in progress, whatever it was about to write.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from dataflow.filesystem.base import (
     token_text,
 )
 
-_TEMPORARY = re.compile(r"\.(.*)\.(inprogress|tmp)\.([0-9a-f]{32})")
+_TEMPORARY = re.compile(r"\.(.*)\.inprogress\.([0-9a-f]{32})")
 _UPLOAD_ID = re.compile(r"[0-9a-f]{32}")
 _FOLDER_RACES_MAX = 20  # a concurrent delete may remove the folder just made
 
@@ -34,9 +35,9 @@ def _local(path: str) -> str:
     return path.removeprefix("file://")
 
 
-def _temporary(target: str, kind: str, unique: str) -> str:
+def _temporary(target: str, unique: str) -> str:
     folder, name = os.path.split(target)
-    return os.path.join(folder, f".{name}.{kind}.{unique}")
+    return os.path.join(folder, f".{name}.inprogress.{unique}")
 
 
 @contextlib.contextmanager
@@ -137,7 +138,7 @@ class LocalFileSystem(FileSystem):
         """A synced temporary file with ``data`` beside ``path``, gone afterwards."""
         if os.path.isdir(_local(path)):
             raise StorageError(f"cannot write {_local(path)}: it is a folder")
-        temporary = _temporary(_local(path), "tmp", self._unique_name(path))
+        temporary = _temporary(_local(path), self._unique_name(path))
         try:
             with _create(temporary) as file:
                 file.write(data)
@@ -215,9 +216,9 @@ class LocalFileSystem(FileSystem):
         found: list[tuple[str, str]] = []
         for entry in _files(_local(prefix)):
             temporary = _TEMPORARY.fullmatch(entry.name)
-            if temporary and temporary[2] == "inprogress":
+            if temporary:
                 target = os.path.join(os.path.dirname(entry.path), temporary[1])
-                found.append((f"file://{target}", temporary[3]))
+                found.append((f"file://{target}", temporary[2]))
         return ({"path": path, "upload_id": upload_id} for path, upload_id in sorted(found))
 
     def _has_size(self, path: str, size: int) -> bool:
@@ -232,7 +233,7 @@ def _unpack(token: dict[str, object]) -> tuple[str, str, int]:
     path, upload_id = token_text(token, "path"), token_text(token, "upload_id")
     if not path.startswith("file:///") or not _UPLOAD_ID.fullmatch(upload_id):
         raise StorageError("not an upload token of a local folder")
-    return path, _temporary(_local(path), "inprogress", upload_id), token_size(token)
+    return path, _temporary(_local(path), upload_id), token_size(token)
 
 
 class _LocalUpload(MultipartUpload):
@@ -240,7 +241,7 @@ class _LocalUpload(MultipartUpload):
         self._fs = fs
         self._path = path
         self._token: dict[str, object] = {"path": path, "upload_id": upload_id}
-        self._file = _create(_temporary(_local(path), "inprogress", upload_id))
+        self._file = _create(_temporary(_local(path), upload_id))
         self._size = 0
         self._lock = threading.Lock()  # of prepare and abort
         self._prepared = False

@@ -39,6 +39,9 @@ CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 30
 BACKOFF_S_MAX = 5.0
 CONNECTIONS_MAX = 32
+PUT_BYTES_MAX = 128 << 20  # what is larger is put in parts, several at a time; S3 takes 5 GB in one
+PUT_PART_BYTES = 16 << 20  # ten of them are in memory besides
+PUT_PARTS_AT_A_TIME = 4
 PART_BYTES = 8 << 20  # S3 wants at least 5 MiB for every part but the last
 PARTS_MAX = 10_000
 DELETE_MAX = 1_000  # objects in one request
@@ -141,7 +144,39 @@ class S3FileSystem(FileSystem):
 
     def put(self, path: str, data: bytes) -> None:
         bucket, key = _split(path)
-        self._call("write", path, self.client.put_object, Bucket=bucket, Key=key, Body=data)
+        if len(data) > PUT_BYTES_MAX:
+            self._put_in_parts(path, data)
+        else:
+            self._call("write", path, self.client.put_object, Bucket=bucket, Key=key, Body=data)
+
+    def _put_in_parts(self, path: str, data: bytes) -> None:
+        """As one upload, which ends when it fails; only one whose process dies is left behind."""
+        from boto3.s3.transfer import TransferConfig
+
+        bucket, key = _split(path)
+        mark = uuid.uuid4().hex
+        try:
+            self._call(
+                "write",
+                path,
+                self.client.upload_fileobj,
+                Fileobj=io.BytesIO(data),
+                Bucket=bucket,
+                Key=key,
+                ExtraArgs={"Metadata": {_UPLOAD_MARK: mark}},
+                Config=TransferConfig(
+                    multipart_threshold=PUT_BYTES_MAX,
+                    multipart_chunksize=PUT_PART_BYTES,
+                    max_concurrency=PUT_PARTS_AT_A_TIME,
+                    preferred_transfer_client="classic",
+                ),
+            )
+        except ObjectNotFound:
+            # NoSuchUpload: aborted, or completed by a request whose answer got lost.
+            if not self._is_committed({"size": len(data), "mark": mark}, path):
+                raise StorageError(
+                    f"{self.location(path)} was not written: somebody has aborted its upload"
+                ) from None
 
     def put_if_absent(self, path: str, data: bytes) -> bool:
         from botocore.exceptions import BotoCoreError, ClientError

@@ -115,7 +115,9 @@ def make(name: str, work: Path) -> None:
     shutil.rmtree(target, ignore_errors=True)
     # RocksDB has several files for each operator and subtask.
     parallelism = 1 if name == "rocksdb" else 2
+    program.DELAY[0] = 0.01  # so that records wait in channels
     run(name, storage, [*program.BEFORE, program.FOREVER], parallelism)
+    program.DELAY[0] = 0.0
     newest_only(storage / name, target)
     expected = {"contents": contents(SavepointReader.read(str(target)))}
     again = work / f"{name}-restored"

@@ -6,6 +6,7 @@ Whoever changes it makes the checkpoints unreadable: add another program instead
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -287,12 +288,68 @@ def _as_json(row: Mapping[str, Any]) -> str:
     return json.dumps(["columns", {name: str(value) for name, value in row.items()}])
 
 
+#: Seconds that ``Slow`` takes for a record, in a job that makes a checkpoint.
+DELAY = [0.0]
+
+NAMES = ("ann", "ida", "bob", "jim", "liz", "kim")  # three for each of two subtasks
+
+WAITING: list[Any] = [
+    item
+    for start in range(0, 120, 20)
+    for item in (
+        *((NAMES[n % 6], "add", n) for n in range(start, start + 20)),
+        Watermark(10 * start),
+        *([MADE] if start == 40 else ()),
+    )
+]
+
+
+class Slow(KeyedProcessFunction):
+    """Counts, and sets a timer for each record."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        self.count = runtime_context.get_state(ValueStateDescriptor("count"))
+
+    def process_element(self, value: Any, ctx: KeyedProcessFunction.Context) -> Iterable[str]:
+        time.sleep(DELAY[0])
+        count = (self.count.value() or 0) + 1
+        self.count.update(count)
+        key, n = (value["key"], value["n"]) if isinstance(value, dict) else (value[0], value[2])
+        ctx.timer_service().register_event_time_timer(10 * n + 1)
+        yield json.dumps(["made"] if value == MADE else [self.name, key, n, count])
+
+    def on_timer(self, timestamp: int, ctx: KeyedProcessFunction.OnTimerContext) -> Iterable[str]:
+        yield json.dumps([f"timer of {self.name}", ctx.get_current_key(), timestamp])
+
+
+def build_unaligned(env: StreamExecutionEnvironment, script: list[Any]) -> DataStream:
+    """Records wait in channels, as rows and as columns."""
+    source = ScriptedSource([*WAITING, script[-1]], batch_size=4)
+    events = env.from_source(source, WatermarkStrategy.no_watermarks(), "events").uid("source")
+    events.set_parallelism(1)
+    rows = events.key_by(lambda event: event[0]).process(Slow("rows")).uid("rows")
+    dicts = events.map(lambda event: {"key": event[0], "n": event[2]}).set_parallelism(1)
+    columns = dicts.map_batches(lambda batch: batch).set_parallelism(1)
+    return rows.union(columns.key_by("key").process(Slow("columns")).uid("columns"))
+
+
 #: By name of the golden checkpoint: what builds its job, and its settings.
 GOLDEN: dict[str, tuple[Any, dict[str, str]]] = {
     "hashmap": (build, {}),
     "changelog": (build, {"state.changelog.enabled": "true"}),
     "rocksdb": (build, {"state.backend.type": "rocksdb"}),
     "columns": (build_columnar, {}),
+    "unaligned": (
+        build_unaligned,
+        {
+            "execution.checkpointing.unaligned.enabled": "true",
+            "taskmanager.network.channel.batch-rows-max": "4",
+            "taskmanager.network.channel.batches-max": "2",
+        },
+    ),
 }
 SETTINGS = {
     "pipeline.max-parallelism": "8",

@@ -21,6 +21,7 @@ class Failpoint:
     folder: str
     times: int = 1
     delay_s: float = 0.0  # instead of killing anybody
+    sends: signal.Signals = signal.SIGKILL
 
     def arm(self, victims: Iterable[int] = ()) -> Failpoint:
         """From now on it kills these processes, or without any the one that passes."""
@@ -35,35 +36,41 @@ class Failpoint:
         """How often it has struck."""
         return sum(1 for _ in Path(self.folder).glob("hit-*"))
 
-    def hit(self) -> None:
+    @property
+    def notes(self) -> list[str]:
+        """What was going on each time."""
+        return [hit.read_text() for hit in sorted(Path(self.folder).glob("hit-*"))]
+
+    def hit(self, note: str = "") -> None:
         armed = Path(self.folder, "armed")
         if not armed.exists():
             return
         for number in range(self.times):
             try:
-                os.close(os.open(Path(self.folder, f"hit-{number}"), os.O_CREAT | os.O_EXCL))
+                with Path(self.folder, f"hit-{number}").open("x") as hit:
+                    hit.write(note)
             except FileExistsError:
                 continue
             if self.delay_s:
                 time.sleep(self.delay_s)
                 return
             for victim in map(int, armed.read_text().split() or [os.getpid()]):
-                kill(victim)
+                kill(victim, self.sends)
             return
 
     def hit_after(
-        self, owner: type, name: str, when: Callable[[Any], bool] = lambda _: True
+        self, owner: type, name: str, when: Callable[..., bool] = lambda *_: True
     ) -> None:
-        """From now on, in this process, each call of a method passes here; ``when`` of its object.
+        """From now on, in this process, each call of a method passes here.
 
-        For moments at which no code of a user runs.
+        ``when`` of its object and arguments. For moments at which no code of a user runs.
         """
         original = getattr(owner, name)
 
         def method(instance: Any, *arguments: Any) -> Any:
             result = original(instance, *arguments)
-            if when(instance):
-                self.hit()
+            if when(instance, *arguments):
+                self.hit(str(result))
             return result
 
         setattr(owner, name, method)

@@ -34,6 +34,7 @@ from tests.integration.failpoints import Failpoint
 
 SPAN_MS = 100  # of event time, for timers; record number ``index`` is of millisecond ``index``
 SHOWN_MAX = 5
+TABLE_FILE_END = 0x88E241B785F4CFF7.to_bytes(8, "little")
 
 Row = dict[str, Any]
 Failpoints = Mapping[str, Failpoint]
@@ -93,7 +94,7 @@ class Probe:
 class Account(KeyedProcessFunction):
     """Count and sum per key, and a timer per key and span.
 
-    Failpoints: open, process, snapshot, and of its process: aligning, uploaded.
+    Failpoints: open, process, snapshot, and of its process: aligning, uploading, uploaded.
     """
 
     def __init__(self, parallelism: int, failpoints: Failpoints) -> None:
@@ -110,7 +111,11 @@ class Account(KeyedProcessFunction):
             )
         if "aligning" in self._failpoints:  # one barrier has come, another has not
             self._failpoints["aligning"].hit_after(
-                BarrierAligner, "on_barrier", lambda aligner: bool(aligner.blocked)
+                BarrierAligner, "on_barrier", lambda aligner, *_: bool(aligner.blocked)
+            )
+        if "uploading" in self._failpoints:  # a table file of RocksDB, of a snapshot of several
+            self._failpoints["uploading"].hit_after(
+                CheckpointStore, "write_state", lambda *args: args[4].endswith(TABLE_FILE_END)
             )
         if "uploaded" in self._failpoints:  # and not acknowledged
             self._failpoints["uploaded"].hit_after(CheckpointStore, "write_state")

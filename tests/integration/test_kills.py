@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import uuid
 from pathlib import Path
@@ -11,6 +12,8 @@ from store_faults import audit
 
 from dataflow.common.job_status import JobStatus
 from dataflow.filesystem import parse
+from state.checkpoint_paths import JobPaths
+from state.checkpoint_store import CheckpointManifest, CheckpointStore
 from tests.integration.failpoints import Failpoint, kill
 from tests.integration.ledger_job import Ledger, Output, build, read_output, violations
 from tests.integration.running import RunningJob, Submit, environment, wait_until
@@ -223,20 +226,68 @@ def test_f06_jobmanager_and_taskmanagers_killed_together(
     check(job, storage, output)
 
 
+def hit_checkpoint(failpoint: Failpoint) -> tuple[str, int]:
+    """The file that was uploaded last, relative to the job's folder, and its checkpoint."""
+    wait_until(lambda: any(failpoint.notes), "the failpoint strikes")
+    found = re.search(r"generations/\d+/ckpt-(\d+)/[^']+", failpoint.notes[0])
+    assert found is not None
+    return found[0], int(found[1])
+
+
 @pytest.mark.s3
-def test_f01_f04_on_s3(submit: Submit, s3_bucket: str) -> None:
+def test_f02_f04_killed_amid_and_after_an_incremental_upload_to_s3(
+    submit: Submit, s3_bucket: str, tmp_path: Path
+) -> None:
+    """A TaskManager in the upload, later the JobManager when all is uploaded and not published."""
     storage, output = f"{s3_bucket}/jobs", f"{s3_bucket}/output"
-    env = environment(storage)
-    ledger = Ledger(records=12_000, rate=2_000)
-    build(env, ledger, output)
-    job = submit(env, f"on-s3-{uuid.uuid4().hex[:8]}")
-    before = job.checkpointed()
-    kill(job.taskmanagers()[-1])
-    job.recovered()
+    uploading = Failpoint(str(tmp_path / "uploading"))
+    uploaded = Failpoint(str(tmp_path / "uploaded"), sends=signal.SIGSTOP)
+    ledger = Ledger(records=24_000, rate=2_000, keys=997)
+    env = environment(storage, 300, settings={"state.backend.type": "rocksdb"})
+    build(env, ledger, output, {"uploading": uploading, "uploaded": uploaded})
+    job = submit(env, f"incremental-{uuid.uuid4().hex[:8]}")
+    fs, root = parse(storage)
+    store = CheckpointStore(fs, root, job.job_id)
+
+    def objects(attempt: tuple[int, int]) -> list[str]:
+        folder = f"{root}/{job.job_id}/{JobPaths.folder(attempt)}"
+        return [status.path for status in fs.list(folder)]
+
+    def incremental() -> CheckpointManifest | None:
+        """The newest checkpoint, if it refers to files of earlier ones."""
+        newest = store.canonical_checkpoint()
+        assert newest is not None
+        own = JobPaths.folder((newest.generation, newest.checkpoint_id))
+        return newest if any(not h.path.startswith(own) for h in newest.handles()) else None
+
+    job.checkpointed(more=3)
+    uploading.arm()
+    path, amid = hit_checkpoint(uploading)
+    info = job.recovered()
+    assert "its process died" in (info.last_checkpoint_failure or "")
+    assert info.restored_checkpoint is not None
+    assert info.restored_checkpoint < amid
     job.checkpointed()
-    kill(job.jobmanager())
-    job.taken_over(before.generation)
+    newest: CheckpointManifest = wait_until(incremental, "an incremental checkpoint")
+    assert newest.checkpoint_id > amid
+
+    uploaded.arm([job.jobmanager()])
+    path, unpublished = hit_checkpoint(uploaded)
+    snapshots = len(list(newest.snapshots()))
+    wait_until(
+        lambda: sum(fs.read(o, 0, 6) == b"DFSNAP" for o in objects((1, unpublished))) == snapshots,
+        "all tasks have uploaded",
+    )
+    assert fs.exists(f"{root}/{job.job_id}/{path}")
+    kill(int(Path(uploaded.folder, "armed").read_text()))
+    info = job.taken_over(1)
+    assert info.restored_checkpoint is not None
+    assert amid < info.restored_checkpoint < unpublished
+    job.checkpointed()
+    assert wait_until(incremental, "an incremental checkpoint").generation == 2
     check(job, storage, output, ledger)
+    assert objects((1, amid)) == objects((1, unpublished)) == []
+    assert list(fs.list_multipart(root)) == []
 
 
 # ----------------------------------------------------------------------------- damaged storage

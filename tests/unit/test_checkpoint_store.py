@@ -7,6 +7,9 @@ import dataclasses
 import json
 import pickle
 import random
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -856,6 +859,92 @@ def test_uploads_in_progress_stay(store: CheckpointStore) -> None:
         store.read_state(uploading)
 
 
+def upload(fs: MemoryFileSystem, relative: str) -> str:
+    """Begun, and not ended."""
+    begun = fs.create_multipart(object_path(relative))
+    begun.write(b"half")
+    return object_path(relative)
+
+
+def uploads(fs: MemoryFileSystem) -> list[str]:
+    return [str(token["path"]) for token in fs.list_multipart(ROOT)]
+
+
+def test_uploads_of_state_that_nobody_ends_any_more_are_aborted_by_the_next_recovery(
+    store: CheckpointStore, fs: MemoryFileSystem
+) -> None:
+    store.claim_generation("first")
+    publish(store, 1, 1)
+    for claimant in ("second", "third"):
+        store.claim_generation(claimant)
+    upload(fs, "generations/1/ckpt-2/v-0.0123")
+    upload(fs, "generations/2/ckpt-3/v-0.0123")
+    others = [
+        upload(fs, "generations/2/ckpt-3/part/of/a/sink"),
+        upload(fs, "part-0-1"),
+    ]
+    newer = upload(fs, "generations/3/ckpt-4/v-0.0123")
+    before = everything(fs)
+    store.recover(2)
+    assert sorted(uploads(fs)) == sorted([newer, *others])
+    assert everything(fs) == before
+    store.recover(3)
+    assert uploads(fs) == others
+
+
+@pytest.mark.parametrize("call", ["list_multipart", "abort_multipart"])
+def test_a_job_recovers_also_where_uploads_can_neither_be_listed_nor_aborted(
+    fs: MemoryFileSystem, caplog: pytest.LogCaptureFixture, call: str
+) -> None:
+    faulty = FaultyFileSystem(fs, lambda o: Fault.FAIL_BEFORE if o.name == call else None)
+    store = CheckpointStore(faulty, ROOT, JOB)
+    store.claim_generation("first")
+    publish(store, 1, 1)
+    left = upload(fs, "generations/1/ckpt-2/v-0.0123")
+    recovered = store.recover(1).manifest
+    assert recovered is not None
+    assert recovered.checkpoint_id == 1
+    assert uploads(fs) == [left]
+    assert "remain" in caplog.text
+
+
+_KILLED_WHILE_IT_WRITES = """
+import os, signal, sys, threading
+from dataflow.filesystem import parse, s3
+from state.checkpoint_store import CheckpointStore
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+s3.PUT_BYTES_MAX, s3.PUT_PART_BYTES, s3.PUT_PARTS_AT_A_TIME = 1 << 20, 5 << 20, 1
+fs, root = parse(sys.argv[1])
+if fs.scheme == "s3":
+    fs.client.meta.events.register("after-call.s3.UploadPart", die)  # one part is there
+else:
+    os.replace = die
+CheckpointStore(fs, root, "job-1").write_state(1, 2, "v-0", bytes(11 << 20))
+"""
+
+
+@pytest.mark.parametrize("kind", ["local", pytest.param("s3", marks=pytest.mark.s3)])
+def test_a_process_killed_while_it_writes_state_leaves_nothing_for_ever(
+    request: pytest.FixtureRequest, kind: str
+) -> None:
+    root = f"{request.getfixturevalue('tmp_path' if kind == 'local' else 's3_bucket')}/jobs"
+    fs, root = parse(root)
+    store = CheckpointStore(fs, root, JOB)
+    store.claim_generation("first")
+    publish(store, 1, 1)
+    before = list(fs.list(root))
+    writer = subprocess.run([sys.executable, "-c", _KILLED_WHILE_IT_WRITES, root], timeout=60)
+    assert writer.returncode == -signal.SIGKILL
+    assert list(fs.list(root)) == before
+    assert len(list(fs.list_multipart(root))) == 1
+    store.recover(1)
+    assert list(fs.list_multipart(root)) == []
+    assert list(fs.list(root)) == before
+
+
 def test_orphaned_and_discarded_checkpoints_are_collected(
     store: CheckpointStore, fs: MemoryFileSystem
 ) -> None:
@@ -1041,7 +1130,9 @@ def test_the_checkpoints_of_a_canceled_job_can_be_deleted_but_never_its_claims(
 ) -> None:
     generation = store.claim_generation("first")
     publish(store, generation, 1)
+    upload(fs, "generations/1/ckpt-2/v-0.0123")
     store.delete_checkpoints(generation)
+    assert uploads(fs) == []
     assert store.recover(generation).manifest is None
     assert list(everything(fs)) == [object_path(JobPaths.claim(generation))]
     assert store.claim_generation("second") == generation + 1

@@ -86,6 +86,22 @@ def test_what_was_put_is_read_back_and_replaced_by_the_next_put(fs: FileSystem, 
         assert fs.status(f"{root}/a/b").size == len(data)
 
 
+@pytest.fixture
+def in_parts(monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """An object that S3 gets in three parts."""
+    monkeypatch.setattr(s3_module, "PUT_BYTES_MAX", MIB)
+    monkeypatch.setattr(s3_module, "PUT_PART_BYTES", 5 * MIB)
+    return os.urandom(11 * MIB + 7)
+
+
+def test_a_large_object_is_put_as_any_other(fs: FileSystem, root: str, in_parts: bytes) -> None:
+    for data in (in_parts, b"small", in_parts[1:]):
+        fs.put(f"{root}/x", data)
+        assert fs.read(f"{root}/x") == data
+        assert [status.size for status in fs.list(root)] == [len(data)]
+        assert list(fs.list_multipart(root)) == []
+
+
 def test_a_range_is_cut_at_the_end_of_the_object(fs: FileSystem, root: str) -> None:
     fs.put(f"{root}/x", b"0123456789")
     assert fs.read(f"{root}/x", 3, 4) == b"3456"
@@ -389,6 +405,22 @@ def test_local_leaves_no_temporary_files_and_no_empty_folders(tmp_path: Path) ->
     assert not (tmp_path / "a").exists()
 
 
+def test_local_what_a_put_has_left_when_its_process_died_is_an_upload(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs, root = parse(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", mock.Mock(side_effect=SystemExit))
+        patch.setattr(os, "unlink", mock.Mock())  # nothing is done any more
+        with pytest.raises(SystemExit):
+            fs.put(f"{root}/x", b"half")
+    assert paths(fs, root) == []
+    (left,) = fs.list_multipart(root)
+    assert left["path"] == f"{root}/x"
+    fs.abort_multipart(left)
+    assert os.listdir(tmp_path) == []
+
+
 def test_local_failures_are_one_sentence(tmp_path: Path) -> None:
     fs, root = parse(tmp_path)
     fs.put(f"{root}/file", b"1")
@@ -550,6 +582,42 @@ def test_server_errors_are_retried_and_then_reported_without_the_servers_text(
     with pytest.raises(StorageError, match="S3 answered 503 SlowDown") as caught:
         s3.put(f"{moto_bucket}/x", b"1")
     assert "secret detail" not in str(caught.value)
+
+
+def test_parts_are_sent_several_at_a_time_and_each_again_where_it_fails(
+    s3: S3FileSystem, moto_bucket: str, in_parts: bytes
+) -> None:
+    sent = fault(s3, "UploadPart", 3, effect=True)
+    s3.put(f"{moto_bucket}/x", in_parts)
+    assert len(sent) == 3 + 3
+    assert s3.read(f"{moto_bucket}/x") == in_parts
+
+
+@pytest.mark.parametrize("operation", ["UploadPart", "CompleteMultipartUpload"])
+def test_what_cannot_be_put_in_parts_is_not_there_and_leaves_no_upload(
+    s3: S3FileSystem, moto_bucket: str, in_parts: bytes, operation: str
+) -> None:
+    s3.put(f"{moto_bucket}/x", b"before")
+    fault(s3, operation, 10**6, effect=False, status=503)
+    with pytest.raises(StorageError, match=f"cannot write {moto_bucket}/x.*503 SlowDown"):
+        s3.put(f"{moto_bucket}/x", in_parts)
+    assert s3.read(f"{moto_bucket}/x") == b"before"
+    assert list(s3.list_multipart(moto_bucket)) == []
+
+
+@pytest.mark.parametrize("effect", [True, False])
+def test_parts_that_were_put_together_although_the_answer_got_lost_are_known(
+    s3: S3FileSystem, moto_bucket: str, in_parts: bytes, effect: bool
+) -> None:
+    s3.put(f"{moto_bucket}/x", in_parts[::-1])  # of the same size, but not of this upload
+    fault(s3, "CompleteMultipartUpload", 1, effect, status=404)  # NoSuchUpload
+    if effect:
+        s3.put(f"{moto_bucket}/x", in_parts)
+    else:
+        with pytest.raises(StorageError, match="was not written: somebody has aborted") as caught:
+            s3.put(f"{moto_bucket}/x", in_parts)
+        assert type(caught.value) is StorageError, "nothing that was prepared is lost"
+    assert s3.read(f"{moto_bucket}/x") == (in_parts if effect else in_parts[::-1])
 
 
 def test_a_concurrent_conditional_write_is_waited_for(s3: S3FileSystem, moto_bucket: str) -> None:

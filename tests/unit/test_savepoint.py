@@ -70,8 +70,10 @@ def test_a_savepoint_is_what_was_written_wherever_it_is_copied(
 ) -> None:
     manifest = savepoint(f"{root}/a", key)
     copy(f"{root}/a", f"{root}/other name/b")
+    MemoryFileSystem().create_multipart(f"{root}/a/generations/1/ckpt-1/half")
     discard_savepoint(MemoryFileSystem(), f"{root}/a")
     assert list(MemoryFileSystem().list(f"{root}/a")) == []
+    assert list(MemoryFileSystem().list_multipart(f"{root}/a")) == []
     for path in (f"{root}/other name/b", f"{root}/other name/b/savepoint.json"):
         point = open_restore_point(path, in_memory, key)
         assert point == RestorePoint(f"{root}/other name/b", manifest)

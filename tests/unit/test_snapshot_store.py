@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from task_harness import memory_store
 
 from dataflow.common.keys import KeyGroupRange
-from dataflow.errors import CorruptObject, ObjectNotFound
+from dataflow.errors import CorruptObject, ObjectNotFound, StorageError
 from dataflow.filesystem.memory import MemoryFileSystem
 from state.checkpoint_metadata import decode_manifest, encode_manifest
 from state.checkpoint_store import (
@@ -176,6 +178,42 @@ def test_the_local_files_are_released_once_they_are_sent_or_could_not_be(tmp_pat
         else:
             task.checkpoint(number, OperatorSnapshot(native=(one,)))
     assert released == [1, 2]
+
+
+def test_of_a_checkpoint_that_was_given_up_no_more_is_sent(tmp_path: Path) -> None:
+    task = Writing(memory_store())
+    task.store.transfers = 1
+    sent: list[str] = []
+    write_state = task.store.write_state
+    released, prepared = [], []
+
+    def write(*args: Any) -> StateHandle:
+        sent.append(args[3].decode())
+        return write_state(*args)
+
+    def pre_commit() -> OperatorSnapshot:
+        prepared.append(1)
+        return OperatorSnapshot()
+
+    task.store.write_state = write  # type: ignore[method-assign]
+    files = native(tmp_path / "1", {"1.sst": b"one", "2.sst": b"two"})
+    state = OperatorSnapshot(native=(replace(files, release=lambda: released.append(1)),))
+    snapshot = TaskSnapshot({UID: state, "sink": OperatorSnapshot(asynchronous_part=pre_commit)})
+    upload = task.writer.prepare(1, snapshot, given_up=lambda: bool(sent))
+    with pytest.raises(StorageError, match="checkpoint 1 was given up"):
+        upload()
+    assert sent == ["one"]
+    assert released == prepared == [1], "what is due whatever becomes of the checkpoint"
+
+
+def test_local_files_are_released_when_another_operator_has_no_snapshot(tmp_path: Path) -> None:
+    released: list[int] = []
+    files = native(tmp_path / "1", {"1.sst": b"one"})
+    state = OperatorSnapshot(native=(replace(files, release=lambda: released.append(1)),))
+    fails = OperatorSnapshot(asynchronous_part=lambda: OperatorSnapshot(operator={"n": 1 / 0}))  # type: ignore[dict-item]
+    with pytest.raises(ZeroDivisionError):
+        TaskSnapshot({UID: state, "b": fails}).completed()
+    assert released == [1]
 
 
 def test_native_states_of_other_key_groups_are_not_fetched(tmp_path: Path) -> None:

@@ -176,7 +176,10 @@ class OperatorChain:
             operator.after_open()
 
     def blocked(self) -> bool:
-        return any(operator.blocked() for operator in self._with_bounds)
+        for operator in self._with_bounds:
+            if operator.blocked():
+                return True
+        return False
 
     def add_timer(self, timed: Timed) -> None:
         """Have it called at its times, after the operators."""

@@ -199,7 +199,10 @@ class TaskOutputs:
 
     def has_room(self) -> bool:
         """Whether the task may take another batch of input."""
-        return all(channel.has_room() for channel in self._all)
+        for channel in self._all:  # asked twice in every step: no generator
+            if not channel.has_room():
+                return False
+        return True
 
     def broadcast(self, element: Control) -> None:
         for partition in self.partitions.values():

@@ -176,10 +176,7 @@ class OperatorChain:
             operator.after_open()
 
     def blocked(self) -> bool:
-        for operator in self._with_bounds:
-            if operator.blocked():
-                return True
-        return False
+        return any(operator.blocked() for operator in self._with_bounds)
 
     def add_timer(self, timed: Timed) -> None:
         """Have it called at its times, after the operators."""

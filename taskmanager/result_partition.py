@@ -199,7 +199,7 @@ class TaskOutputs:
 
     def has_room(self) -> bool:
         """Whether the task may take another batch of input."""
-        for channel in self._all:  # asked twice in every step: no generator
+        for channel in self._all:  # noqa: SIM110: asked twice in every step, so no generator
             if not channel.has_room():
                 return False
         return True

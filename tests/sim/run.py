@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import random
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
@@ -25,6 +26,7 @@ from tests.sim.cluster import JOB_ID, SimCluster
 from tests.sim.ledger import Ledger, Transaction, use
 from tests.sim.nemesis import Nemesis, Rates, draw_rates
 from tests.sim.requests import REQUEST_SCENARIOS, Requester, quiet
+from tests.sim.rocksdb import draw_rocksdb, rocksdb_in_a_folder
 from tests.sim.world import MS, SECOND, World
 from tests.store_faults import Fault, FaultyFileSystem, audit
 
@@ -55,6 +57,7 @@ class Result:
     output: Any
     tail: list[str] = field(default_factory=list)
     granted: list[str] = field(default_factory=list)  # what users have asked for and got
+    options: tuple[str, ...] = ()  # what was drawn of ways to keep and to take state
 
     @property
     def valid(self) -> bool:
@@ -76,7 +79,7 @@ class Options:
 def run_seed(seed: int, options: Options | None = None) -> Result:
     """The whole life of a job."""
     options = options or Options()
-    with _quiet():
+    with _quiet(), _collected_at_the_end():
         return _Run(seed, options).run()
 
 
@@ -89,6 +92,18 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
+
+
+@contextmanager
+def _collected_at_the_end() -> Iterator[None]:
+    """All of a run is one heap of cycles: while it goes on there is nothing to be found."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def draw_settings(rng: random.Random, root: str) -> dict[str, str]:
@@ -168,7 +183,9 @@ class _Run:
         root = f"memory://{self.store_name}/checkpoints"
         backend, self._slice_entries = draw_backend(seed)
         drawn = draw_settings(rng, root) | backend | draw_alignment(seed)
+        drawn |= draw_rocksdb(seed, self.shape.kind)
         self.settings = drawn | options.settings
+        self.in_rocksdb = self.settings.get("state.backend.type") == "rocksdb"
         rates = self._rates()
         if "execution.checkpointing.unaligned.enabled" in self.settings:
             rates.slowness = random.Random(f"slowness {seed}").choice([1, 40])
@@ -205,7 +222,8 @@ class _Run:
         output = FaultyFileSystem(MemoryFileSystem(), self.nemesis.output_fault)
         to_output = mock.patch.object(files_sink, "parse", lambda path: (output, path))
         in_slices = mock.patch.object(heap_capture, "SLICE_ENTRIES", self._slice_entries)
-        with use(self.ledger), to_output, in_slices:
+        on_disk = rocksdb_in_a_folder() if self.in_rocksdb else nullcontext()
+        with use(self.ledger), to_output, in_slices, on_disk:
             try:
                 self._live()
             except Exception as error:
@@ -251,7 +269,7 @@ class _Run:
         if self.cluster.status is JobStatus.FINISHED:
             self.ledger.closed = True
             self._check_uploads()
-        world.run(world.now_us + QUIET, lambda: False)
+        world.run(world.now_us + QUIET)
         for left in self.cluster.remains():
             world.violation(f"not ended with the job: {left}")
         # Files cannot be taken back to how they were.
@@ -288,7 +306,7 @@ class _Run:
             self.ledger.closed = True
             if requester.drained and len(self.ledger.visible) != self.drained_rows:
                 world.violation("a job that starts from the end has written something")
-            world.run(world.now_us + QUIET, lambda: False)
+            world.run(world.now_us + QUIET)
         self.cluster.completed_checkpoints += first.completed_checkpoints
         self.cluster.restarts += first.restarts
 
@@ -404,8 +422,9 @@ class _Run:
             fs.delete(path)
         elif kind == "cut":
             fs.put(path, bytes(data[: len(data) // 2]))
-        else:
-            data[world.random.randrange(len(data))] ^= 0x10
+        else:  # the size of a file of RocksDB's is chance
+            place = world.random.random() * len(data) if self.in_rocksdb else None
+            data[world.random.randrange(len(data)) if place is None else int(place)] ^= 0x10
             fs.put(path, bytes(data))
         self._kill_after_damage()
 
@@ -451,7 +470,20 @@ class _Run:
             output=output,
             tail=list(world.tail),
             granted=[] if self.requester is None else self.requester.done,
+            options=tuple(self._options_drawn()),
         )
+
+    def _options_drawn(self) -> Iterator[str]:
+        if not self.shape.checkpointed:
+            return
+        if self.in_rocksdb:
+            yield "rocksdb"
+        elif self.settings["state.changelog.enabled"] == "true":
+            yield "changelog"
+        if "execution.checkpointing.unaligned.enabled" in self.settings:
+            yield "unaligned"
+        if "F22" in self.world.faults or self.scenario == "rescale":
+            yield "rescaled"
 
     def _check_output(self, cluster: SimCluster) -> Any:
         try:

@@ -37,7 +37,7 @@ def draw_rocksdb(seed: int, kind: str) -> dict[str, str]:
     rng = random.Random(f"rocksdb {seed}")
     if not AVAILABLE or kind in NEVER or rng.random() >= SHARE:
         return {}
-    entries = rng.choice([1, 4, 50])
+    entries = rng.choice([2, 4, 50])
     return SETTINGS | {"state.backend.rocksdb.python-cache.entries": str(entries)}
 
 

@@ -224,6 +224,9 @@ class _Run:
         in_slices = mock.patch.object(heap_capture, "SLICE_ENTRIES", self._slice_entries)
         on_disk = rocksdb_in_a_folder() if self.in_rocksdb else nullcontext()
         with use(self.ledger), to_output, in_slices, on_disk:
+            self.cluster = SimCluster(
+                self.world, self.nemesis, self._graph, self._root, heartbeat_ms=500
+            )
             try:
                 self._live()
             except Exception as error:
@@ -236,7 +239,6 @@ class _Run:
 
     def _live(self) -> None:
         world = self.world
-        self.cluster = SimCluster(world, self.nemesis, self._graph, self._root, heartbeat_ms=500)
         world.log(f"scenario {self.scenario} {self.shape}")
         world.log(f"faults {sorted(self.nemesis.rates.enabled)}")
         if self.scenario in REQUEST_SCENARIOS:

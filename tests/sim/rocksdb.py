@@ -17,11 +17,11 @@ from pathlib import Path
 from unittest import mock
 
 from state.checkpoint_paths import Attempt, JobPaths
+from tests.sim.jobs import Shape
 
 AVAILABLE = find_spec("rocksdict") is not None  # it is an extra
-#: A seed with RocksDB takes two or three times as long.
+#: A seed with RocksDB takes two or three times as long; with "mixed" many seconds, so never there.
 SHARE = 1 / 10
-NEVER = ("batch", "iterate", "mixed")
 COMPACT_EVERY = 4  # checkpoints of an operator
 BUFFER = "64 kb"  # large ones are allocated whole, by each of the databases
 
@@ -32,13 +32,19 @@ SETTINGS = {
 }
 
 
-def draw_rocksdb(seed: int, kind: str) -> dict[str, str]:
+def draw_rocksdb(seed: int, shape: Shape) -> dict[str, str]:
     """Whether state is in RocksDB; by chance of its own, too."""
     rng = random.Random(f"rocksdb {seed}")
-    if not AVAILABLE or kind in NEVER or rng.random() >= SHARE:
+    if not AVAILABLE or not shape.keyed or shape.kind == "mixed" or rng.random() >= SHARE:
         return {}
     entries = rng.choice([2, 4, 50])
     return SETTINGS | {"state.backend.rocksdb.python-cache.entries": str(entries)}
+
+
+def draw_backends(seed: int) -> list[str]:
+    """Of a job with a savepoint, and of the one that starts from it."""
+    ways = [["rocksdb", "rocksdb"], ["rocksdb", "hashmap"], ["hashmap", "rocksdb"]]
+    return random.Random(f"backends {seed}").choice(ways)
 
 
 @contextmanager

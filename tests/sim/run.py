@@ -19,6 +19,7 @@ from dataflow.filesystem.memory import MemoryFileSystem
 from dataflow.graph.job_graph import JobGraph
 from jobmanager.job_events import CancelJob
 from state import heap_capture
+from state.checkpoint_metadata import decode_manifest
 from state.checkpoint_paths import Attempt, JobListing, JobPaths
 from state.checkpoint_store import CheckpointStore
 from tests.sim import jobs, oracles
@@ -26,7 +27,7 @@ from tests.sim.cluster import JOB_ID, SimCluster
 from tests.sim.ledger import Ledger, Transaction, use
 from tests.sim.nemesis import Nemesis, Rates, draw_rates
 from tests.sim.requests import REQUEST_SCENARIOS, Requester, quiet
-from tests.sim.rocksdb import draw_rocksdb, rocksdb_in_a_folder
+from tests.sim.rocksdb import draw_backends, draw_rocksdb, rocksdb_in_a_folder
 from tests.sim.world import MS, SECOND, World
 from tests.store_faults import Fault, FaultyFileSystem, audit
 
@@ -183,9 +184,12 @@ class _Run:
         root = f"memory://{self.store_name}/checkpoints"
         backend, self._slice_entries = draw_backend(seed)
         drawn = draw_settings(rng, root) | backend | draw_alignment(seed)
-        drawn |= draw_rocksdb(seed, self.shape.kind)
+        drawn |= draw_rocksdb(seed, self.shape)
         self.settings = drawn | options.settings
         self.in_rocksdb = self.settings.get("state.backend.type") == "rocksdb"
+        self.backends = [self.settings.get("state.backend.type", "hashmap")] * 2
+        if self.in_rocksdb and self.scenario in ("savepoint", "stop"):
+            self.backends = draw_backends(seed)
         rates = self._rates()
         if "execution.checkpointing.unaligned.enabled" in self.settings:
             rates.slowness = random.Random(f"slowness {seed}").choice([1, 40])
@@ -200,7 +204,7 @@ class _Run:
         self.requester: Requester | None = None
         self.drained_rows = 0  # what was visible when the first job had ended
         self._output = f"memory://{self.store_name}/out"
-        self._graphs: dict[int, JobGraph] = {}
+        self._graphs: dict[tuple[int, str], JobGraph] = {}
         self.ledger = Ledger(self.nemesis.commit_fault, self.nemesis.user_code, self._later)
 
     def _rates(self) -> Rates:
@@ -225,7 +229,11 @@ class _Run:
         on_disk = rocksdb_in_a_folder() if self.in_rocksdb else nullcontext()
         with use(self.ledger), to_output, in_slices, on_disk:
             self.cluster = SimCluster(
-                self.world, self.nemesis, self._graph, self._root, heartbeat_ms=500
+                self.world,
+                self.nemesis,
+                lambda variant: self._graph(variant, self.backends[0]),
+                self._root,
+                heartbeat_ms=500,
             )
             try:
                 self._live()
@@ -291,7 +299,7 @@ class _Run:
             self.cluster = SimCluster(
                 world,
                 self.nemesis,
-                lambda variant: self._graph((variant + 1) % 3),
+                lambda variant: self._graph((variant + 1) % 3, self.backends[1]),
                 self._root,
                 heartbeat_ms=500,
                 job_id="sim2",
@@ -326,13 +334,14 @@ class _Run:
             if not any(attempt in name for attempt in zombies):
                 self.world.violation(f"a pre-commit is neither committed nor aborted: {name}")
 
-    def _graph(self, variant: int) -> JobGraph:
-        if variant not in self._graphs:
+    def _graph(self, variant: int, backend: str) -> JobGraph:
+        if (variant, backend) not in self._graphs:
             parallelism = [1, 2, 3]
             parallelism.insert(0, parallelism.pop(self.shape.parallelism - 1))
             shape = replace(self.shape, parallelism=parallelism[variant])
-            self._graphs[variant] = jobs.build(shape, self.settings, self._output)
-        return self._graphs[variant]
+            settings = self.settings | {"state.backend.type": backend}
+            self._graphs[variant, backend] = jobs.build(shape, settings, self._output)
+        return self._graphs[variant, backend]
 
     def _read_files(self) -> None:
         """What the file sink has made visible, as if it were transactions."""
@@ -414,20 +423,24 @@ class _Run:
             if not self._over():
                 world.after(SECOND, self._corrupt)
             return
-        listing = JobListing.of(root, fs.list(root))
-        names = [f for f in listing.files[complete[-1]] if not f.endswith(".json")]
+        if self.in_rocksdb:  # also what it has from an earlier one
+            data = fs.read(f"{root}/{JobPaths.manifest(complete[-1])}")
+            names = [handle.path for handle in decode_manifest(data, None).handles()]
+        else:
+            listing = JobListing.of(root, fs.list(root))
+            names = [f for f in listing.files[complete[-1]] if not f.endswith(".json")]
         path = f"{root}/{world.random.choice(sorted(names))}"
-        data = bytearray(fs.read(path))
+        state = bytearray(fs.read(path))
         kind = world.random.choice(["flip", "cut", "missing"])
         world.fault("F10", f"{kind} of state in checkpoint {complete[-1]}")
         if kind == "missing":
             fs.delete(path)
         elif kind == "cut":
-            fs.put(path, bytes(data[: len(data) // 2]))
+            fs.put(path, bytes(state[: len(state) // 2]))
         else:  # the size of a file of RocksDB's is chance
-            place = world.random.random() * len(data) if self.in_rocksdb else None
-            data[world.random.randrange(len(data)) if place is None else int(place)] ^= 0x10
-            fs.put(path, bytes(data))
+            place = world.random.random() * len(state) if self.in_rocksdb else None
+            state[world.random.randrange(len(state)) if place is None else int(place)] ^= 0x10
+            fs.put(path, bytes(state))
         self._kill_after_damage()
 
     # ----------------------------------------------------------------------------- oracles
@@ -479,7 +492,9 @@ class _Run:
         if not self.shape.checkpointed:
             return
         if self.in_rocksdb:
-            yield "rocksdb"
+            yield "rocksdb" if self.shape.keyed else "rocksdb for nothing"
+            if self.cluster.restore is not None and self.backends[0] != self.backends[1]:
+                yield "another backend"
         elif self.settings["state.changelog.enabled"] == "true":
             yield "changelog"
         if "execution.checkpointing.unaligned.enabled" in self.settings:

@@ -36,6 +36,21 @@ def regressions() -> list[int]:
     return [int(line.split()[0]) for line in lines if line and not line.startswith("#")]
 
 
+def digests(*arguments: str) -> list[list[str]]:
+    """Of the same seeds in two processes at once."""
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.sim", "--digest", "--jobs=1", *arguments],
+            cwd=HERE.parents[1],
+            env={**os.environ, "PYTHONHASHSEED": salt},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for salt in ("1", "4242")
+    ]
+    return [run.communicate(timeout=300)[0].splitlines() for run in runs]
+
+
 def check(result: Result) -> None:
     if result.violations:
         pytest.fail(describe(result), pytrace=False)
@@ -180,16 +195,6 @@ def test_without_the_canary_bug_the_same_seeds_are_good(canary: Canary) -> None:
 
 def test_a_seed_gives_the_same_events_in_every_process() -> None:
     """The log byte for byte, whatever ``hash()`` is salted with."""
-    runs = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.sim", "--digest", "--jobs=1", f"--seeds={DIGEST_SEEDS}"],
-            cwd=HERE.parents[1],
-            env={**os.environ, "PYTHONHASHSEED": salt},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for salt in ("1", "4242")
-    ]
-    first, second = (run.communicate(timeout=300)[0].splitlines() for run in runs)
+    first, second = digests(f"--seeds={DIGEST_SEEDS}")
     assert len(first) == DIGEST_SEEDS
     assert first == second

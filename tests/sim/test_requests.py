@@ -40,6 +40,5 @@ def test_a_canary_bug_is_caught(canary: Canary) -> None:
 
 
 @pytest.mark.parametrize("canary", CANARIES, ids=lambda canary: canary.name)
-def test_without_the_canary_bug_the_same_seeds_are_good(canary: Canary) -> None:
-    for seed in range(3):
-        check(run_seed(seed, canary.options))
+def test_without_the_canary_bug_the_same_seed_is_good(canary: Canary) -> None:
+    check(run_seed(canary.seed, canary.options))

@@ -582,20 +582,22 @@ _DAMAGE = Options(
 CANARIES = (
     Canary("skip alignment blocking", skip_alignment_blocking, _LEDGER, 9),
     Canary("acknowledge before the upload", acknowledge_before_upload, _LEDGER),
-    Canary("publish before the last acknowledgement", publish_before_last_ack, _LEDGER),
+    Canary("publish before the last acknowledgement", publish_before_last_ack, _LEDGER, 1),
     Canary(
         "epoch record by plain put",
         plain_put_of_epoch_record,
         Options(scenario="faults", kind="ledger", rates=_deposed),
+        1,
     ),
     Canary("commit without permit", commit_without_permit, _LEDGER),
     Canary(
         "no attempt check on data",
         drop_attempt_check,
         Options(scenario="faults", kind="ledger", rates=_late_messages),
+        2,
     ),
     Canary("source offset one off", source_offset_one_off, _LEDGER),
-    Canary("lose timers", lose_timers, _LEDGER),
+    Canary("lose timers", lose_timers, _LEDGER, 3),
     Canary("builtin hash of keys", builtin_hash_for_keys, _LEDGER),
     Canary("collect a retained file", collect_a_retained_file, _LEDGER),
     Canary(
@@ -619,6 +621,7 @@ CANARIES = (
         "no window",
         ignore_the_window,
         Options(scenario="faults", rates=_only("F14")),
+        1,
     ),
     Canary("records held across the barrier", hold_records_across_the_barrier, _COLUMNS),
     Canary("gathered rows forgotten", forget_gathered_rows, _COLUMNS),

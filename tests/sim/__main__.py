@@ -21,7 +21,7 @@ import ray
 
 from tests.sim.jobs import KINDS
 from tests.sim.requests import REQUEST_SCENARIOS
-from tests.sim.rocksdb import SETTINGS
+from tests.sim.rocksdb import AVAILABLE, SETTINGS
 from tests.sim.run import SCENARIOS, Options, Result, run_seed
 
 ROOT = Path(__file__).parents[2]
@@ -42,6 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("-v", "--verbose", action="store_true", help="print every event")
     parser.add_argument("--digest", action="store_true", help="print digests and nothing else")
     options = parser.parse_args(arguments)
+    if options.rocksdb and not AVAILABLE:
+        parser.error("--rocksdb needs the package rocksdict")
     settings = SETTINGS if options.rocksdb else {}
     chosen = Options(scenario=options.scenario, kind=options.kind, settings=settings)
     if options.seed is not None:

@@ -627,7 +627,7 @@ CANARIES = (
     Canary("gathered rows forgotten", forget_gathered_rows, _COLUMNS),
     Canary("watermarks of windows forgotten", forget_watermarks, _WINDOWS, 7),
     Canary("records in flight forgotten", forget_what_is_in_flight, _ASYNC),
-    Canary("records in flight overtaken", overtake_what_is_in_flight, _ASYNC),
+    Canary("records in flight overtaken", overtake_what_is_in_flight, _ASYNC, 1),
     Canary("an end with answers missing", end_with_answers_missing, _ASYNC),
     Canary("broadcast state forgotten", broadcast_state_forgotten, _JOINS),
     Canary("no match is ever given up", records_waiting_for_a_match_forgotten, _JOINS),

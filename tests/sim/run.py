@@ -75,6 +75,7 @@ class Options:
     rates: Callable[[Rates], Rates] = lambda rates: rates
     settings: dict[str, str] = field(default_factory=dict)
     echo: Callable[[str], None] | None = None
+    until_violation: bool = False  # what follows is not of interest
 
 
 def run_seed(seed: int, options: Options | None = None) -> Result:
@@ -172,7 +173,7 @@ def _without_jobmanager_deaths(world: World, rates: Rates) -> Rates:
 class _Run:
     def __init__(self, seed: int, options: Options) -> None:
         self.options = options
-        self.world = world = World(seed, options.echo)
+        self.world = world = World(seed, options.echo, options.until_violation)
         rng = world.random
         scenario = rng.choices(SCENARIOS, [82, 7, 7, 4])[0]
         self.scenario = options.scenario or scenario

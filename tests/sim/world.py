@@ -31,8 +31,16 @@ class Runaway(Exception):
 class World:
     """Clock, events, random numbers and log of one run."""
 
-    def __init__(self, seed: int, echo: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        seed: int,
+        echo: Callable[[str], None] | None = None,
+        until_violation: bool = False,
+    ) -> None:
+        """``until_violation``: nothing happens any more after the first."""
         self.seed = seed
+        self._until_violation = until_violation
+        self._stopped = False
         self.random = random.Random(seed)
         self.now_us = 0
         self.events = 0
@@ -67,7 +75,7 @@ class World:
         """Up to a point in time, or until ``stop`` says so after an event that ``changed`` it."""
         heap = self._heap
         self.changed = True
-        while heap and heap[0][0] <= until_us:
+        while heap and heap[0][0] <= until_us and not self._stopped:
             time_us, _, process, call = heappop(heap)
             if time_us > self.now_us:
                 self.now_us = time_us
@@ -129,6 +137,7 @@ class World:
         """An invariant is broken: the run has failed."""
         self.log(f"VIOLATION {text}")
         self.violations.append(text)
+        self._stopped = self._until_violation
 
     def _write_off(self) -> None:
         self._digest.update("".join(self._undigested).encode())

@@ -274,10 +274,10 @@ class SubtaskCheckpoints:
 
     def next_at(self) -> int | None:
         """Processing time (ms) of the next step that has something to do by itself."""
-        times = [None if self._taking is None else self._taking.next_at]
-        if self._overtaking is not None and not self._overtaking.due:
-            times.append(self._overtaking.at)
-        return min((time for time in times if time is not None), default=None)
+        taking = None if self._taking is None else self._taking.next_at
+        if self._overtaking is None or self._overtaking.due:
+            return taking
+        return self._overtaking.at if taking is None else min(taking, self._overtaking.at)
 
     def _take_more(self) -> bool:
         """Take a bit more of the snapshot; False if there is nothing to do but to wait."""

@@ -237,14 +237,16 @@ class Task:
 
         While there is no room, timers wait too: feedback will wake the task.
         """
-        times = [self._checkpoints.next_at()]
+        earliest = self._checkpoints.next_at()
         if (
             self.state is TaskState.RUNNING
             and self._stopped_by is None
             and self._outputs.has_room()
         ):
-            times += self._chain.next_timer_at(), self._poll_at
-        return min((time for time in times if time is not None), default=None)
+            for time in (self._chain.next_timer_at(), self._poll_at):
+                if time is not None and (earliest is None or time < earliest):
+                    earliest = time
+        return earliest
 
     def _process_gate(self) -> bool:
         polled = None if self._gate is None else self._gate.poll()

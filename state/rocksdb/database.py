@@ -240,5 +240,12 @@ class Database:
         )
 
     def close(self) -> None:
-        self._families.clear()
+        """Also for who still holds a column family: RocksDB is open for as long as one is.
+
+        Its files would be gone then, and it tries for a second to write what it has in memory.
+        """
+        families, self._families = self._families, {}
+        for family in families.values():
+            family.rows.close()
+            family.handle = None
         self._rdict.close()

@@ -21,6 +21,7 @@ import ray
 
 from tests.sim.jobs import KINDS
 from tests.sim.requests import REQUEST_SCENARIOS
+from tests.sim.rocksdb import AVAILABLE, SETTINGS
 from tests.sim.run import SCENARIOS, Options, Result, run_seed
 
 ROOT = Path(__file__).parents[2]
@@ -37,13 +38,17 @@ def main(arguments: list[str] | None = None) -> int:
     scenarios = SCENARIOS + REQUEST_SCENARIOS
     parser.add_argument("--scenario", choices=scenarios, help="instead of the seed's own")
     parser.add_argument("--kind", choices=KINDS, help="of job, instead of the seed's own")
+    parser.add_argument("--rocksdb", action="store_true", help="state is there in every seed")
     parser.add_argument("-v", "--verbose", action="store_true", help="print every event")
     parser.add_argument("--digest", action="store_true", help="print digests and nothing else")
     options = parser.parse_args(arguments)
+    if options.rocksdb and not AVAILABLE:
+        parser.error("--rocksdb needs the package rocksdict")
+    settings = SETTINGS if options.rocksdb else {}
+    chosen = Options(scenario=options.scenario, kind=options.kind, settings=settings)
     if options.seed is not None:
-        chosen = Options(scenario=options.scenario, kind=options.kind)
         return _one(options.seed, chosen, options.verbose)
-    run = partial(_run, options.scenario, options.kind)
+    run = partial(_run, options.scenario, options.kind, settings)
     seeds = range(options.start, options.start + options.seeds)
     return _many(seeds, run, options.jobs, options.digest)
 
@@ -54,17 +59,21 @@ def _one(seed: int, options: Options, verbose: bool) -> int:
     return 1 if result.violations else 0
 
 
-def _run(scenario: str | None, kind: str | None, seed: int) -> Result:
-    return run_seed(seed, Options(scenario=scenario, kind=kind))
+def _run(scenario: str | None, kind: str | None, settings: dict[str, str], seed: int) -> Result:
+    return run_seed(seed, Options(scenario=scenario, kind=kind, settings=settings))
 
 
 def _many(seeds: range, run: Callable[[int], Result], processes: int, digest: bool) -> int:
     began = time.monotonic()
     faults: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
+    drawn: Counter[str] = Counter()
     done = failed = invalid = checkpoints = 0
     for result in _results(seeds, run, processes):
         done += 1
         faults.update(result.faults)
+        kinds[result.shape.kind] += 1
+        drawn.update([result.scenario, *result.options])
         checkpoints += result.checkpoints
         if digest:
             print(result.seed, result.digest)
@@ -88,7 +97,8 @@ def _many(seeds: range, run: Callable[[int], Result], processes: int, digest: bo
         f"{done} seeds in {seconds:.0f} s: {failed} failed, {invalid} invalid (without a fault or "
         f"a checkpoint), {checkpoints:,} checkpoints"
     )
-    print("faults: " + ", ".join(f"{name} {count:,}" for name, count in sorted(faults.items())))
+    for name, counts in (("kinds", kinds), ("with", drawn), ("faults", faults)):
+        print(f"{name}: " + ", ".join(f"{key} {count:,}" for key, count in sorted(counts.items())))
     return 1 if failed else 0
 
 
@@ -115,7 +125,7 @@ def describe(result: Result) -> str:
             *(f"  * {violation}" for violation in result.violations[:10]),
             f"  commit {_commit()}, Python {platform.python_version()}, Ray {ray.__version__}",
             f"  replay: python -m tests.sim --seed {result.seed} --kind {result.shape.kind} "
-            f"--scenario {result.scenario} -v",
+            f"--scenario {result.scenario}{' --rocksdb' * ('rocksdb' in result.options)} -v",
         ]
     )
 

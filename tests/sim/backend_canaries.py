@@ -10,11 +10,14 @@ from unittest import mock
 
 from state import changelog
 from state.changelog import Changelog
-from state.checkpoint_metadata import CheckpointManifest
+from state.checkpoint_metadata import CheckpointManifest, StateHandle
+from state.checkpoint_paths import JobPaths
 from state.heap_capture import Capture
 from state.heap_maps import Watch
-from state.snapshot_store import SnapshotWriter
-from tests.sim.canaries import Canary, _busy
+from state.snapshot_store import SnapshotWriter, Stored
+from tests.sim.canaries import Canary, _busy, _only
+from tests.sim.nemesis import Rates
+from tests.sim.rocksdb import SETTINGS
 from tests.sim.run import Options
 
 
@@ -75,6 +78,48 @@ def removals_forgotten() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def tables_not_counted() -> Iterator[None]:
+    """Clean-up does not see that a checkpoint still needs table files of earlier ones."""
+    original = CheckpointManifest.handles
+
+    def handles(self: CheckpointManifest) -> Iterator[StateHandle]:
+        own = JobPaths.folder((self.generation, self.checkpoint_id))
+        return (handle for handle in original(self) if handle.path.startswith(f"{own}/"))
+
+    with mock.patch.object(CheckpointManifest, "handles", handles):
+        yield
+
+
+@contextmanager
+def a_table_dropped() -> Iterator[None]:
+    """The snapshot refers to a table file of an earlier checkpoint; its manifest has not got it."""
+    original = SnapshotWriter._write
+
+    def write(self: SnapshotWriter, checkpoint_id: int, *arguments: Any) -> Stored:
+        stored = original(self, checkpoint_id, *arguments)
+        own = JobPaths.folder((self._generation, checkpoint_id))
+        earlier = [f for f in stored.handle.files if not f.path.startswith(f"{own}/")]
+        left = tuple(file for file in stored.handle.files if file not in earlier[:1])
+        return replace(stored, handle=replace(stored.handle, files=left))
+
+    with mock.patch.object(SnapshotWriter, "_write", write):
+        yield
+
+
+@contextmanager
+def tables_of_the_aborted() -> Iterator[None]:
+    """What has been uploaded is referred to, although its checkpoint may take it with it."""
+    original = SnapshotWriter.stored
+
+    def stored(self: SnapshotWriter, checkpoint_id: int, written: Stored) -> None:
+        original(self, checkpoint_id, written)
+        self.completed(checkpoint_id)
+
+    with mock.patch.object(SnapshotWriter, "stored", stored):
+        yield
+
+
 def _never_full_again() -> AbstractContextManager[Any]:
     """In jobs as small as these hardly anything is worth a changelog."""
     always = property(lambda extent: extent.layers > 0)
@@ -84,6 +129,11 @@ def _never_full_again() -> AbstractContextManager[Any]:
 def _add_present(changes: changelog.Changes, later: changelog.Changes) -> None:
     for namespace, keys in later.keys.items():
         changes.keys.setdefault(namespace, set()).update(keys)
+
+
+def _between_checkpoints(rates: Rates) -> Rates:
+    """Kills after a few checkpoints, of which the later ones refer to files of the earlier."""
+    return replace(_busy(rates), steady=True, failpoint=0.0)
 
 
 _CHANGELOG = Options(
@@ -99,10 +149,20 @@ _HEAP = Options(
     settings={"state.changelog.enabled": "false"},
 )
 
+_ROCKSDB = Options(scenario="faults", kind="ledger", rates=_between_checkpoints, settings=SETTINGS)
+_TORN = replace(_ROCKSDB, rates=_only("F09"))
+
 BACKEND_CANARIES = (
     Canary("a snapshot of several moments", take_what_came_later, _HEAP),
     Canary("changes of aborted checkpoints lost", forget_changes_of_the_aborted, _CHANGELOG),
     Canary("changelog cut off too early", cut_off_before_the_next_full_one, _CHANGELOG, 14),
     Canary("files left out of manifests", files_left_out_of_manifests, _CHANGELOG),
     Canary("windows come back", removals_forgotten, replace(_CHANGELOG, kind="windows"), 14),
+)
+
+#: Need rocksdict.
+ROCKSDB_CANARIES = (
+    Canary("tables not counted", tables_not_counted, _ROCKSDB, 2),
+    Canary("a table dropped from a manifest", a_table_dropped, _ROCKSDB, 2),
+    Canary("tables of aborted checkpoints", tables_of_the_aborted, _TORN, 1),
 )

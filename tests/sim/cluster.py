@@ -165,7 +165,8 @@ class SimCluster:
 
     def on_answer(self, answer: Answer) -> None:
         """Of what a user has asked for."""
-        self.world.log(f"answer {answer.request_id}: {answer.result or answer.error}")
+        # Of an error not the traceback: the log is the same wherever the sources lie.
+        self.world.log(f"answer {answer.request_id}: {answer.result or _headline(answer.error)}")
         if self.requester is not None:
             self.requester.on_answer(answer.request_id, answer)
 
@@ -267,3 +268,7 @@ class SimCluster:
         ]
         left += [jm.id for jm in self.jobmanagers if jm.alive and not jm.ended]
         return left
+
+
+def _headline(error: str | None) -> str:
+    return (error or "").partition("\n")[0]

@@ -86,6 +86,7 @@ class SimJobManager(SimProcess):
         return self.status.is_terminal_state()
 
     def _begin(self) -> None:
+        self.world.changed = True
         cluster, store = self.cluster, self._store
         try:
             whose = IN_PLACE if cluster.jobmanagers else ""
@@ -139,6 +140,7 @@ class SimJobManager(SimProcess):
 
     def handle(self, event: Event) -> None:
         """One event, from wherever."""
+        self.world.changed = True
         master = self.master
         if master is None or master.status.is_terminal_state():
             return
@@ -262,6 +264,7 @@ class SimJobManager(SimProcess):
             requester.on_published(str(folder), pending.checkpoint_id)
 
     def on_death(self) -> None:
+        self.world.changed = True
         self.cluster.on_jobmanager_death(self)
 
 

@@ -79,6 +79,11 @@ class Shape:
         return sum(self.sizes)
 
     @property
+    def keyed(self) -> bool:
+        """Whether it has keyed state, in checkpoints."""
+        return self.checkpointed and self.kind not in ("aligned", "files", "regions")
+
+    @property
     def checkpointed(self) -> bool:
         return self.kind not in ("batch", "iterate")
 

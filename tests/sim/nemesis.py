@@ -217,6 +217,8 @@ class Nemesis:
         self._slow_channels.append((one.id, other.id, until, factor))
 
     def _slowness(self, one: str, other: str) -> int:
+        if not self._slow_channels:
+            return 1
         now = self.world.now_us
         self._slow_channels = [slow for slow in self._slow_channels if slow[2] > now]
         pair = {one, other}
@@ -224,6 +226,8 @@ class Nemesis:
 
     def cut_until(self, one: str, other: str) -> int:
         """When the connection is back; 0 if it is there."""
+        if not self._cuts:
+            return 0
         now = self.world.now_us
         self._cuts = [cut for cut in self._cuts if cut[2] > now]
         pair = {one, other}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import random
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
@@ -18,6 +19,7 @@ from dataflow.filesystem.memory import MemoryFileSystem
 from dataflow.graph.job_graph import JobGraph
 from jobmanager.job_events import CancelJob
 from state import heap_capture
+from state.checkpoint_metadata import decode_manifest
 from state.checkpoint_paths import Attempt, JobListing, JobPaths
 from state.checkpoint_store import CheckpointStore
 from tests.sim import jobs, oracles
@@ -25,6 +27,7 @@ from tests.sim.cluster import JOB_ID, SimCluster
 from tests.sim.ledger import Ledger, Transaction, use
 from tests.sim.nemesis import Nemesis, Rates, draw_rates
 from tests.sim.requests import REQUEST_SCENARIOS, Requester, quiet
+from tests.sim.rocksdb import draw_backends, draw_rocksdb, rocksdb_in_a_folder
 from tests.sim.world import MS, SECOND, World
 from tests.store_faults import Fault, FaultyFileSystem, audit
 
@@ -55,6 +58,7 @@ class Result:
     output: Any
     tail: list[str] = field(default_factory=list)
     granted: list[str] = field(default_factory=list)  # what users have asked for and got
+    options: tuple[str, ...] = ()  # what was drawn of ways to keep and to take state
 
     @property
     def valid(self) -> bool:
@@ -71,12 +75,13 @@ class Options:
     rates: Callable[[Rates], Rates] = lambda rates: rates
     settings: dict[str, str] = field(default_factory=dict)
     echo: Callable[[str], None] | None = None
+    until_violation: bool = False  # what follows is not of interest
 
 
 def run_seed(seed: int, options: Options | None = None) -> Result:
     """The whole life of a job."""
     options = options or Options()
-    with _quiet():
+    with _quiet(), _collected_at_the_end():
         return _Run(seed, options).run()
 
 
@@ -89,6 +94,18 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
+
+
+@contextmanager
+def _collected_at_the_end() -> Iterator[None]:
+    """All of a run is one heap of cycles: while it goes on there is nothing to be found."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def draw_settings(rng: random.Random, root: str) -> dict[str, str]:
@@ -156,7 +173,7 @@ def _without_jobmanager_deaths(world: World, rates: Rates) -> Rates:
 class _Run:
     def __init__(self, seed: int, options: Options) -> None:
         self.options = options
-        self.world = world = World(seed, options.echo)
+        self.world = world = World(seed, options.echo, options.until_violation)
         rng = world.random
         scenario = rng.choices(SCENARIOS, [82, 7, 7, 4])[0]
         self.scenario = options.scenario or scenario
@@ -168,7 +185,12 @@ class _Run:
         root = f"memory://{self.store_name}/checkpoints"
         backend, self._slice_entries = draw_backend(seed)
         drawn = draw_settings(rng, root) | backend | draw_alignment(seed)
+        drawn |= draw_rocksdb(seed, self.shape)
         self.settings = drawn | options.settings
+        self.in_rocksdb = self.settings.get("state.backend.type") == "rocksdb"
+        self.backends = [self.settings.get("state.backend.type", "hashmap")] * 2
+        if self.in_rocksdb and self.scenario in ("savepoint", "stop"):
+            self.backends = draw_backends(seed)
         rates = self._rates()
         if "execution.checkpointing.unaligned.enabled" in self.settings:
             rates.slowness = random.Random(f"slowness {seed}").choice([1, 40])
@@ -183,7 +205,7 @@ class _Run:
         self.requester: Requester | None = None
         self.drained_rows = 0  # what was visible when the first job had ended
         self._output = f"memory://{self.store_name}/out"
-        self._graphs: dict[int, JobGraph] = {}
+        self._graphs: dict[tuple[int, str], JobGraph] = {}
         self.ledger = Ledger(self.nemesis.commit_fault, self.nemesis.user_code, self._later)
 
     def _rates(self) -> Rates:
@@ -205,7 +227,15 @@ class _Run:
         output = FaultyFileSystem(MemoryFileSystem(), self.nemesis.output_fault)
         to_output = mock.patch.object(files_sink, "parse", lambda path: (output, path))
         in_slices = mock.patch.object(heap_capture, "SLICE_ENTRIES", self._slice_entries)
-        with use(self.ledger), to_output, in_slices:
+        on_disk = rocksdb_in_a_folder() if self.in_rocksdb else nullcontext()
+        with use(self.ledger), to_output, in_slices, on_disk:
+            self.cluster = SimCluster(
+                self.world,
+                self.nemesis,
+                lambda variant: self._graph(variant, self.backends[0]),
+                self._root,
+                heartbeat_ms=500,
+            )
             try:
                 self._live()
             except Exception as error:
@@ -218,7 +248,6 @@ class _Run:
 
     def _live(self) -> None:
         world = self.world
-        self.cluster = SimCluster(world, self.nemesis, self._graph, self._root, heartbeat_ms=500)
         world.log(f"scenario {self.scenario} {self.shape}")
         world.log(f"faults {sorted(self.nemesis.rates.enabled)}")
         if self.scenario in REQUEST_SCENARIOS:
@@ -251,7 +280,7 @@ class _Run:
         if self.cluster.status is JobStatus.FINISHED:
             self.ledger.closed = True
             self._check_uploads()
-        world.run(world.now_us + QUIET, lambda: False)
+        world.run(world.now_us + QUIET)
         for left in self.cluster.remains():
             world.violation(f"not ended with the job: {left}")
         # Files cannot be taken back to how they were.
@@ -271,7 +300,7 @@ class _Run:
             self.cluster = SimCluster(
                 world,
                 self.nemesis,
-                lambda variant: self._graph((variant + 1) % 3),
+                lambda variant: self._graph((variant + 1) % 3, self.backends[1]),
                 self._root,
                 heartbeat_ms=500,
                 job_id="sim2",
@@ -288,7 +317,7 @@ class _Run:
             self.ledger.closed = True
             if requester.drained and len(self.ledger.visible) != self.drained_rows:
                 world.violation("a job that starts from the end has written something")
-            world.run(world.now_us + QUIET, lambda: False)
+            world.run(world.now_us + QUIET)
         self.cluster.completed_checkpoints += first.completed_checkpoints
         self.cluster.restarts += first.restarts
 
@@ -306,13 +335,14 @@ class _Run:
             if not any(attempt in name for attempt in zombies):
                 self.world.violation(f"a pre-commit is neither committed nor aborted: {name}")
 
-    def _graph(self, variant: int) -> JobGraph:
-        if variant not in self._graphs:
+    def _graph(self, variant: int, backend: str) -> JobGraph:
+        if (variant, backend) not in self._graphs:
             parallelism = [1, 2, 3]
             parallelism.insert(0, parallelism.pop(self.shape.parallelism - 1))
             shape = replace(self.shape, parallelism=parallelism[variant])
-            self._graphs[variant] = jobs.build(shape, self.settings, self._output)
-        return self._graphs[variant]
+            settings = self.settings | {"state.backend.type": backend}
+            self._graphs[variant, backend] = jobs.build(shape, settings, self._output)
+        return self._graphs[variant, backend]
 
     def _read_files(self) -> None:
         """What the file sink has made visible, as if it were transactions."""
@@ -394,19 +424,24 @@ class _Run:
             if not self._over():
                 world.after(SECOND, self._corrupt)
             return
-        listing = JobListing.of(root, fs.list(root))
-        names = [f for f in listing.files[complete[-1]] if not f.endswith(".json")]
+        if self.in_rocksdb:  # also what it has from an earlier one
+            data = fs.read(f"{root}/{JobPaths.manifest(complete[-1])}")
+            names = [handle.path for handle in decode_manifest(data, None).handles()]
+        else:
+            listing = JobListing.of(root, fs.list(root))
+            names = [f for f in listing.files[complete[-1]] if not f.endswith(".json")]
         path = f"{root}/{world.random.choice(sorted(names))}"
-        data = bytearray(fs.read(path))
+        state = bytearray(fs.read(path))
         kind = world.random.choice(["flip", "cut", "missing"])
         world.fault("F10", f"{kind} of state in checkpoint {complete[-1]}")
         if kind == "missing":
             fs.delete(path)
         elif kind == "cut":
-            fs.put(path, bytes(data[: len(data) // 2]))
-        else:
-            data[world.random.randrange(len(data))] ^= 0x10
-            fs.put(path, bytes(data))
+            fs.put(path, bytes(state[: len(state) // 2]))
+        else:  # the size of a file of RocksDB's is chance
+            place = world.random.random() * len(state) if self.in_rocksdb else None
+            state[world.random.randrange(len(state)) if place is None else int(place)] ^= 0x10
+            fs.put(path, bytes(state))
         self._kill_after_damage()
 
     # ----------------------------------------------------------------------------- oracles
@@ -451,7 +486,22 @@ class _Run:
             output=output,
             tail=list(world.tail),
             granted=[] if self.requester is None else self.requester.done,
+            options=tuple(self._options_drawn()),
         )
+
+    def _options_drawn(self) -> Iterator[str]:
+        if not self.shape.checkpointed:
+            return
+        if self.in_rocksdb:
+            yield "rocksdb" if self.shape.keyed else "rocksdb for nothing"
+            if self.cluster.restore is not None and self.backends[0] != self.backends[1]:
+                yield "another backend"
+        elif self.settings["state.changelog.enabled"] == "true":
+            yield "changelog"
+        if "execution.checkpointing.unaligned.enabled" in self.settings:
+            yield "unaligned"
+        if "F22" in self.world.faults or self.scenario == "rescale":
+            yield "rescaled"
 
     def _check_output(self, cluster: SimCluster) -> Any:
         try:

@@ -59,7 +59,7 @@ class SimProcess:
 
     def after(self, delay_us: float, call: Callable[[], None]) -> None:
         """An event inside this process."""
-        self.world.after(delay_us, lambda: self.inside(call))
+        self.world.after(delay_us, call, self)
 
     def inside(self, call: Callable[[], None]) -> None:
         """Now, or when the process goes on; never once it is dead."""
@@ -96,16 +96,18 @@ class SimTaskManager(SimProcess):
 
     def __init__(self, cluster: SimCluster, taskmanager_id: str, owner: SimJobManager) -> None:
         super().__init__(cluster, taskmanager_id)
+        world = self.world
         self.owner = owner
         self.executor = TaskExecutor(taskmanager_id, self, self.wake_up)
         self.transport = SimTransport(self)
         self.processing_time = ProcessingTime(
-            lambda: self.wall_clock() * 1_000_000, lambda: self.world.now * 1_000_000
+            lambda: self.wall_clock() * 1_000_000, lambda: world.now_us // MS * 1_000_000
         )
         self.slowness = cluster.nemesis.usual_slowness
         self.disk_full = False
         self._scheduled: set[Task] = set()  # asked, never walked
         self._timers: dict[Task, int] = {}
+        self._names: dict[Task, str] = {}  # in the log
         self.last_report_us = 0
         self.last_control_us = 0
         self._store: CheckpointStore | None = None
@@ -193,9 +195,11 @@ class SimTaskManager(SimProcess):
             return
         if task.step():
             self.wake_up(task)
-        self.world.log(
-            f"{self.id} step {task.id.vertex_id[:8]}/{task.id.subtask} {task.state.name}"
-        )
+        name = self._names.get(task)
+        if name is None:
+            name = f"{self.id} step {task.id.vertex_id[:8]}/{task.id.subtask}"
+            self._names[task] = name
+        self.world.log(f"{name} {task.state._name_}")
         until = task.wait_until()
         if until is None:
             return

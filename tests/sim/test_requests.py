@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.sim.canaries import Canary
@@ -34,12 +36,11 @@ def test_a_job_that_ends_while_a_taskmanager_is_given_up_asks_for_no_other() -> 
 def test_a_canary_bug_is_caught(canary: Canary) -> None:
     with canary.plant():
         for seed in range(canary.seed, canary.seed + CANARY_SEEDS):
-            if run_seed(seed, canary.options).violations:
+            if run_seed(seed, replace(canary.options, until_violation=True)).violations:
                 return
     pytest.fail(f"{CANARY_SEEDS} seeds do not notice: {canary.name}")
 
 
 @pytest.mark.parametrize("canary", CANARIES, ids=lambda canary: canary.name)
-def test_without_the_canary_bug_the_same_seeds_are_good(canary: Canary) -> None:
-    for seed in range(3):
-        check(run_seed(seed, canary.options))
+def test_without_the_canary_bug_the_same_seed_is_good(canary: Canary) -> None:
+    check(run_seed(canary.seed, canary.options))

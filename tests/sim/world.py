@@ -11,6 +11,10 @@ import random
 from collections import deque
 from collections.abc import Callable
 from heapq import heappop, heappush
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.sim.taskmanager import SimProcess
 
 MS = 1_000  # microseconds, the unit of delays
 SECOND = 1_000 * MS
@@ -27,8 +31,16 @@ class Runaway(Exception):
 class World:
     """Clock, events, random numbers and log of one run."""
 
-    def __init__(self, seed: int, echo: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        seed: int,
+        echo: Callable[[str], None] | None = None,
+        until_violation: bool = False,
+    ) -> None:
+        """``until_violation``: nothing happens any more after the first."""
         self.seed = seed
+        self._until_violation = until_violation
+        self._stopped = False
         self.random = random.Random(seed)
         self.now_us = 0
         self.events = 0
@@ -36,10 +48,12 @@ class World:
         self.violations: list[str] = []
         self.tail: deque[str] = deque(maxlen=TAIL_MAX)
         self._echo = echo
-        self._heap: list[tuple[int, int, Callable[[], None]]] = []
+        self._heap: list[tuple[int, int, SimProcess | None, Callable[[], None]]] = []
         self._sequence = 0
         self._digest = hashlib.sha256()
+        self._undigested: list[str] = []
         self._nesting = 0
+        self.changed = True  # something that ``stop`` of ``run`` may look at
 
     @property
     def now(self) -> int:
@@ -48,22 +62,34 @@ class World:
 
     # ------------------------------------------------------------------------------ events
 
-    def after(self, delay_us: float, call: Callable[[], None]) -> None:
+    def after(
+        self, delay_us: float, call: Callable[[], None], process: SimProcess | None = None
+    ) -> None:
+        """``process``: inside of it, if it lives then."""
         self._sequence += 1
-        heappush(self._heap, (self.now_us + max(0, int(delay_us)), self._sequence, call))
+        delay = int(delay_us)
+        at = self.now_us + delay if delay > 0 else self.now_us
+        heappush(self._heap, (at, self._sequence, process, call))
 
-    def run(self, until_us: int, stop: Callable[[], bool] = lambda: False) -> None:
-        """Up to a point in time, or until ``stop`` says so after an event."""
+    def run(self, until_us: int, stop: Callable[[], bool] | None = None) -> None:
+        """Up to a point in time, or until ``stop`` says so after an event that ``changed`` it."""
         heap = self._heap
-        while heap and heap[0][0] <= until_us:
-            time_us, _, call = heappop(heap)
-            self.now_us = max(self.now_us, time_us)
+        self.changed = True
+        while heap and heap[0][0] <= until_us and not self._stopped:
+            time_us, _, process, call = heappop(heap)
+            if time_us > self.now_us:
+                self.now_us = time_us
             self.events += 1
             if self.events > EVENTS_MAX:
                 raise Runaway(f"more than {EVENTS_MAX:,} events at {self.now} ms")
-            call()
-            if stop():
-                return
+            if process is None:
+                call()
+            else:
+                process.inside(call)
+            if stop is not None and self.changed:
+                self.changed = False
+                if stop():
+                    return
         self.now_us = max(self.now_us, until_us)
 
     def pause_here(self, delay_us: float) -> None:
@@ -95,7 +121,9 @@ class World:
 
     def log(self, text: str) -> None:
         line = f"{self.now_us / MS:12.3f} {text}"
-        self._digest.update(line.encode())
+        self._undigested.append(line)
+        if len(self._undigested) >= TAIL_MAX:
+            self._write_off()
         self.tail.append(line)
         if self._echo is not None:
             self._echo(line)
@@ -109,7 +137,13 @@ class World:
         """An invariant is broken: the run has failed."""
         self.log(f"VIOLATION {text}")
         self.violations.append(text)
+        self._stopped = self._until_violation
+
+    def _write_off(self) -> None:
+        self._digest.update("".join(self._undigested).encode())
+        self._undigested.clear()
 
     @property
     def digest(self) -> str:
+        self._write_off()
         return self._digest.hexdigest()

@@ -38,6 +38,7 @@ pytest.importorskip("rocksdict")
 from state.local_folder import LocalFolder, remove_leftovers
 from state.rocksdb import backend as backend_module
 from state.rocksdb.backend import RocksDBKeyedStateBackend
+from state.rocksdb.database import Database
 from state.rocksdb.encoding import (
     UNKNOWN,
     decode_key,
@@ -317,6 +318,20 @@ def test_after_the_task_has_ended_a_snapshot_is_refused(tmp_path: Path) -> None:
     with pytest.raises(JobExecutionError, match="the task has ended"):
         snapshot.completed()
     assert os.listdir(tmp_path / "dataflow-state") == []
+
+
+def test_a_closed_database_is_closed_whoever_still_holds_a_column_family(tmp_path: Path) -> None:
+    """Open for longer, it would write to a folder that is gone, and try so for a second."""
+    backend = opened(tmp_path)
+    table = backend.table("t", "kind")
+    table.namespace(None)["a"] = 1
+    backend._write_all()
+    database = backend.database
+    database.close()
+    backend._database = Database(database.path, backend._settings)  # opened twice it would fail
+    with pytest.raises(Exception, match="closed"):
+        table.family.get(b"a")
+    backend.close()
 
 
 # ----------------------------------------------------------------------------------------- restore

@@ -213,10 +213,14 @@ class Database:
 
     def flush(self) -> None:
         """Write all buffers to files. Other threads go on meanwhile."""
-        self._rdict.flush()
+        for family in list(self._families.values()):  # ``Rdict.flush`` is for one of them alone
+            family.rows.flush()
 
     def link_into(self, path: Path) -> None:
-        """Make a folder with hard links to all files, as of now."""
+        """Make a folder with hard links to all files, as of now.
+
+        No other thread runs meanwhile, so what is in buffers is to be flushed before.
+        """
         rocksdict.Checkpoint(self._rdict).create_checkpoint(str(path))
 
     def estimated_keys(self) -> int:

@@ -347,6 +347,42 @@ def test_as_much_is_written_as_is_added(backend: Any) -> None:
     assert len(values._dirty) < backend_module.DIRTY_MAX
 
 
+def test_a_database_merged_by_levels_is_opened(tmp_path: Path) -> None:
+    """As those of earlier checkpoints are."""
+    from state.rocksdb import database as module
+
+    def by_levels(settings: Any) -> Any:
+        options = make(settings)
+        options.set_compaction_style(module.rocksdict.DBCompactionStyle.level())
+        options.set_write_buffer_size(1 << 16)
+        options.set_target_file_size_base(1 << 16)
+        options.set_max_bytes_for_level_base(1 << 18)
+        options.set_level_zero_file_num_compaction_trigger(2)
+        return options
+
+    make = module._options
+    settings = module.Settings(module.SlotMemory(64 << 20, 0.5))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_options", by_levels)
+        old = module.Database(tmp_path / "db", settings)
+        rows = {b"%06d" % (7919 * n % 100_003): b"%064d" % n for n in range(30_000)}
+        for start in range(0, 30_000, 1_000):
+            batch = old.new_batch()
+            for row in list(rows)[start : start + 1_000]:
+                batch.put(row, rows[row], old.family("t").handle)
+            old.write(batch)
+            old.flush()
+        old._rdict.get_column_family("t").compact_range(None, None)
+        levels = {file["level"] for file in old._rdict.live_files()}
+        assert levels - {0}
+        old.close()
+    new = module.Database(tmp_path / "db", settings)
+    new.family("t").rows.put(b"later", b"1", module.rocksdict.WriteOptions())
+    new.flush()
+    assert dict(new.family("t").scan(b"")) == rows | {b"later": b"1"}
+    new.close()
+
+
 def test_a_snapshot_that_cannot_be_made_fails_alone(backend: Any, monkeypatch: Any) -> None:
     values = backend.table("t", "kind").namespace(None)
     values["a"] = 1

@@ -55,6 +55,11 @@ class Changelog:
         self._began: dict[int, Extent | None] = {}  # what it extends; None is nothing
         self._extents: dict[int, Extent] = {}
 
+    @property
+    def is_needed(self) -> bool:
+        """Whether what changes now may be asked for: not before there is anything to extend."""
+        return self._completed is not None or bool(self._since)
+
     def begin(
         self, checkpoint_id: int, changes: dict[str, Changes], full: bool
     ) -> tuple[int | None, dict[str, Changes]]:
@@ -68,6 +73,8 @@ class Changelog:
             self._began[checkpoint_id] = None
             return None, {}
         self._began[checkpoint_id] = self._extent
+        if len(self._since) == 1:
+            return self._completed, changes
         together: dict[str, Changes] = {}
         for step in self._since.values():
             for name, more in step.items():

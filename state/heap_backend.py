@@ -10,7 +10,8 @@ Names that start with ``$`` belong to the operators (window contents, timers), o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -176,9 +177,9 @@ class HeapKeyedStateBackend(KeyedStateBackend):
         table = self._tables.get(name)
         if table is None:
             table = self._tables[name] = HeapStateTable(name, kind)
-            if self._changelog is not None:
+            if self._changelog is not None and self._changelog.is_needed:
                 watch(table.namespaces)
-                table.watch.changed = {}
+                table.take_changes()
         self.check_kind(table, kind)
         return table
 
@@ -204,6 +205,10 @@ class HeapKeyedStateBackend(KeyedStateBackend):
                 if not values:
                     del table.namespaces[namespace]
 
+    def touching(self, values: Any, keys: Sequence[Any]) -> AbstractContextManager[None]:
+        context: AbstractContextManager[None] = values.touching(keys)
+        return context
+
     def drop_if_empty(self, namespace: Any) -> None:
         for table in self._tables.values():
             if namespace is not None and table.namespaces.get(namespace) == {}:
@@ -224,12 +229,11 @@ class HeapKeyedStateBackend(KeyedStateBackend):
             parts = [_everything_of(table) for table in tables]
         else:
             parts = [_changes_of(table, changes.get(table.name, Changes())) for table in tables]
-        if self._changelog is None:
-            for table in tables:
-                watch(table.namespaces)
+        for table in tables:
+            watch(table.namespaces)
         capture = self._capture = Capture(
             parts,
-            self.key_group,
+            self.key_groups,
             self.key_group_range,
             self.watermarks,
             self.operator_name,
@@ -278,6 +282,7 @@ class HeapKeyedStateBackend(KeyedStateBackend):
             extent = extent_of(snapshot.earlier, snapshot.keyed)
             self._changelog = Changelog(snapshot.extends, extent)
             for table in self._tables.values():
+                watch(table.namespaces)
                 table.take_changes()
 
     def restore(

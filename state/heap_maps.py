@@ -7,31 +7,72 @@ and note which keys were touched. A dict is watched by giving it another class, 
 object.
 
 A value that can be changed in place counts as changed when it is handed out by key (see
-``state.backend`` for what operators promise).
+``state.backend`` for what operators promise). Noting that for each access costs as much again as
+the access. So for a block that says beforehand which keys it will touch they are noted together,
+and the dict is a plain one meanwhile (``touching``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from itertools import islice, repeat
+from types import TracebackType
 from typing import Any, Final
 
 from dataflow.common.codec import dumps_state, loads_state
 from state.aliasing import ATOMIC, all_immutable, is_immutable
+from state.backend import UNTOLD
+
+
+class Absent:
+    """Of ``ABSENT`` alone."""
+
 
 #: Put aside for a key that had no value.
-ABSENT: Final = object()
+ABSENT: Final = Absent()
 
 _get = dict.get
+_has = dict.__contains__
 _set = dict.__setitem__
 _MISSING: Final = object()
+
+
+class Walk:
+    """Goes through keys bit by bit.
+
+    Those of a dict of millions take a good part of a second to copy. So they are not, until one
+    comes or goes: then the ``rest`` is.
+    """
+
+    __slots__ = ("_left", "_of")
+
+    def __init__(self, keys: Iterable[Any]) -> None:
+        self._left = iter(keys)
+        self._of: Iterable[Any] | None = keys
+
+    def take(self, count: int) -> list[Any]:
+        """The next ones; none at the end."""
+        return list(islice(self._left, count))
+
+    def secure(self, keys: Iterable[Any]) -> None:
+        """If it is these: they are about to become other ones."""
+        if self._of is keys:
+            self._of = None
+            self._left = iter(list(self._left))
 
 
 class Watch:
     """What is noted of one table. ``aside`` and ``changed`` are None while nobody asks for them."""
 
-    __slots__ = ("aside", "changed", "dropped")
+    __slots__ = ("aside", "changed", "dropped", "walk", "wanted")
 
     def __init__(self) -> None:
+        #: Namespace to the keys that the snapshot has; None is all of them.
+        self.wanted: Mapping[Any, set[Any]] | None = None
+        #: Of the snapshot, through the namespace that it is at.
+        self.walk: Walk | None = None
         #: Namespace to key to the value it had when the snapshot began, or ABSENT.
         self.aside: dict[Any, dict[Any, Any]] | None = None
         #: Namespace to the keys touched since the changes were last taken.
@@ -41,20 +82,50 @@ class Watch:
 
     def touch(self, values: StateMap, key: Any) -> None:
         """The value of ``key`` may change."""
-        namespace = values.namespace
         if self.changed is not None:
-            keys = self.changed.get(namespace)
-            if keys is None:
-                keys = self.changed[namespace] = set()
-            values.noted = keys
-            keys.add(key)
+            self._noted(values).add(key)
         if self.aside is not None:
-            kept = self.aside.get(namespace)
-            if kept is None:
-                kept = self.aside[namespace] = {}
+            if self.walk is not None and key not in values:
+                self.walk.secure(values)
+            if self.wanted is not None and key not in self.wanted.get(values.namespace, ()):
+                return
+            kept = self.aside.setdefault(values.namespace, {})
             if key not in kept:
                 value = _get(values, key, ABSENT)
                 kept[key] = value if value is ABSENT else apart(value)
+
+    def touch_all(self, values: StateMap, keys: Sequence[Any]) -> None:
+        """As ``touch`` for each of them. Raises TypeError if one is none."""
+        if self.changed is not None:
+            self._noted(values).update(keys)
+        if self.aside is not None:
+            if self.walk is not None and not all(map(partial(_has, values), keys)):
+                self.walk.secure(values)
+            kept = self.aside.setdefault(values.namespace, {})
+            if self.wanted is not None:
+                keys = list(self.wanted.get(values.namespace, set()).intersection(keys))
+            new = [key for key in keys if key not in kept]
+            found = dict(zip(new, map(partial(_get, values), new, repeat(ABSENT)), strict=True))
+            if not all_immutable(found.values()):
+                for key, value in found.items():
+                    found[key] = value if value is ABSENT else apart(value)
+            kept.update(found)
+
+    def _noted(self, values: StateMap) -> set[Any]:
+        assert self.changed is not None
+        if values.noted is None:
+            values.noted = self.changed.setdefault(values.namespace, set())
+        return values.noted
+
+    def restructure(self, values: StateMap) -> None:
+        """Keys are about to go."""
+        if self.walk is not None:
+            self.walk.secure(values)
+
+    def begin_walk(self, values: StateMap) -> Walk:
+        """Through keys that may come and go meanwhile."""
+        self.walk = Walk(values)
+        return self.walk
 
     def take(self, namespaces: Namespaces) -> tuple[dict[Any, set[Any]], set[Any]]:
         """Changed and dropped so far; from now on they are noted anew."""
@@ -70,12 +141,16 @@ class Watch:
         """Whoever gets the values may change them, which is not to be seen in the snapshot."""
         if self.aside is not None:
             kept = self.aside.setdefault(values.namespace, {})
-            for key, value in dict.items(values):
-                if key not in kept:
-                    kept[key] = apart(value)
+            wanted: Iterable[Any] = values
+            if self.wanted is not None:
+                wanted = self.wanted.get(values.namespace, ())
+            for key in wanted:
+                if key in values and key not in kept:
+                    kept[key] = apart(_get(values, key))
 
     def drop(self, namespace: Any, values: StateMap) -> None:
         """The namespace goes, and its values are somebody else's from now on."""
+        self.restructure(values)
         self.hand_out(values)
         if self.changed is not None:
             self.changed.pop(namespace, None)
@@ -119,6 +194,10 @@ class StateMap(dict[Any, Any]):
         #: Of ``watch.changed``, once there is one for this namespace.
         self.noted: set[Any] | None = None
 
+    def touching(self, keys: Sequence[Any]) -> AbstractContextManager[None]:
+        """See ``KeyedStateBackend.touching``."""
+        return UNTOLD
+
     def __reduce__(self) -> tuple[Any, ...]:
         return dict, (dict(self),)
 
@@ -132,10 +211,17 @@ class WatchedMap(StateMap):
 
     __slots__ = ()
 
+    def touching(self, keys: Sequence[Any]) -> AbstractContextManager[None]:
+        try:
+            self.watch.touch_all(self, keys)
+        except TypeError:  # a key that is none; who uses it will say so
+            return UNTOLD
+        return _Unwatched(self)
+
     def __getitem__(self, key: Any) -> Any:
         value = super().__getitem__(key)
         if type(value) not in ATOMIC:
-            self.watch.touch(self, key)
+            self._touch(key)
         return value
 
     def get(self, key: Any, default: Any = None) -> Any:
@@ -143,32 +229,43 @@ class WatchedMap(StateMap):
         if value is _MISSING:
             return default
         if type(value) not in ATOMIC:
-            self.watch.touch(self, key)
+            self._touch(key)
         return value
 
-    def __setitem__(self, key: Any, value: Any) -> None:
+    def _touch(self, key: Any) -> None:
         noted = self.noted
         if noted is None or self.watch.aside is not None:
             self.watch.touch(self, key)
         else:  # with a changelog, most of the time
             noted.add(key)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        noted = self.noted
+        if noted is None or self.watch.aside is not None:
+            self.watch.touch(self, key)
+        else:
+            noted.add(key)
         _set(self, key, value)
 
     def __delitem__(self, key: Any) -> None:
-        self.watch.touch(self, key)
+        self._going(key)
         super().__delitem__(key)
+
+    def _going(self, key: Any) -> None:
+        self.watch.touch(self, key)
+        self.watch.restructure(self)
 
     def setdefault(self, key: Any, default: Any = None) -> Any:
         self.watch.touch(self, key)
         return super().setdefault(key, default)
 
     def pop(self, key: Any, *default: Any) -> Any:
-        self.watch.touch(self, key)
+        self._going(key)
         return super().pop(key, *default)
 
     def popitem(self) -> tuple[Any, Any]:
         if self:
-            self.watch.touch(self, next(reversed(self)))
+            self._going(next(reversed(self)))
         return super().popitem()
 
     def update(self, *others: Any, **named: Any) -> None:
@@ -182,6 +279,7 @@ class WatchedMap(StateMap):
     def clear(self) -> None:
         for key in self:
             self.watch.touch(self, key)
+        self.watch.restructure(self)
         super().clear()
 
     def values(self) -> Any:
@@ -195,6 +293,26 @@ class WatchedMap(StateMap):
     def _hand_out(self) -> None:
         if self.watch.aside is not None and not all_immutable(super().values()):
             self.watch.hand_out(self)
+
+
+class _Unwatched:
+    """A plain dict meanwhile: what becomes of it is noted already."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self, values: WatchedMap) -> None:
+        self._values: StateMap = values
+
+    def __enter__(self) -> None:
+        self._values.__class__ = StateMap
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._values.__class__ = WatchedMap
 
 
 class Namespaces(dict[Any, StateMap]):
@@ -252,6 +370,8 @@ class WatchedNamespaces(Namespaces):
 
 def watch(namespaces: Namespaces) -> None:
     """From now on everything is noted."""
+    if type(namespaces) is WatchedNamespaces:
+        return
     namespaces.__class__ = WatchedNamespaces
     _set_class(namespaces.values(), WatchedMap)
 

@@ -55,12 +55,7 @@ class ThreadedTaskManager:
     def __init__(
         self, taskmanager_id: str, transport: Transport, report: Callable[[Report], None]
     ) -> None:
-        # Task threads share the interpreter lock: the default of 5 ms is felt in every hand-over.
-        sys.setswitchinterval(0.001)
-        # Records live in batches of thousands. With the default of 700 the collector of reference
-        # cycles looks at each of them, alive as they are, and takes an eighth of all time; of
-        # 100,000 new objects hardly one is left that it must look at.
-        gc.set_threshold(YOUNG_OBJECTS_MAX, 10, 10)
+        tune_interpreter()
         self.transport = transport
         self.report = report
         self.processing_time = ProcessingTime(time.time_ns, _monotonic_ns)
@@ -193,6 +188,16 @@ class ThreadedTaskManager:
             task.fail(error)  # without its thread it would never end
         finally:
             del self._wakes[task]
+
+
+def tune_interpreter() -> None:
+    """Set the process up for tasks on threads."""
+    # Task threads share the interpreter lock: the default of 5 ms is felt in every hand-over.
+    sys.setswitchinterval(0.001)
+    # Records live in batches of thousands. With the default of 700 the collector of reference
+    # cycles looks at each of them, alive as they are, and takes an eighth of all time; of
+    # 100,000 new objects hardly one is left that it must look at.
+    gc.set_threshold(YOUNG_OBJECTS_MAX, 10, 10)
 
 
 def open_store(root: str, job_id: str) -> CheckpointStore:

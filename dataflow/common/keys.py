@@ -32,6 +32,9 @@ _EPOCH = datetime.datetime(1970, 1, 1)
 _EPOCH_UTC = _EPOCH.replace(tzinfo=datetime.timezone.utc)
 _MICROSECOND = datetime.timedelta(microseconds=1)
 
+#: Keys from which on it takes less time to convert them to an array.
+_ONE_BY_ONE_MAX = 32
+
 DEFAULT_MAX_PARALLELISM = 128
 MAX_MAX_PARALLELISM = 32768
 
@@ -176,6 +179,22 @@ def canonical_key(key: Any) -> bytes:
 def key_group(key: Any, max_parallelism: int) -> int:
     """The key group of a key, 0 .. max_parallelism - 1. Raises KeyTypeError."""
     return stable_hash(key) % max_parallelism
+
+
+def key_groups(keys: Sequence[Any], max_parallelism: int) -> Sequence[int]:
+    """``key_group`` of each of some keys; many of one type at once. Raises KeyTypeError."""
+    if len(keys) > _ONE_BY_ONE_MAX:
+        kinds = set(map(type, keys))
+        try:
+            if kinds == {int}:
+                numbers = np.array(keys, np.int64).astype(np.uint64)
+                return list(_groups(_spread_all(numbers), max_parallelism).tolist())
+            if kinds == {str}:
+                hashes = _distinct_hashes(pa.array(keys, pa.string()))
+                return list(_groups(hashes, max_parallelism).tolist())
+        except (OverflowError, UnicodeEncodeError, pa.ArrowInvalid):
+            pass  # numbers of more than 64 bits, text that is none
+    return [key_group(key, max_parallelism) for key in keys]
 
 
 def key_groups_of_array(

@@ -6,13 +6,14 @@ barrier. Where time goes at a barrier see ``freeze``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from typing import Any
 
 from dataflow.common.config_options import ConfigOptions
 from dataflow.errors import JobExecutionError, RestoreError
-from state.backend import BackendContext, KeyedStateBackend
+from state.backend import UNTOLD, BackendContext, KeyedStateBackend
 from state.heap_backend import HeapKeyedStateBackend
 from state.keyed_state import HeapListState, HeapMapState
 from state.local_folder import LocalFolder
@@ -31,7 +32,7 @@ NAME = "rocksdb"
 #: Dirty entries from which on they are written between batches, and about their bytes.
 DIRTY_MAX = 2_000
 DIRTY_BYTES_MAX = 8 << 20
-#: What is written at a time when there are more, because writing had to wait.
+#: What is written at a time at a barrier.
 WRITE_MAX = 4_000
 #: Dirty entries from which on the task does not wait for an I/O thread.
 HELD_MAX = 100_000
@@ -62,10 +63,10 @@ class RocksDBKeyedStateBackend(KeyedStateBackend):
         self._freezes = 0
         self._chunks = 0
         self._dirty_max = DIRTY_MAX
+        self._dirty_before = 0
         self.cache = Cache(self._settings.cache_entries, self._settings.cache_bytes)
         self.for_every_record.append(self._settle_after)
         self.settle = self._settle
-        self.read_ahead = self._read_ahead
 
     @property
     def folder(self) -> LocalFolder:
@@ -116,6 +117,22 @@ class RocksDBKeyedStateBackend(KeyedStateBackend):
             if namespace in table.groups_of and not table.namespace(namespace):
                 table.drop(namespace)
 
+    def touching(self, values: Any, keys: Sequence[Any]) -> AbstractContextManager[None]:
+        with suppress(Exception):  # it comes again where it can be told which record it is of
+            if values.reads_ahead(len(keys)):
+                values.prefetch(keys)
+        return UNTOLD
+
+    def read_ahead(self, rows: list[Any], key_of: Callable[[Any], Any]) -> None:
+        """For the mappings that read many rows one by one, during the last batch."""
+        readers = self.cache.readers
+        for values in list(readers):
+            if values.reads_ahead(len(rows)):
+                with suppress(Exception):  # as above
+                    values.prefetch(map(key_of, rows))
+            else:
+                readers.discard(values)
+
     def doom(self, table: RocksDBTable, prefix: bytes) -> None:
         """Delete these rows before anything else is written."""
         self._doomed.append((table, prefix))
@@ -123,15 +140,6 @@ class RocksDBKeyedStateBackend(KeyedStateBackend):
     def next_chunk(self) -> int:
         self._chunks += 1
         return self._chunks
-
-    def _read_ahead(self, rows: list[Any], key_of: Callable[[Any], Any]) -> None:
-        """For the mappings that read many rows one by one, during the last batch."""
-        readers = self.cache.readers
-        for values in list(readers):
-            if values.reads_ahead(len(rows)):
-                values.prefetch(map(key_of, rows))
-            else:
-                readers.discard(values)
 
     # ------------------------------------------------------------------------------------ writing
 
@@ -146,6 +154,7 @@ class RocksDBKeyedStateBackend(KeyedStateBackend):
         if not cache.touched and not self._doomed:
             return
         dirty = cache.dirty()
+        added, self._dirty_before = dirty - self._dirty_before, dirty
         if dirty < self._dirty_max and len(self._doomed) < DIRTY_MAX:
             return
         if self._freeze is not None:
@@ -154,7 +163,10 @@ class RocksDBKeyedStateBackend(KeyedStateBackend):
                     return
                 self._freeze.make_quietly()
             self._freeze = None
-        self._write(max(WRITE_MAX, dirty // 4))
+        # After writing had to wait there is more: it becomes less, bit by bit.
+        limit = max(self._dirty_max, 2 * added)
+        self._write(limit)
+        self._dirty_before = max(0, dirty - limit)
 
     def _write(self, limit: int) -> None:
         database = self.database

@@ -23,6 +23,7 @@ from state.backend import BackendContext
 from state.rocksdb.encoding import end_of
 
 _ONE_BY_ONE_MAX = 32
+_RUNS = 8
 _WRITE_BUFFER_FILTER = 0.02  # of its size
 _END = b"\xff" * 8  # behind all rows: there are at most 2**15 key groups
 _DEFAULT = "default"  # a column family that RocksDB insists on
@@ -80,6 +81,20 @@ class Settings:
         )
 
 
+def _merging() -> Any:
+    """How table files are merged: ``_RUNS`` sorted runs of about one size become one.
+
+    Every file that is written is uploaded with the next checkpoint. Level by level, as RocksDB does
+    it by itself, that is two or three times as much when keys are changed at random. In return
+    there are more runs to look into, and files are up to twice the size of what they hold; then all
+    are merged into one, and the next checkpoint is as large as a full one.
+    """
+    options = rocksdict.UniversalCompactOptions()
+    options.min_merge_width = _RUNS
+    options.max_size_amplification_percent = 100
+    return options
+
+
 def _options(settings: Settings) -> Any:
     blocks = rocksdict.BlockBasedOptions()
     blocks.set_block_cache(settings.memory.cache)
@@ -107,7 +122,9 @@ def _options(settings: Settings) -> Any:
         options.set_memtable_whole_key_filtering(True)
         options.set_memtable_prefix_bloom_ratio(_WRITE_BUFFER_FILTER)
     options.set_compression_type(rocksdict.DBCompressionType.lz4())
-    options.set_level_compaction_dynamic_level_bytes(True)
+    options.set_compaction_style(rocksdict.DBCompactionStyle.universal())
+    options.set_universal_compaction_options(_merging())
+    options.set_level_zero_file_num_compaction_trigger(_RUNS)
     options.set_max_background_jobs(settings.threads)
     options.set_keep_log_file_num(1)
     options.set_max_log_file_size(1 << 20)
@@ -226,10 +243,14 @@ class Database:
 
     def flush(self) -> None:
         """Write all buffers to files. Other threads go on meanwhile."""
-        self._rdict.flush()
+        for family in list(self._families.values()):  # ``Rdict.flush`` is for one of them alone
+            family.rows.flush()
 
     def link_into(self, path: Path) -> None:
-        """Make a folder with hard links to all files, as of now."""
+        """Make a folder with hard links to all files, as of now.
+
+        No other thread runs meanwhile, so what is in buffers is to be flushed before.
+        """
         rocksdict.Checkpoint(self._rdict).create_checkpoint(str(path))
 
     def estimated_keys(self) -> int:

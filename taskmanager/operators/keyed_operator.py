@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from dataflow.common.batch import MAX_TIMESTAMP
@@ -61,12 +60,6 @@ class KeyedOperator(FunctionOperator):
 
         Nobody's functions may see it: to them the key's time stands still until its end.
         """
-
-    def read_ahead(self, rows: list[Any], key_of: Callable[[Any], Any]) -> None:
-        """Have the backend, if it is one on disk, read what is needed for a batch at once."""
-        if self.backend.read_ahead is not None:
-            with suppress(Exception):  # it comes again where it can be told which record it is of
-                self.backend.read_ahead(rows, key_of)
 
     def end_of_key(self) -> None:
         """In BATCH: the key's last record is through, so its time ends and it is forgotten."""

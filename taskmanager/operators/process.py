@@ -128,7 +128,7 @@ class KeyedProcessing(KeyedOperator, Processing):
         context = self._context
         backend, take = self.backend, self._collector.take
         known = backend.known_keys
-        self.read_ahead(batch.rows, key_of)
+        self.backend.read_ahead(batch.rows, key_of)
         pending = iter(batch.rows)
         key = produced = None
         try:

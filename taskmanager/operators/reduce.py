@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from dataflow.common.batch import ArrowBatch, RowBatch
@@ -39,6 +40,11 @@ def _telling(backend: KeyedStateBackend, key_selector: KeySelector) -> KeySelect
     return select
 
 
+def _told(backend: KeyedStateBackend, keys: Iterable[Any]) -> Iterator[Any]:
+    for backend.current_key in keys:
+        yield backend.current_key
+
+
 class ReduceOperator(KeyedOperator):
     """Emits the updated aggregate of its key for every record, with the record's timestamp.
 
@@ -53,11 +59,13 @@ class ReduceOperator(KeyedOperator):
         self._reduce = spec.function.reduce
         self._never_in_place = isinstance(spec.function, FieldAggregate)
         self._copying = False
+        self._told: Callable[[Iterable[Any]], Iterator[Any]] = iter
 
     def setup(self, context: OperatorContext, output: Output) -> None:
         super().setup(context, output)
         if type(inspect.unwrap(self.function)).open is not Function.open:
             self.key_selector = _telling(self.backend, self.key_selector)
+            self._told = partial(_told, self.backend)
 
     def open(self) -> None:
         self._aggregates = _aggregates(self.backend)
@@ -66,22 +74,26 @@ class ReduceOperator(KeyedOperator):
 
     def process_batch(self, batch: RowBatch | ArrowBatch) -> None:
         assert isinstance(batch, RowBatch)
-        aggregates, key_of, reduce = self._aggregates, self.key_selector, self._reduce
-        self.read_ahead(batch.rows, key_of)
-        get, copying = aggregates.get, self._copying
+        aggregates, reduce, copying = self._aggregates, self._reduce, self._copying
         results: list[Any] = []
         append = results.append
         pending = iter(batch.rows)
         key: Any = None
         try:
-            for value in pending:
-                key = key_of(value)
-                aggregate = get(key, MISSING)
-                if aggregate is MISSING:
-                    copying = self._start(key, value)
-                else:
-                    value = aggregates[key] = reduce(aggregate, value)
-                append(detached(value) if copying else value)
+            keys = list(map(self.key_selector, pending))
+            if len(keys) != len(batch.rows):  # map() takes a StopIteration for its own end
+                raise RuntimeError("the key selector raised StopIteration")
+            with self.backend.touching(aggregates, keys):
+                get = aggregates.get
+                pending = iter(batch.rows)
+                # The keys first: ``pending`` is to be at the record that fails.
+                for key, value in zip(self._told(keys), pending, strict=True):
+                    aggregate = get(key, MISSING)
+                    if aggregate is MISSING:
+                        copying = self._start(key, value)
+                    else:
+                        value = aggregates[key] = reduce(aggregate, value)
+                    append(detached(value) if copying else value)
         except BaseException as error:
             self.fail_for_key(error, key, batch.rows, pending)
         if results:

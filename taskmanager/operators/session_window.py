@@ -60,7 +60,7 @@ class SessionWindowOperator(KeyedWindowOperator):
         add, reduce = self._contents.add, self._reduce
         # The end of a session that is not late lies behind this.
         watermark = max([self.marks.current, *self.marks.ahead.values()])
-        self.read_ahead(batch.rows, key_of)
+        self.backend.read_ahead(batch.rows, key_of)
         pending = iter(batch.rows)
         key: Any = None
         try:

@@ -139,7 +139,7 @@ class SlidingWindowOperator(KeyedWindowOperator):
         add = None if self._aggregate is None else self._aggregate.add
         # No window that ends behind this has fired, for any key.
         watermark = max([self.marks.current, *self.marks.ahead.values()])
-        self.read_ahead(batch.rows, key_of)
+        self.backend.read_ahead(batch.rows, key_of)
         slices: dict[int, Contents] = {}
         start = end = 0
         contents: Contents | None = None  # None: some of the slice's windows have fired

@@ -73,7 +73,7 @@ class TriggeredWindowOperator(KeyedWindowOperator):
         self.require_timestamps(batch)
         key_of, backend = self.key_selector, self.backend
         known = backend.known_keys
-        self.read_ahead(batch.rows, key_of)
+        self.backend.read_ahead(batch.rows, key_of)
         pending = iter(batch.rows)
         key: Any = None
         try:

@@ -123,7 +123,7 @@ class WindowOperator(KeyedOperator):
                 f"operator {self.context.operator_name!r} has event-time windows, but its records "
                 "have no timestamps: give the WatermarkStrategy a timestamp assigner"
             )
-        self.read_ahead(batch.rows, self.key_selector)
+        self.backend.read_ahead(batch.rows, self.key_selector)
         if self._ahead:
             for watermark, part in self._by_watermark(batch.rows, batch.timestamps):
                 actual, self._watermark = self._watermark, watermark

@@ -17,6 +17,7 @@ from dataflow.datastream.state import ListStateDescriptor, StateTtlConfig, Value
 from state import changelog, heap_capture
 from state.changelog import Changelog, Changes, Extent, extent_of
 from state.heap_backend import HeapKeyedStateBackend
+from state.heap_maps import StateMap
 from state.keyed_state import HeapKeyedStateStore
 from state.snapshot import TaskSnapshot, redistribute
 from state.snapshot_store import SnapshotWriter, Stored, StoredSnapshot
@@ -62,12 +63,16 @@ class Checkpoints(RuleBasedStateMachine):
         name=st.sampled_from(["values", "lists"]),
         namespace=st.sampled_from([None, (0, 10), (10, 20)]),
         key=st.text("abcdef", min_size=1, max_size=1),
-        how=st.sampled_from(["put", "add", "remove"]),
+        how=st.sampled_from(["put", "add", "remove", "batch"]),
     )
     def change(self, name: str, namespace: Any, key: str, how: str) -> None:
         values = self.backend.table(name, "kind").namespace(namespace)
         if how == "remove":
             values.pop(key, None)
+        elif how == "batch":
+            with self.backend.touching(values, [key, "a"]):
+                for each in (key, "a"):
+                    values[each] = values.get(each, 0) + 1 if name == "values" else [self.number]
         elif name == "values":
             values[key] = values.get(key, 0) + 1
         else:
@@ -133,6 +138,28 @@ class Checkpoints(RuleBasedStateMachine):
                 for namespace, values in namespaces.items():
                     found.setdefault(name, {}).setdefault(namespace, {}).update(values)
         assert found | {"watermarks": watermarks} == expected
+
+
+def test_before_there_is_a_checkpoint_nothing_is_noted() -> None:
+    backend = backend_of()
+    table = backend.table("values", "kind")
+    table.namespace(None)["a"] = 1
+    assert table.watch.changed is None
+    assert type(table.namespace(None)) is StateMap
+    backend.snapshot_state(1)
+    table.namespace(None)["b"] = 2
+    later = backend.table("later", "kind")
+    later.namespace(None)["c"] = 3
+    assert (table.watch.changed, later.watch.changed) == ({None: {"b"}}, {None: {"c"}})
+
+
+def test_what_has_changed_is_put_together_only_where_checkpoints_have_been_aborted() -> None:
+    log = Changelog(1, Extent(100, 0, 1))
+    first, second = ({"s": Changes({None: {key}})} for key in "ab")
+    assert log.begin(2, first, full=False) == (1, first)
+    assert log.begin(2, first, full=False)[1] is first
+    assert log.begin(3, second, full=False) == (1, {"s": Changes({None: {"a", "b"}})})
+    assert (first, second) == ({"s": Changes({None: {"a"}})}, {"s": Changes({None: {"b"}})})
 
 
 @pytest.fixture(autouse=True)
@@ -270,7 +297,9 @@ def test_nothing_is_noted_in_a_job_without_checkpoints(interval: str | None) -> 
     context.configuration = {"state.changelog.enabled": "true"}
     if interval is not None:
         context.configuration["execution.checkpointing.interval"] = interval
-    table = HeapKeyedStateBackend.of(context).table("s", "kind")
+    backend = HeapKeyedStateBackend.of(context)
+    table = backend.table("s", "kind")
+    backend.snapshot_state(1).completed()
     for window in range(100):
         table.namespace(window)["key"] = 1
         table.drop(window)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from dataflow.errors import JobExecutionError, RestoreError
 from state import heap_capture, keyed_blocks
 from state.heap_capture import Capture, TableCapture
-from state.heap_maps import Namespaces, StateMap, Watch, unwatch, watch
+from state.heap_maps import Namespaces, StateMap, Walk, Watch, WatchedMap, unwatch, watch
 from state.keyed_blocks import DROP, PUT, REMOVE, KeyedBlock, frame, frames_of, head
 
 GROUPS = 4
@@ -22,6 +24,10 @@ Plain = dict[Any, dict[Any, Any]]
 
 def group_of(key: Any) -> int:
     return int(key) % GROUPS
+
+
+def groups_of(keys: Sequence[Any]) -> list[int]:
+    return list(map(group_of, keys))
 
 
 class Table:
@@ -42,7 +48,7 @@ class Table:
 
     def capture(self, **changes: Any) -> Capture:
         parts = [TableCapture("s", "kind", self.namespaces, self.watch, **changes)]
-        return Capture(parts, group_of, range(GROUPS), {}, "op", lambda: None)
+        return Capture(parts, groups_of, range(GROUPS), {}, "op", lambda: None)
 
 
 def apply(state: Plain, blocks: dict[int, bytes]) -> Plain:
@@ -176,6 +182,25 @@ class WhileItChanges(RuleBasedStateMachine):
         perform(self.table.namespace(namespace), step)
 
     @rule(
+        namespace=st.sampled_from([None, (0, 10)]),
+        keys=st.lists(KEYS, max_size=5),
+        step=operations(),
+    )
+    def change_some(self, namespace: Any, keys: list[int], step: Any) -> None:
+        """What becomes of these keys is said beforehand."""
+        values = self.table.namespace(namespace)
+        with values.touching([*keys, step[1]]):
+            assert type(values) is StateMap
+            for key in keys:
+                found = values.get(key)
+                if isinstance(found, list):
+                    found.append(8)
+                else:
+                    values[key] = copy.deepcopy(step[2])
+            if step[0] not in ("del", "pop", "popitem", "clear"):
+                perform(values, step)
+
+    @rule(
         namespace=st.sampled_from([(0, 10), (5, 15)]),
         how=st.sampled_from(["pop", "del", "all", "replace"]),
     )
@@ -226,6 +251,7 @@ class WhileItChanges(RuleBasedStateMachine):
         if hasattr(self, "capture") and self.capture is None and not self.noting:
             assert type(self.table.namespaces) is Namespaces
             assert {type(v) for v in self.table.namespaces.values()} <= {StateMap}
+            assert self.table.watch.walk is None
 
 
 @pytest.fixture(autouse=True)
@@ -236,6 +262,122 @@ def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 TestWhileItChanges = WhileItChanges.TestCase
 TestWhileItChanges.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+
+
+def taken(capture: Capture) -> Plain:
+    while not capture.advance():
+        pass
+    return apply({}, capture.blocks())
+
+
+def test_the_keys_of_a_dict_are_not_copied_while_none_comes_or_goes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copied: list[Any] = []
+    secure = Walk.secure
+    monkeypatch.setattr(Walk, "secure", lambda self, keys: (copied.append(1), secure(self, keys)))
+    table = Table()
+    values = table.namespace(None)
+    values.update({key: (key, 1) for key in range(100)})
+    before = table.plain()
+    watch(table.namespaces)
+    capture = table.capture()
+    assert not capture.advance()
+    values[70] = (70, 2)
+    with values.touching([2, 80]):
+        values[80] = (80, 2)
+    assert not capture.advance()
+    assert copied == []
+    values[100] = (100, 1)
+    del values[90]
+    assert copied
+    assert taken(capture) == before
+
+
+def test_a_key_that_was_gone_before_its_namespace_had_its_turn_may_come_back() -> None:
+    table = Table()
+    for namespace in ("a", "b"):
+        table.namespace(namespace).update({key: (key, 1) for key in range(20)})
+    before = table.plain()
+    watch(table.namespaces)
+    capture = table.capture()
+    assert not capture.advance()  # in "a"
+    values = table.namespaces["b"]
+    del values[15]
+    while capture._tables[0].watch.walk._of is not values:  # type: ignore[union-attr]
+        assert not capture.advance()
+    values[15] = (15, 2)
+    for key in range(20, 60):
+        values[key] = (key, 1)
+    assert taken(capture) == before
+
+
+def test_a_batch_of_new_keys_may_come_while_the_others_are_taken() -> None:
+    table = Table()
+    values = table.namespace(None)
+    values.update({key: (key, 1) for key in range(20)})
+    before = table.plain()
+    watch(table.namespaces)
+    capture = table.capture()
+    assert not capture.advance()
+    new = list(range(20, 60))
+    with values.touching(new):
+        for key in new:
+            values[key] = (key, 1)
+    assert taken(capture) == before
+
+
+def test_what_the_snapshot_does_not_have_is_not_put_aside() -> None:
+    table = Table()
+    values = table.namespace(None)
+    values.update({key: [key] for key in range(20)})
+    watch(table.namespaces)
+    capture = table.capture(changed={None: {3, 14}})
+    values[5] = [50]
+    values[3] = [30]
+    with values.touching([6, 14, 99]):
+        values[6], values[14], values[99] = [60], [140], [990]
+    del table.namespaces[None]
+    assert table.watch.aside is not None
+    assert set(table.watch.aside[None]) == {3, 14}
+    assert taken(capture) == {None: {3: [3], 14: [14]}}
+
+
+def test_what_is_touched_is_noted_together() -> None:
+    table = Table()
+    values = table.namespace(None)
+    values.update({1: [1], 2: 2})
+    watch(table.namespaces)
+    table.watch.changed = {}
+    with values.touching([1, 2, 3]):
+        assert type(values) is StateMap
+        values[3] = 3
+    assert type(values) is WatchedMap
+    assert table.watch.changed == {None: {1, 2, 3}}
+    with pytest.raises(ValueError, match="so"), values.touching([4]):
+        raise ValueError("so")
+    assert type(values) is WatchedMap
+    with values.touching([[]]):  # not a key: noted one by one
+        assert type(values) is WatchedMap
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_slice_ends_with_a_megabyte(monkeypatch: pytest.MonkeyPatch, changed: bool) -> None:
+    monkeypatch.setattr(heap_capture, "SLICE_ENTRIES", 1_000)
+    monkeypatch.setattr(heap_capture, "SLICE_BYTES", 10_000)
+    table = Table()
+    values = table.namespace(None)
+    values.update({key: ["x" * 1_000] for key in range(200)})
+    watch(table.namespaces)
+    capture = table.capture(changed={None: set(range(200))}) if changed else table.capture()
+    sizes = [0]
+    while not capture.advance():
+        sizes.append(sum(len(f) for g in capture._groups.values() for f in g.frames))
+    steps = [b - a for a, b in pairwise(sizes)]
+    # Of the first ones nobody knows how large they are.
+    assert max(steps) <= 2 * 16 * 1_100
+    assert max(steps[2:]) <= 2 * 10_000
+    assert apply({}, capture.blocks()) == {None: dict(values)}
 
 
 def test_a_snapshot_that_is_given_up_puts_nothing_aside_any_more() -> None:

@@ -21,6 +21,7 @@ from dataflow.common.keys import (
     KeyGroupRange,
     default_max_parallelism,
     key_group,
+    key_groups,
     key_groups_of_array,
     key_groups_of_columns,
     stable_hash,
@@ -90,6 +91,19 @@ Point = namedtuple("Point", "x y")
 def test_keys_that_python_calls_equal_are_one_key(same: tuple[Any, ...]) -> None:
     assert all(key == same[0] for key in same)
     assert len({stable_hash(key) for key in same}) == 1
+
+
+@given(
+    st.one_of(
+        st.lists(INT64, max_size=80),
+        st.lists(st.integers(), min_size=33, max_size=80),
+        st.lists(st.text(), max_size=80),
+        st.lists(st.text(st.characters(categories=["Cs", "L"])), min_size=33, max_size=80),
+        st.lists(KEYS | st.booleans(), max_size=80),
+    )
+)
+def test_the_groups_of_many_keys_are_those_of_each(keys: list[Any]) -> None:
+    assert key_groups(keys, MAX) == [key_group(key, MAX) for key in keys]
 
 
 @given(FLOATS)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, EntryPoints
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -256,7 +257,7 @@ def test_until_a_snapshot_is_frozen_nothing_is_written_unless_there_is_too_much(
     assert len(values._dirty) == 3_000
     monkeypatch.setattr(backend_module, "HELD_MAX", 2_000)
     settle(backend)
-    assert len(values._dirty) == 0
+    assert len(values._dirty) == 3_000 - backend_module.DIRTY_MAX
     other = HeapKeyedStateBackend(128, backend.key_group_range)
     other.restore_state(backend.snapshot_state(2, canonical=True).completed())
     assert len(other.table("t", "kind").namespace(None)) == 3_001
@@ -296,6 +297,96 @@ def test_table_files_are_shared_and_have_names_of_their_session(tmp_path: Path) 
         native.release()
         assert not any(Path(path).exists() for path in native.files.values())
     backend.close()
+
+
+def test_every_buffer_is_flushed_before_files_are_linked(
+    backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linking flushes what is left, and stops every task of the process meanwhile."""
+    for name in ("one", "two"):
+        backend.table(name, "kind").namespace(None)["a"] = 1
+    linked: list[Any] = []
+
+    def link_into(path: Any) -> None:
+        linked.append(
+            [
+                family.rows.property_int_value("rocksdb.num-entries-active-mem-table")
+                for family in backend.database._families.values()
+            ]
+        )
+
+    monkeypatch.setattr(backend.database, "link_into", link_into)
+    snapshot = backend.snapshot_state(1)
+    with pytest.raises(JobExecutionError, match="No such file"):
+        snapshot.completed()
+    assert linked == [[0, 0]]
+
+
+def test_what_had_to_wait_is_written_bit_by_bit(backend: Any) -> None:
+    values = backend.table("t", "kind").namespace(None)
+    snapshot = backend.snapshot_state(1)
+    for start in range(0, 30_000, 300):
+        for key in range(start, start + 300):
+            values[key] = key
+        settle(backend)
+    assert len(values._dirty) == 30_000
+    snapshot.completed().release()
+    left = [len(values._dirty)]
+    while left[-1] >= backend_module.DIRTY_MAX:
+        for key in range(300):
+            values[30_000 + 300 * len(left) + key] = key
+        settle(backend)
+        left.append(len(values._dirty))
+    assert max(a - b for a, b in pairwise(left)) <= backend_module.DIRTY_MAX
+    assert len(left) < 25
+    backend._write_all()
+    assert len(values) == 30_000 + 300 * (len(left) - 1)
+
+
+def test_as_much_is_written_as_is_added(backend: Any) -> None:
+    values = backend.table("t", "kind").namespace(None)
+    for start in range(0, 100_000, 10_000):
+        for key in range(start, start + 10_000):
+            values[key] = key
+        settle(backend)
+        assert len(values._dirty) <= 10_000
+    assert len(values._dirty) < backend_module.DIRTY_MAX
+
+
+def test_a_database_merged_by_levels_is_opened(tmp_path: Path) -> None:
+    """As those of earlier checkpoints are."""
+    from state.rocksdb import database as module
+
+    def by_levels(settings: Any) -> Any:
+        options = make(settings)
+        options.set_compaction_style(module.rocksdict.DBCompactionStyle.level())
+        options.set_write_buffer_size(1 << 16)
+        options.set_target_file_size_base(1 << 16)
+        options.set_max_bytes_for_level_base(1 << 18)
+        options.set_level_zero_file_num_compaction_trigger(2)
+        return options
+
+    make = module._options
+    settings = module.Settings(module.SlotMemory(64 << 20, 0.5))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_options", by_levels)
+        old = module.Database(tmp_path / "db", settings)
+        rows = {b"%06d" % (7919 * n % 100_003): b"%064d" % n for n in range(30_000)}
+        for start in range(0, 30_000, 1_000):
+            batch = old.new_batch()
+            for row in list(rows)[start : start + 1_000]:
+                batch.put(row, rows[row], old.family("t").handle)
+            old.write(batch)
+            old.flush()
+        old._rdict.get_column_family("t").compact_range(None, None)
+        levels = {file["level"] for file in old._rdict.live_files()}
+        assert levels - {0}
+        old.close()
+    new = module.Database(tmp_path / "db", settings)
+    new.family("t").rows.put(b"later", b"1", module.rocksdict.WriteOptions())
+    new.flush()
+    assert dict(new.family("t").scan(b"")) == rows | {b"later": b"1"}
+    new.close()
 
 
 def test_a_snapshot_that_cannot_be_made_fails_alone(backend: Any, monkeypatch: Any) -> None:

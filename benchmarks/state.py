@@ -3,8 +3,9 @@
 A rolling reduce over keys in random order, ``(key, payload of 100 bytes, count)`` per key, driven
 as a task drives its operators: batches of 1,000 records, and a checkpoint every so many,
 whose asynchronous part runs on a thread of its own. First every key is written once, then keys are
-updated at random, all alike or by Zipf's law (``--zipf``: the n-th most frequent key has a share
-of 1/n). Judged by the number of updates that the state holds at the end.
+updated at random (``--keys-drawn``): all alike; by Zipf's law, the n-th most frequent key with a
+share of 1/n; or ``changing``, from one percent of them, which is another one after half a million
+updates. Judged by the number of updates that the state holds at the end.
 
 ``per s of CPU`` is of the task's thread: what there would be on a machine that does nothing else.
 ``--plain`` measures a loop over the same RocksDB instead, with nothing around it: it gets a
@@ -88,17 +89,40 @@ class _Context:
 Drawn = Callable[[int], list[int]]
 
 
-def drawn(keys: int, zipf: bool) -> Drawn:
-    """What draws so many keys."""
+def uniform(keys: int) -> Drawn:
+    rng = np.random.default_rng(1)
+    return lambda count: rng.integers(keys, size=count).tolist()
+
+
+def zipf(keys: int) -> Drawn:
     rng = np.random.default_rng(1)
 
     def draw(count: int) -> list[int]:
-        if not zipf:
-            return rng.integers(keys, size=count).tolist()
         ranks = (keys ** rng.random(count)).astype(np.int64)  # 1/n: their logarithms are uniform
         return (ranks * _SCATTER % keys).tolist()
 
     return draw
+
+
+def changing(keys: int) -> Drawn:
+    rng = np.random.default_rng(1)
+    few, drawn = keys // 100, 0
+
+    def draw(count: int) -> list[int]:
+        nonlocal drawn
+        drawn += count
+        first = drawn // 500_000 * few
+        return ((first + rng.integers(few, size=count)) * _SCATTER % keys).tolist()
+
+    return draw
+
+
+#: What makes that which draws so many of so many keys.
+DRAWN: dict[str, Callable[[int], Drawn]] = {
+    "uniform": uniform,
+    "zipf": zipf,
+    "changing": changing,
+}
 
 
 def measure_plain(
@@ -220,11 +244,12 @@ def main() -> None:
     parser.add_argument("--keys", type=int, default=1_000_000)
     parser.add_argument("--updates", type=int, default=1_000_000)
     parser.add_argument("--checkpoints", type=int, default=4)
-    parser.add_argument("--zipf", action="store_true", help="some keys much more often than others")
+    parser.add_argument("--keys-drawn", choices=list(DRAWN), default="uniform")
     parser.add_argument("--plain", action="store_true", help="RocksDB alone, without checkpoints")
     parser.add_argument("-D", action="append", default=[], metavar="KEY=VALUE", help="a setting")
     given = parser.parse_args()
-    draw, options = drawn(given.keys, given.zipf), dict(pair.split("=", 1) for pair in given.D)
+    draw = DRAWN[given.keys_drawn](given.keys)
+    options = dict(pair.split("=", 1) for pair in given.D)
     if given.plain:
         numbers = measure_plain(given.keys, given.updates, draw, options)
     else:

@@ -1,13 +1,15 @@
 """All keyed state of one operator in a RocksDB of its own, on the TaskManager's disk.
 
-Between batches what is dirty is written, once there is enough of it, so that little is left for a
-barrier. Where time goes at a barrier see ``freeze``.
+Between batches what is dirty is written, once there is enough of it. What happens at a barrier see
+``freeze``; of lists and maps little may be left for it, as it is written there and then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,19 +21,22 @@ from state.keyed_state import HeapListState, HeapMapState
 from state.local_folder import LocalFolder
 from state.rocksdb.canonical import blocks_of, contents_of
 from state.rocksdb.database import Database, Settings
-from state.rocksdb.freeze import Freeze
+from state.rocksdb.freeze import Freeze, FrozenRows
 from state.rocksdb.metadata import Metadata
 from state.rocksdb.native import files_of, open_native
 from state.rocksdb.states import RocksDBListState, RocksDBMapState
 from state.rocksdb.tables import RocksDBTable
-from state.rocksdb.values import Cache
+from state.rocksdb.values import HEAP_EXTRA, HEAP_FACTOR, Cache, RocksDBValues
 from state.snapshot import NativeState, OperatorSnapshot
 
 NAME = "rocksdb"
 
-#: Dirty entries from which on they are written between batches, and about their bytes.
+#: Dirty entries of lists and maps from which on they are written between batches, and about their
+#: bytes; of others that much is written at a time.
 DIRTY_MAX = 2_000
 DIRTY_BYTES_MAX = 8 << 20
+#: What of a snapshot is written between two batches.
+FROZEN_WRITE_MAX = 500
 #: What is written at a time at a barrier.
 WRITE_MAX = 4_000
 #: Dirty entries from which on the task does not wait for an I/O thread.
@@ -63,6 +68,7 @@ class RocksDBKeyedStateBackend(KeyedStateBackend):
         self._freezes = 0
         self._chunks = 0
         self._dirty_max = DIRTY_MAX
+        self._value_bytes = 0.0  # of late
         self._dirty_before = 0
         self.cache = Cache(self._settings.cache_entries, self._settings.cache_bytes)
         self.for_every_record.append(self._settle_after)
@@ -155,66 +161,130 @@ class RocksDBKeyedStateBackend(KeyedStateBackend):
             return
         dirty = cache.dirty()
         added, self._dirty_before = dirty - self._dirty_before, dirty
-        if dirty < self._dirty_max and len(self._doomed) < DIRTY_MAX:
+        urgent = cache.dirty_at_barriers() >= self._dirty_max
+        if added > 0:
+            self._learn_size()
+        if not urgent and dirty < self._kept_max() and len(self._doomed) < DIRTY_MAX:
             return
-        if self._freeze is not None:
-            if not self._freeze.done:
-                if dirty < HELD_MAX:
-                    return
-                self._freeze.make_quietly()
-            self._freeze = None
+        freeze = self._freeze
+        if freeze is not None and not freeze.done:
+            if dirty < HELD_MAX:
+                return
+            self._finish_freeze()
+        elif cache.frozen:  # of a snapshot that was given up
+            self._write_frozen(self._dirty_max)
+            return
+        self._freeze = None
         # After writing had to wait there is more: it becomes less, bit by bit.
         limit = max(self._dirty_max, 2 * added)
-        self._write(limit)
+        self._write(limit, urgent)
         self._dirty_before = max(0, dirty - limit)
 
-    def _write(self, limit: int) -> None:
-        database = self.database
-        batch = database.new_batch()
+    def _learn_size(self) -> None:
+        """A moving average of samples: there is nothing written yet of what is to stay for long."""
+        newest = self.cache.newest_bytes()
+        if newest is not None:
+            self._value_bytes += (newest - self._value_bytes) / (8 if self._value_bytes else 1)
+
+    def _kept_max(self) -> int:
+        """How many dirty entries may stay: half of the cache."""
+        settings = self._settings
+        in_memory = settings.cache_bytes / (HEAP_FACTOR * self._value_bytes + HEAP_EXTRA)
+        return max(1, min(settings.cache_entries, int(in_memory)) // 2)
+
+    def _write(self, limit: int, urgent: bool) -> None:
+        """``urgent``: rather what would hold up a barrier."""
+        batch = self.database.new_batch()
         doomed, self._doomed = self._doomed, []
         for table, prefix in doomed:
             table.family.delete_prefix(batch, prefix)
         left = limit
-        for values in list(self.cache.touched):
+        touched = sorted(self.cache.touched, key=lambda values: values.can_freeze is urgent)
+        for values in touched:
             left -= values.write_into(batch, left)
             if left <= 0:
                 break
-        mean = batch.size_in_bytes() // (limit - left + 1) + 1
-        self._dirty_max = max(1, min(DIRTY_MAX, DIRTY_BYTES_MAX // mean))
-        database.write(batch)
+        self._write_batch(batch, limit - left)
 
-    def _write_all(self) -> None:
+    def _write_batch(self, batch: Any, entries: int) -> None:
+        mean = batch.size_in_bytes() // (entries + 1) + 1
+        self._dirty_max = max(1, min(DIRTY_MAX, DIRTY_BYTES_MAX // mean))
+        self.database.write(batch)
+
+    def _write_frozen(self, limit: int) -> None:
+        batch = self.database.new_batch()
+        left = limit
+        for values in list(self.cache.frozen):
+            left -= values.write_frozen_into(batch, left)
+            if left <= 0:
+                break
+        self._write_batch(batch, limit - left)
+
+    def _write_some_frozen(self, freeze: Freeze) -> bool:
+        """Of a snapshot that is being taken; returns whether that was all."""
+        if freeze is not self._freeze:  # it was done at once
+            return True
+        if self.cache.frozen:
+            self._write_frozen(min(FROZEN_WRITE_MAX, self._dirty_max))
+        return not self.cache.frozen
+
+    def write_frozen(self, mappings: Iterable[RocksDBValues]) -> None:
+        """All of it, now."""
+        batch = self.database.new_batch()
+        for values in mappings:
+            values.write_frozen_into(batch, sys.maxsize)
+        self.database.write(batch)
+
+    def _finish_freeze(self) -> None:
+        while self.cache.frozen:
+            self._write_frozen(WRITE_MAX)
         if self._freeze is not None:
             self._freeze.make_quietly()
             self._freeze = None
+
+    def _write_all(self) -> None:
+        self._finish_freeze()
         while self.cache.touched or self._doomed:
-            self._write(WRITE_MAX)
+            self._write(WRITE_MAX, False)
 
     # --------------------------------------------------------------------------- snapshot, restore
 
     def snapshot_state(self, checkpoint_id: int, canonical: bool = False) -> OperatorSnapshot:
         if self._database is None and not self.watermarks:
             return OperatorSnapshot()
-        self._write_all()
+        self._finish_freeze()
+        for values in list(self.cache.touched):
+            if isinstance(values, RocksDBValues) and values.can_freeze:
+                values.freeze()
+        while self.cache.touched or self._doomed:
+            self._write(WRITE_MAX, False)
+        self._dirty_before = 0
         self._freezes += 1
         folder = self.folder.path / f"chk-{checkpoint_id}-{self._freezes}"
         freeze = self._freeze = Freeze(self.database, folder)
         metadata = Metadata(
             (self.key_group_range.start, self.key_group_range.end),
             {table.name: table.kind for table in self._tables.values()},
-            sorted(table.name for table in self._tables.values() if table.mutable),
+            [],
             self.shares_mutable,
             dict(self.watermarks),
             self._chunks,
         )
-        if canonical:
-            return OperatorSnapshot(asynchronous_part=partial(self._canonical, freeze, metadata))
+        finished = partial(_finished, metadata, self.tables())
         # The attempt alone would do, if nobody restored the same checkpoint in two jobs.
         session = f"{self._attempt}-{self.folder.path.name.rpartition('-')[2]}"
-        return OperatorSnapshot(asynchronous_part=partial(self._native, freeze, metadata, session))
+        return OperatorSnapshot(
+            taking=FrozenRows(freeze, self._write_some_frozen),
+            asynchronous_part=partial(self._canonical, freeze, finished)
+            if canonical
+            else partial(self._native, freeze, finished, session),
+        )
 
-    def _native(self, freeze: Freeze, metadata: Metadata, session: str) -> OperatorSnapshot:
+    def _native(
+        self, freeze: Freeze, finished: Callable[[], Metadata], session: str
+    ) -> OperatorSnapshot:
         """On an I/O thread."""
+        metadata = finished()
         try:
             freeze.make()
             files, shared = files_of(freeze.folder, session, self._inherited)
@@ -228,8 +298,9 @@ class RocksDBKeyedStateBackend(KeyedStateBackend):
             )
         )
 
-    def _canonical(self, freeze: Freeze, metadata: Metadata) -> OperatorSnapshot:
+    def _canonical(self, freeze: Freeze, finished: Callable[[], Metadata]) -> OperatorSnapshot:
         """On an I/O thread."""
+        metadata = finished()
         try:
             freeze.make()
             return OperatorSnapshot(
@@ -313,6 +384,7 @@ class RocksDBKeyedStateBackend(KeyedStateBackend):
     def close(self) -> None:
         if self._freeze is not None:
             self._freeze.give_up()
+        self.cache.frozen.clear()
         database, self._database = self._database, None
         folder, self._folder = self._folder, None
         try:
@@ -321,3 +393,8 @@ class RocksDBKeyedStateBackend(KeyedStateBackend):
         finally:
             if folder is not None:
                 folder.remove()
+
+
+def _finished(metadata: Metadata, tables: list[RocksDBTable]) -> Metadata:
+    """Once everything is written, and so known to be mutable or not."""
+    return replace(metadata, mutable=sorted(table.name for table in tables if table.mutable))

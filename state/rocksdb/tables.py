@@ -124,6 +124,7 @@ class RocksDBTable(StateTable):
 
     def empty(self, view: RocksDBMapping) -> None:
         """Forget all keys of a view; their rows go with the next write."""
+        view.write_frozen()
         for group in view.groups():
             self.backend.doom(self, prefix_of(group, view.encoded))
         self.groups_of[decode_namespace(view.encoded)] = 0

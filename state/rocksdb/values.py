@@ -1,6 +1,7 @@
 """The mapping that operators work on: a write-back cache of Python objects over rows.
 
     dirty     what is to be written. What can be changed in place is there once it was handed out.
+    frozen    what was dirty at a barrier, and is written before anything else
     clean     as in the database: immutable values, and MISSING for keys that it does not have
     mutable   as in the database: what can be changed, and is nobody's at the moment
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import ItemsView, Iterable, Iterator, MutableMapping, ValuesView
+from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
@@ -39,6 +41,7 @@ from state.rocksdb.encoding import (
 )
 
 if TYPE_CHECKING:
+    from state.rocksdb.database import Row
     from state.rocksdb.tables import RocksDBTable
 
 _UNSEEN: Final = object()
@@ -54,20 +57,41 @@ HEAP_FACTOR, HEAP_EXTRA = 4, 200
 class Cache:
     """What all mappings of a backend have in memory together."""
 
-    __slots__ = ("bytes", "bytes_max", "cached", "entries", "entries_max", "readers", "touched")
+    __slots__ = (
+        "bytes",
+        "bytes_max",
+        "cached",
+        "entries",
+        "entries_max",
+        "frozen",
+        "readers",
+        "touched",
+    )
 
     def __init__(self, entries_max: int, bytes_max: int) -> None:
-        # Of a generation: the old one may hold as much.
-        self.entries_max = max(1, entries_max // 2)
-        self.bytes_max = max(1, bytes_max // 2)
+        # Of a generation: the old one may hold as much, and as much as both may be dirty.
+        self.entries_max = max(1, entries_max // 4)
+        self.bytes_max = max(1, bytes_max // 4)
         self.entries = 0  # that have come into the young generation, and what they take
         self.bytes = 0
         self.touched: set[RocksDBMapping] = set()  # all and only those with something dirty
+        self.frozen: set[RocksDBValues] = set()  # all and only those with something frozen
         self.cached: set[RocksDBMapping] = set()  # all with something clean
         self.readers: set[RocksDBValues] = set()  # all that have read a row or read ahead
 
     def dirty(self) -> int:
         return sum([values.dirty() for values in self.touched])
+
+    def newest_bytes(self) -> int | None:
+        """Of a value that was set of late, encoded; None if there is none to be had."""
+        for values in self.touched:
+            if isinstance(values, RocksDBValues):
+                return values.newest_bytes()
+        return None
+
+    def dirty_at_barriers(self) -> int:
+        """How much of it a barrier would have to wait for."""
+        return sum([values.dirty() for values in self.touched if not values.can_freeze])
 
     def rotate_if_full(self) -> None:
         if self.entries > self.entries_max or self.bytes > self.bytes_max:
@@ -101,6 +125,9 @@ class RocksDBMapping(MutableMapping[Any, Any]):
 
     __hash__ = object.__hash__
 
+    #: Whether what is dirty at a barrier can be written later.
+    can_freeze = False
+
     # ------------------------------------------------------------------- for the backend
 
     @abstractmethod
@@ -110,6 +137,9 @@ class RocksDBMapping(MutableMapping[Any, Any]):
     @abstractmethod
     def write_into(self, batch: Any, limit: int) -> int:
         """Put up to ``limit`` dirty entries into a batch; returns how many."""
+
+    def write_frozen(self) -> None:
+        """Now."""
 
     @abstractmethod
     def rotate(self) -> bool:
@@ -242,13 +272,17 @@ class RocksDBValues(RocksDBMapping):
         "_ahead",
         "_clean",
         "_dirty",
+        "_frozen",
         "_get",
+        "_late",
         "_mutable",
         "_old_clean",
         "_old_mutable",
         "_reads",
         "_rows",
     )
+
+    can_freeze = True
 
     def __init__(self, table: RocksDBTable, encoded: bytes, groups: Iterable[int]) -> None:
         super().__init__(table, encoded, groups)
@@ -259,6 +293,8 @@ class RocksDBValues(RocksDBMapping):
 
     def _reset(self) -> None:
         self._dirty: dict[Any, Any] = {}
+        self._frozen: dict[Any, Any] = {}
+        self._late: list[Row] = []  # of what was frozen and can be changed now
         self._clean: dict[Any, Any] = {}
         self._mutable: dict[Any, Any] = {}
         self._old_clean: dict[Any, Any] = {}
@@ -269,6 +305,8 @@ class RocksDBValues(RocksDBMapping):
 
     def get(self, key: Any, default: Any = None) -> Any:
         value = self._dirty.get(key, _UNSEEN)
+        if value is _UNSEEN and self._frozen:
+            value = self._thaw(key)
         if value is _UNSEEN:
             value = self._clean.get(key, _UNSEEN)
             if value is _UNSEEN:
@@ -277,6 +315,8 @@ class RocksDBValues(RocksDBMapping):
 
     def __getitem__(self, key: Any) -> Any:
         value = self._dirty.get(key, _UNSEEN)
+        if value is _UNSEEN and self._frozen:
+            value = self._thaw(key)
         if value is _UNSEEN:
             value = self._clean.get(key, _UNSEEN)
             if value is _UNSEEN:
@@ -312,6 +352,7 @@ class RocksDBValues(RocksDBMapping):
     def _cached(self, key: Any) -> Any:
         for layer in (
             self._dirty,
+            self._frozen,
             self._clean,
             self._mutable,
             self._old_mutable,
@@ -322,8 +363,19 @@ class RocksDBValues(RocksDBMapping):
                 return value
         return _UNSEEN
 
+    def _thaw(self, key: Any) -> Any:
+        """A frozen value, handed out: if it can be changed it is encoded as it is, and dirty."""
+        value = self._frozen.get(key, _UNSEEN)
+        if value is _UNSEEN or value is MISSING or is_immutable(value):
+            return value
+        self._late.append((self._row(key), self._encoded_row(key, value)))
+        self._table.mutable = True
+        del self._frozen[key]
+        self[key] = value
+        return value
+
     def _find(self, key: Any) -> Any:
-        """A value that is neither dirty nor in the young generation of clean ones; handed out."""
+        """What is not dirty, frozen or in the young generation of clean values; handed out."""
         value = self._mutable.pop(key, _UNSEEN)
         if value is _UNSEEN:
             value = self._old_mutable.pop(key, _UNSEEN)
@@ -356,6 +408,10 @@ class RocksDBValues(RocksDBMapping):
     def _suffix(self, key: Any) -> bytes:
         return encode_key(key)
 
+    def _row(self, key: Any) -> bytes:
+        """Of what is written."""
+        return self.prefix(self._group(key)) + self._suffix(key)
+
     def _keep(self, layer: dict[Any, Any], key: Any, value: Any) -> None:
         layer[key] = value
         self._cache.entries += 1
@@ -373,12 +429,12 @@ class RocksDBValues(RocksDBMapping):
     def prefetch(self, keys: Iterable[Any]) -> None:
         """Read several keys at once, which costs a half of one after the other."""
         dirty, clean, prefixes = self._dirty, self._clean, self._prefixes
-        old_clean, known = self._old_clean, self._known
+        frozen, old_clean, known = self._frozen, self._old_clean, self._known
         wanted: dict[Any, bytes] = {}
         for key in keys:
             if key in dirty or key in clean or key in wanted or key in old_clean:
                 continue
-            if key in self._mutable or key in self._old_mutable:
+            if key in frozen or key in self._mutable or key in self._old_mutable:
                 continue
             group = known.get(key)
             prefix = prefixes.get(self._backend.key_group(key) if group is None else group)
@@ -408,7 +464,7 @@ class RocksDBValues(RocksDBMapping):
     # ---------------------------------------------------------------------- iteration
 
     def entries(self) -> Iterator[tuple[Any, Any]]:
-        overlay = self._dirty.copy()
+        overlay = {**self._frozen, **self._dirty}
         for group in self.groups():
             prefix = self._prefixes[group]
             cut = len(prefix)
@@ -425,16 +481,51 @@ class RocksDBValues(RocksDBMapping):
     def dirty(self) -> int:
         return len(self._dirty)
 
+    def newest_bytes(self) -> int | None:
+        """Of one dirty value, as a sample of them."""
+        for value in reversed(self._dirty.values()):
+            if value is MISSING:
+                return 0
+            with suppress(Exception):  # it comes again when it is written
+                return len(encode_value(value, is_immutable(value)))
+            break
+        return None
+
     def write_into(self, batch: Any, limit: int) -> int:
         taken = self._take(limit)
+        self._write(batch, taken, [])
+        return len(taken)
+
+    def freeze(self) -> None:
+        """What is dirty is as of now."""
+        assert not self._frozen
+        self._frozen, self._dirty = self._dirty, {}
+        self._cache.touched.discard(self)
+        self._cache.frozen.add(self)
+
+    def write_frozen_into(self, batch: Any, limit: int) -> int:
+        """As ``write_into``."""
+        frozen, late = self._frozen, self._late
+        self._late = []
+        if len(frozen) <= limit:
+            self._frozen = {}
+            self._cache.frozen.discard(self)
+        else:
+            frozen = _cut(frozen, limit)
+        self._write(batch, frozen, late)
+        return len(frozen) + len(late)
+
+    def write_frozen(self) -> None:
+        if self in self._cache.frozen:
+            self._backend.write_frozen((self,))
+
+    def _write(self, batch: Any, taken: dict[Any, Any], written: list[Row]) -> None:
         clean, mutable, cache = self._clean, self._mutable, self._cache
         rows, self._rows = self._rows, {}
-        written: list[tuple[bytes, bytes]] = []
         for key, value in taken.items():
             if value is MISSING:
                 if clean.get(key) is not MISSING:  # else it came and went since the last write
-                    row = self.prefix(self._group(key)) + self._suffix(key)
-                    batch.delete(row, self._family.handle)
+                    batch.delete(self._row(key), self._family.handle)
                     clean[key] = MISSING
                     mutable.pop(key, None)
                 continue
@@ -442,7 +533,7 @@ class RocksDBValues(RocksDBMapping):
             if frozen and clean.get(key, _UNSEEN) is value:
                 continue
             blob = self._encoded_row(key, value, frozen)
-            row = rows.get(key) or self.prefix(self._group(key)) + self._suffix(key)
+            row = rows.get(key) or self._row(key)
             written.append((row, blob))
             if frozen:
                 clean[key] = value
@@ -459,7 +550,6 @@ class RocksDBValues(RocksDBMapping):
         size = sum([len(blob) for _, blob in written])
         cache.bytes += HEAP_FACTOR * size + HEAP_EXTRA * len(taken)
         cache.cached.add(self)
-        return len(taken)
 
     def _take(self, limit: int) -> dict[Any, Any]:
         dirty = self._dirty
@@ -467,10 +557,7 @@ class RocksDBValues(RocksDBMapping):
             self._dirty = {}
             self._cache.touched.discard(self)
             return dirty
-        taken = dict(islice(dirty.items(), limit))
-        for key in taken:
-            del dirty[key]
-        return taken
+        return _cut(dirty, limit)
 
     def rotate(self) -> bool:
         self._old_clean, self._clean = self._clean, {}
@@ -482,6 +569,8 @@ class RocksDBMapEntries(RocksDBValues):
     """A row per entry of the map of a key; the keys here are pairs of both."""
 
     __slots__ = ("_dirty_of", "_dropped")
+
+    can_freeze = False
 
     def _reset(self) -> None:
         super()._reset()
@@ -584,6 +673,14 @@ class RocksDBMapEntries(RocksDBValues):
         else:
             self._dirty_of = {}
         return taken
+
+
+def _cut(entries: dict[Any, Any], count: int) -> dict[Any, Any]:
+    """Take the first ones out."""
+    first = dict(islice(entries.items(), count))
+    for key in first:
+        del entries[key]
+    return first
 
 
 def parse_map_key(suffix: bytes) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
 import decimal
 import enum
@@ -13,11 +14,12 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, EntryPoints
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 from harness import FakeOperatorContext, OperatorHarness
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataflow.common.typeinfo import Types
@@ -171,7 +173,7 @@ def test_a_hot_key_is_neither_read_nor_encoded(backend: Any, monkeypatch: Any) -
         values["k"] = values["k"] + 1
         values["list"].append(number)
         settle(backend)
-    assert calls == []
+    assert len(calls) <= 1  # a sample of how large values are
     assert values["k"] == 101
     assert len(values["list"]) == 100
 
@@ -246,8 +248,9 @@ def test_adding_to_a_list_and_to_a_map_reads_nothing(backend: Any, monkeypatch: 
 
 
 def test_until_a_snapshot_is_frozen_nothing_is_written_unless_there_is_too_much(
-    backend: Any, monkeypatch: Any
+    tmp_path: Path, monkeypatch: Any
 ) -> None:
+    backend = opened(tmp_path, **{CACHE: str(2 * backend_module.DIRTY_MAX)})
     values = backend.table("t", "kind").namespace(None)
     values["before"] = 1
     snapshot = backend.snapshot_state(1)
@@ -265,6 +268,91 @@ def test_until_a_snapshot_is_frozen_nothing_is_written_unless_there_is_too_much(
     restored = create_backend_from(native, backend)
     assert dict(restored.table("t", "kind").namespace(None).items()) == {"before": 1}
     restored.close()
+    backend.close()
+
+
+_KEYS, _NAMESPACES = st.integers(0, 5), st.sampled_from([None, "w"])
+_STEPS = st.one_of(
+    st.tuples(st.just("set"), _NAMESPACES, _KEYS, st.integers(0, 9)),
+    st.tuples(st.just("set"), _NAMESPACES, _KEYS, st.lists(st.integers(0, 9), max_size=2)),
+    st.tuples(st.just("add"), _NAMESPACES, _KEYS, st.integers(0, 9)),
+    st.tuples(st.just("delete"), _NAMESPACES, _KEYS, st.none()),
+    st.tuples(st.sampled_from(["clear", "drop", "read ahead"]), _NAMESPACES, st.none(), st.none()),
+    st.tuples(
+        st.sampled_from(["settle", "write some", "evict", "barrier", "cancel", "give up"]),
+        st.none(),
+        st.none(),
+        st.none(),
+    ),
+)
+
+
+@given(steps=st.lists(_STEPS, max_size=40))
+@settings(max_examples=150, deadline=None)
+def test_snapshots_are_of_their_barriers_whatever_happens_meanwhile(steps: list[Any]) -> None:
+    """Against dicts; what is dirty at the barrier is written one row at a time, or all at once."""
+    with TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend_module, "FROZEN_WRITE_MAX", 1)
+        patch.setattr(backend_module, "HELD_MAX", 6)
+        backend = opened(Path(name), **{CACHE: "8"})
+        table = backend.table("t", "kind")
+        model: dict[Any, dict[Any, Any]] = {None: {}, "w": {}}
+        snapshot: Any = None
+        wanted: Any = None
+        count = 0
+
+        def judge() -> None:
+            native = snapshot.completed().native[0]
+            restored = create_backend_from(native, backend)
+            there = restored.table("t", "kind")
+            assert {n: dict(there.namespace(n).items()) for n in model} == wanted
+            restored.close()
+            native.release()
+
+        for what, namespace, key, value in steps:
+            if what == "set":
+                table.namespace(namespace)[key] = copy.deepcopy(value)
+                model[namespace][key] = copy.deepcopy(value)
+            elif what == "add":
+                held = table.namespace(namespace).get(key)
+                assert held == model[namespace].get(key)
+                if isinstance(held, list):
+                    held.append(value)
+                    model[namespace][key].append(value)
+            elif what == "delete":
+                assert table.namespace(namespace).pop(key, None) == model[namespace].pop(key, None)
+            elif what == "clear":
+                table.namespace(namespace).clear()
+                model[namespace].clear()
+            elif what == "drop":
+                table.drop(namespace)
+                model[namespace].clear()
+            elif what == "read ahead":
+                table.namespace(namespace).prefetch(range(6))
+            elif what == "settle":
+                backend._settle()
+            elif what == "evict":
+                for _ in range(2):
+                    backend.cache.entries = 9
+                    backend.cache.rotate_if_full()
+            elif what == "write some" and snapshot is not None:
+                snapshot.taking.advance()
+            elif what == "barrier":
+                if snapshot is not None:
+                    judge()
+                count += 1
+                snapshot, wanted = backend.snapshot_state(count), copy.deepcopy(model)
+            elif what == "cancel" and snapshot is not None:
+                snapshot.taking.cancel()
+                snapshot = None
+            elif what == "give up":  # the task does not wait for it, nor for who takes it
+                snapshot = None
+        if snapshot is not None:
+            judge()
+        assert {n: dict(table.namespace(n).items()) for n in model} == model
+        backend._write_all()
+        assert {n: dict(table.namespace(n).items()) for n in model} == model
+        backend.close()
 
 
 def create_backend_from(native: NativeState, like: Any) -> Any:
@@ -322,7 +410,8 @@ def test_every_buffer_is_flushed_before_files_are_linked(
     assert linked == [[0, 0]]
 
 
-def test_what_had_to_wait_is_written_bit_by_bit(backend: Any) -> None:
+def test_what_had_to_wait_is_written_bit_by_bit(tmp_path: Path) -> None:
+    backend = opened(tmp_path, **{CACHE: str(2 * backend_module.DIRTY_MAX)})
     values = backend.table("t", "kind").namespace(None)
     snapshot = backend.snapshot_state(1)
     for start in range(0, 30_000, 300):
@@ -341,9 +430,11 @@ def test_what_had_to_wait_is_written_bit_by_bit(backend: Any) -> None:
     assert len(left) < 25
     backend._write_all()
     assert len(values) == 30_000 + 300 * (len(left) - 1)
+    backend.close()
 
 
-def test_as_much_is_written_as_is_added(backend: Any) -> None:
+def test_as_much_is_written_as_is_added(tmp_path: Path) -> None:
+    backend = opened(tmp_path, **{CACHE: str(2 * backend_module.DIRTY_MAX)})
     values = backend.table("t", "kind").namespace(None)
     for start in range(0, 100_000, 10_000):
         for key in range(start, start + 10_000):
@@ -351,6 +442,7 @@ def test_as_much_is_written_as_is_added(backend: Any) -> None:
         settle(backend)
         assert len(values._dirty) <= 10_000
     assert len(values._dirty) < backend_module.DIRTY_MAX
+    backend.close()
 
 
 def test_a_database_merged_by_levels_is_opened(tmp_path: Path) -> None:

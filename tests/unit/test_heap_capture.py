@@ -367,7 +367,7 @@ def test_a_slice_ends_with_a_megabyte(monkeypatch: pytest.MonkeyPatch, changed: 
     monkeypatch.setattr(heap_capture, "SLICE_BYTES", 10_000)
     table = Table()
     values = table.namespace(None)
-    values.update({key: ["x" * 1_000] for key in range(200)})
+    values.update({key: [f"{key:01000}"] for key in range(200)})
     watch(table.namespaces)
     capture = table.capture(changed={None: set(range(200))}) if changed else table.capture()
     sizes = [0]

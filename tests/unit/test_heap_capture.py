@@ -312,6 +312,38 @@ def test_a_key_that_was_gone_before_its_namespace_had_its_turn_may_come_back() -
     assert taken(capture) == before
 
 
+@pytest.mark.parametrize("how", ["del", "pop", "popitem", "clear"])
+def test_keys_may_go_while_the_others_are_taken(how: str) -> None:
+    table = Table()
+    values = table.namespace(None)
+    values.update({key: (key, 1) for key in range(20)})
+    before = table.plain()
+    watch(table.namespaces)
+    capture = table.capture()
+    assert not capture.advance()
+    perform(values, (how, 15, None))
+    assert taken(capture) == before
+
+
+@pytest.mark.parametrize("changed", [None, {None: set(range(10))}])
+@pytest.mark.parametrize("put_aside", [[], [0], list(range(0, 10, 2))])
+def test_what_expires_when_its_turn_comes_is_not_in_the_snapshot(
+    changed: Any, put_aside: list[int]
+) -> None:
+    def expire(values: Any, key: int) -> None:
+        if key % 2:
+            del values[key]
+
+    table = Table()
+    values = table.namespace(None)
+    values.update({key: (key, 1) for key in range(10)})
+    watch(table.namespaces)
+    capture = table.capture(changed=changed, expire=expire)
+    for key in put_aside:
+        values[key] = (key, 2)
+    assert taken(capture) == {None: {key: (key, 1) for key in range(0, 10, 2)}}
+
+
 def test_a_batch_of_new_keys_may_come_while_the_others_are_taken() -> None:
     table = Table()
     values = table.namespace(None)
@@ -367,7 +399,7 @@ def test_a_slice_ends_with_a_megabyte(monkeypatch: pytest.MonkeyPatch, changed: 
     monkeypatch.setattr(heap_capture, "SLICE_BYTES", 10_000)
     table = Table()
     values = table.namespace(None)
-    values.update({key: ["x" * 1_000] for key in range(200)})
+    values.update({key: [f"{key:01000}"] for key in range(200)})
     watch(table.namespaces)
     capture = table.capture(changed={None: set(range(200))}) if changed else table.capture()
     sizes = [0]

@@ -182,7 +182,7 @@ MIXED_CANARIES = (
     Canary("windows merged without their state", merge_windows_without_their_state, _MIXED, 2),
     Canary("partial matches dropped", drop_partial_matches_on_rescale, _RESCALED),
     Canary("union lists split", split_union_lists, _RESCALED, 40),
-    Canary("lists for everyone", lists_for_everyone, _MIXED),
+    Canary("lists for everyone", lists_for_everyone, _MIXED, 6),
     Canary("ends of sessions forgotten", forget_when_sessions_end, _MIXED, 6),
     Canary("ends of slices forgotten", forget_when_slices_end, _MIXED, 6),
     Canary("late records taken after a restart", take_what_had_been_late, _MIXED, 10),

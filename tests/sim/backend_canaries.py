@@ -153,10 +153,10 @@ _ROCKSDB = Options(scenario="faults", kind="ledger", rates=_between_checkpoints,
 _TORN = replace(_ROCKSDB, rates=_only("F09"))
 
 BACKEND_CANARIES = (
-    Canary("a snapshot of several moments", take_what_came_later, _HEAP),
+    Canary("a snapshot of several moments", take_what_came_later, _HEAP, 12),
     Canary("changes of aborted checkpoints lost", forget_changes_of_the_aborted, _CHANGELOG),
-    Canary("changelog cut off too early", cut_off_before_the_next_full_one, _CHANGELOG, 14),
-    Canary("files left out of manifests", files_left_out_of_manifests, _CHANGELOG),
+    Canary("changelog cut off too early", cut_off_before_the_next_full_one, _CHANGELOG, 6),
+    Canary("files left out of manifests", files_left_out_of_manifests, _CHANGELOG, 12),
     Canary("windows come back", removals_forgotten, replace(_CHANGELOG, kind="windows"), 14),
 )
 

@@ -647,6 +647,6 @@ CANARIES = (
     Canary("results of any attempt", stage_canaries.any_attempt_will_do, _STAGES),
     Canary("results dropped too early", stage_canaries.released_after_the_first, _STAGES),
     Canary("commits before the end", stage_canaries.sinks_commit_with_their_stage, _STAGES),
-    Canary("commits made anew", stage_canaries.commits_are_made_anew, _COMMITS),
+    Canary("commits made anew", stage_canaries.commits_are_made_anew, _COMMITS, 1),
     Canary("unverified results", stage_canaries.unverified_results, _DAMAGE),
 )

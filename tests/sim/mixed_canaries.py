@@ -176,13 +176,13 @@ _MIXED = Options(scenario="faults", kind="mixed", rates=_busy)
 _RESCALED = Options(scenario="faults", kind="mixed", rates=rescaling)
 
 MIXED_CANARIES = (
-    Canary("states of triggers forgotten", forget_what_triggers_keep, _MIXED),
-    Canary("states of windows forgotten", forget_what_functions_keep_per_window, _MIXED),
-    Canary("timers of one side lost", lose_the_timers_of_one_side, _MIXED),
-    Canary("windows merged without their state", merge_windows_without_their_state, _MIXED),
-    Canary("partial matches dropped", drop_partial_matches_on_rescale, _RESCALED),
+    Canary("states of triggers forgotten", forget_what_triggers_keep, _MIXED, 2),
+    Canary("states of windows forgotten", forget_what_functions_keep_per_window, _MIXED, 2),
+    Canary("timers of one side lost", lose_the_timers_of_one_side, _MIXED, 2),
+    Canary("windows merged without their state", merge_windows_without_their_state, _MIXED, 2),
+    Canary("partial matches dropped", drop_partial_matches_on_rescale, _RESCALED, 9),
     Canary("union lists split", split_union_lists, _RESCALED, 40),
-    Canary("lists for everyone", lists_for_everyone, _MIXED),
+    Canary("lists for everyone", lists_for_everyone, _MIXED, 6),
     Canary("ends of sessions forgotten", forget_when_sessions_end, _MIXED, 6),
     Canary("ends of slices forgotten", forget_when_slices_end, _MIXED, 6),
     Canary("late records taken after a restart", take_what_had_been_late, _MIXED, 10),

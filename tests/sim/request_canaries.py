@@ -163,7 +163,7 @@ def _options(scenario: str, kind: str = "ledger", **settings: str) -> Options:
 _FALL_BACK: Any = {"execution.state-recovery.fall-back-past-commits": "true"}
 
 CANARIES = (
-    Canary("timers lost on savepoint", lose_timers_on_savepoint, _options("savepoint")),
+    Canary("timers lost on savepoint", lose_timers_on_savepoint, _options("savepoint"), 4),
     Canary(
         "what is behind the savepoint is committed",
         commit_what_is_behind_the_savepoint,
@@ -173,6 +173,7 @@ CANARIES = (
         "a savepoint before all is committed",
         answer_before_all_is_committed,
         Options(scenario="savepoint", kind="ledger", rates=_slow_commits),
+        1,
     ),
     Canary(
         "an end that nobody else knows of",

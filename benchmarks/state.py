@@ -68,12 +68,24 @@ class _Context:
     def add_metric(self, name: str, value: Any) -> None: ...
 
 
+def counting(configuration: dict[str, str], output: Any = None) -> Any:
+    """The operator; its state is to be initialized, and then it is to be opened."""
+    operator: Any = create_operator(ReduceSpec(Count(), _first))
+    operator.setup(_Context(configuration), output or _Nowhere())
+    return operator
+
+
+def counted(operator: Any) -> int:
+    """The records that its state has seen."""
+    values = operator.backend.table("$reduce", "a rolling aggregate").namespace(None).values()
+    return sum(value[2] for value in values)
+
+
 def measure(backend: str, keys: int, updates: int, checkpoints: int) -> dict[str, float]:
     """One run; ``checkpoints`` are spread over the updates. Raises AssertionError."""
     folder = tempfile.mkdtemp(prefix="benchmark-state-")
     configuration = {"state.backend.type": backend, "state.backend.rocksdb.localdir": folder}
-    operator: Any = create_operator(ReduceSpec(Count(), _first))
-    operator.setup(_Context(configuration), _Nowhere())
+    operator = counting(configuration)
     operator.initialize_state(None, None)
     operator.open()
     rng = random.Random(1)
@@ -107,8 +119,7 @@ def measure(backend: str, keys: int, updates: int, checkpoints: int) -> dict[str
         for thread in threads:
             thread.join()
         assert len(taken) == len(threads), "a checkpoint has failed"
-        values = operator.backend.table("$reduce", "a rolling aggregate").namespace(None).values()
-        held = sum(value[2] for value in values)
+        held = counted(operator)
         assert held == keys + updates, f"the state holds {held} of {keys + updates} records"
     finally:
         operator.close()

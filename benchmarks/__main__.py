@@ -27,6 +27,8 @@ WORKLOADS = {
     "batch_stages": "a keyed reduce in BATCH mode, in stages against all at once",
     "latency": "source to sink at fixed rates and at full load",
     "recovery": "kill of a TaskManager to the first new output",
+    "restore": "state from an S3 server against a plain download of the same objects",
+    "rescale": "the pause of a running job with large state",
     "backpressure": "memory of the TaskManagers while the sink is slow",
     "fan_out": "one source to four TaskManagers on four Ray nodes",
     "scaling": "what the JobManager does for 10, 100 and 1,000 subtasks, simulated",
@@ -79,6 +81,20 @@ def parser() -> argparse.ArgumentParser:
         default=10,
         metavar="N",
         help="recovery: how many (default: %(default)s)",
+    )
+    add(
+        "--state-mb",
+        type=_positive,
+        default=100,
+        metavar="N",
+        help="restore, rescale: size of the keyed state (default: %(default)s)",
+    )
+    add(
+        "--value-bytes",
+        type=_positive,
+        default=100,
+        metavar="N",
+        help="restore, rescale: of the value of a key (default: %(default)s)",
     )
     add(
         "--peers",
@@ -146,6 +162,8 @@ def main(arguments: list[str] | None = None) -> int:
         rates=args.rate,
         seconds=args.seconds,
         kills=args.kills,
+        state_mb=args.state_mb,
+        value_bytes=args.value_bytes,
         peers=args.peers,
         cache=args.cache,
     )

@@ -28,6 +28,8 @@ class Options:
     rates: tuple[int | None, ...]  # events per second; None: as many as can be
     seconds: float | None
     kills: int
+    state_mb: int
+    value_bytes: int
     peers: frozenset[str]  # which to run, where the workload has them
     cache: Path | None
 

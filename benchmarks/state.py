@@ -125,6 +125,19 @@ DRAWN: dict[str, Callable[[int], Drawn]] = {
 }
 
 
+def counting(configuration: dict[str, str], output: Any = None) -> Any:
+    """The operator; its state is to be initialized, and then it is to be opened."""
+    operator: Any = create_operator(ReduceSpec(Count(), _first))
+    operator.setup(_Context(configuration), output or _Nowhere())
+    return operator
+
+
+def counted(operator: Any) -> int:
+    """The records that its state has seen."""
+    values = operator.backend.table("$reduce", "a rolling aggregate").namespace(None).values()
+    return sum(value[2] for value in values)
+
+
 def measure_plain(
     keys: int, updates: int, draw: Drawn, options: dict[str, str]
 ) -> dict[str, float]:
@@ -180,8 +193,7 @@ def measure(
     folder = tempfile.mkdtemp(prefix="benchmark-state-")
     configuration = {"state.backend.type": backend, "state.backend.rocksdb.localdir": folder}
     configuration |= options
-    operator: Any = create_operator(ReduceSpec(Count(), _first))
-    operator.setup(_Context(configuration), _Nowhere())
+    operator = counting(configuration)
     operator.initialize_state(None, None)
     operator.open()
     pauses: list[float] = []
@@ -214,8 +226,7 @@ def measure(
         for thread in threads:
             thread.join()
         assert len(taken) == len(threads), "a checkpoint has failed"
-        values = operator.backend.table("$reduce", "a rolling aggregate").namespace(None).values()
-        held = sum(value[2] for value in values)
+        held = counted(operator)
         assert held == keys + updates, f"the state holds {held} of {keys + updates} records"
     finally:
         operator.close()

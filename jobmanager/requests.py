@@ -5,7 +5,8 @@ There is at most one request at a time, and each is answered exactly once:
 
     savepoint    PROBING → WAITING → TRIGGERED → COMMITTING → STORING → answered
     stop         … → STORING → ENDING → answered when the job has FINISHED
-    rescale      GROWING → WAITING → TRIGGERED → STORING → SWITCHING → answered when it runs again
+    rescale      GROWING → PREPARING → WAITING → TRIGGERED → STORING → SWITCHING → answered when it
+                 runs again
 
 **A savepoint is a checkpoint of the job** like any other: its epoch record makes it exist, its
 sinks commit, and recovery may begin with it. Each task also writes its state to the savepoint's
@@ -23,7 +24,8 @@ checkpoint, and what is stopped can go on when the savepoint fails. With ``drain
 end first, and the savepoint is the checkpoint that covers the end.
 
 **Rescaling** stops tasks in the same way, at an ordinary checkpoint, and deploys them anew from it.
-TaskManagers that have to be added are there before anything stops.
+TaskManagers that have to be added are there before anything stops, and a checkpoint has just been
+taken: where checkpoints are incremental, next to nothing is left for the one that tasks wait for.
 """
 
 from __future__ import annotations
@@ -193,6 +195,7 @@ class Phase(Enum):
 
     PROBING = auto()
     GROWING = auto()
+    PREPARING = auto()
     WAITING = auto()
     TRIGGERED = auto()
     COMMITTING = auto()
@@ -228,7 +231,7 @@ class Requests:
         stops = isinstance(request, Rescale) or (
             isinstance(request, TakeSavepoint) and request.stop
         )
-        return stops and self.phase not in (Phase.PROBING, Phase.GROWING)
+        return stops and self.phase not in (Phase.PROBING, Phase.GROWING, Phase.PREPARING)
 
     @property
     def ends_job(self) -> bool:
@@ -269,8 +272,8 @@ class Requests:
         """Every slot that was to be offered is."""
         if self.phase is not Phase.GROWING or self._request is None:
             return []
-        self.phase = Phase.WAITING
-        return [Demand(CheckpointOptions(stop=True))]
+        self.phase = Phase.PREPARING
+        return [Demand(CHECKPOINT)]
 
     def slots_missing(self, reason: str) -> list[Step]:
         """They cannot be had. The job goes on as it is."""
@@ -280,8 +283,12 @@ class Requests:
 
     def triggered(self, checkpoint_id: int) -> None:
         """What was demanded."""
-        if self._request is not None and self.phase is Phase.WAITING:
+        if self._request is None:
+            return
+        if self.phase is Phase.WAITING:
             self.phase, self._checkpoint_id = Phase.TRIGGERED, checkpoint_id
+        elif self.phase is Phase.PREPARING:
+            self._checkpoint_id = checkpoint_id
 
     def publishing(self, manifest: CheckpointManifest) -> None:
         """All have acknowledged it."""
@@ -306,6 +313,9 @@ class Requests:
                 return self._answer(str(checkpoint_id))
             case TakeSavepoint():
                 self.phase = Phase.COMMITTING
+            case Rescale() if self.phase is Phase.PREPARING:
+                self.phase, self._checkpoint_id = Phase.WAITING, None
+                return [Demand(CheckpointOptions(stop=True))]
             case Rescale():
                 self.phase = Phase.STORING
                 return [self._store()]
@@ -343,7 +353,7 @@ class Requests:
     def _is_ours(self, checkpoint_id: int) -> bool:
         return (
             self._request is not None
-            and self.phase is Phase.TRIGGERED
+            and self.phase in (Phase.PREPARING, Phase.TRIGGERED)
             and checkpoint_id == self._checkpoint_id
         )
 

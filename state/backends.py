@@ -8,9 +8,12 @@ from importlib.metadata import entry_points
 from dataflow.common.config_options import ConfigOptions
 from dataflow.common.config_values import STATE_BACKENDS_GROUP
 from dataflow.common.configuration import Configuration
+from dataflow.common.keys import KeyGroupRange
 from dataflow.errors import ConfigError
 from state.backend import BackendContext, KeyedStateBackend
 from state.heap_backend import HeapKeyedStateBackend
+from state.rocksdb import manifest as rocksdb_manifest
+from state.snapshot import NativeState
 
 Factory = Callable[[BackendContext], KeyedStateBackend]
 
@@ -61,3 +64,13 @@ def _registered(name: str) -> Factory:
         f"state.backend.type = {name!r}: no package that is installed where the TaskManagers run "
         f"has an entry point of that name in the group {STATE_BACKENDS_GROUP}"
     )
+
+
+def leave_out(native: NativeState, key_groups: KeyGroupRange) -> frozenset[str]:
+    """The shared files that are not needed for these key groups, of a state with the other files.
+
+    Those may be changed by this: the state does without what is left out from now on.
+    """
+    if native.backend != "rocksdb":
+        return frozenset()
+    return rocksdb_manifest.leave_out(native, key_groups)

@@ -30,6 +30,7 @@ from state.backend import (
     StateTable,
 )
 from state.changelog import Changelog, Changes, extent_of
+from state.collector import collector_paused
 from state.heap_capture import Capture, TableCapture
 from state.heap_maps import Namespaces, Watch, unwatch, watch
 from state.keyed_blocks import DROP, PUT, Frame, KeyedBlock
@@ -310,9 +311,10 @@ class HeapKeyedStateBackend(KeyedStateBackend):
                         f"state {name!r} of operator {self.operator_name!r} is {kind} in the "
                         f"checkpoint and {kinds[name]} here"
                     )
-        for group, of_group in found.items():
-            for block in of_group:
-                self._load(group, block)
+        with collector_paused():
+            for group, of_group in found.items():
+                for block in of_group:
+                    self._load(group, block)
 
     def _block(self, group: int, block: bytes) -> KeyedBlock:
         if group not in self.key_group_range:

@@ -57,6 +57,20 @@ class LocalCopies:
             self.forget([path])
             return None
 
+    def link(self, path: str, target: str) -> bool:
+        """Give a copy another name; False if there is none, or ``target`` is on another disk.
+
+        Whoever has it must not change it.
+        """
+        with self._lock:
+            if path not in self._present:
+                return False
+        try:
+            os.link(self._local(path), target)
+        except OSError:
+            return False
+        return True
+
     def keep(self, owner: Hashable, paths: Iterable[str]) -> None:
         """All that ``owner`` still needs; what nobody needs is deleted."""
         with self._lock:

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import tempfile
+import weakref
 from pathlib import Path
 
 from dataflow.errors import JobExecutionError
@@ -23,7 +24,7 @@ _swept: set[Path] = set()  # parents whose leftovers this process has removed
 
 
 class LocalFolder:
-    """A new empty folder, held until ``remove``."""
+    """A new empty folder, held until ``remove``, or until it is forgotten."""
 
     def __init__(self, parent: str | None, name: str, option: str) -> None:
         """``parent``, what ``option`` is set to, is by default the system's temporary folder.
@@ -38,24 +39,28 @@ class LocalFolder:
                 _swept.add(base)
                 remove_leftovers(base)
             self.path = Path(tempfile.mkdtemp(prefix=f"{safe}-", dir=base))
-            self._lock = _hold(self.path.with_name(self.path.name + _LOCK))
+            lock = _hold(self.path.with_name(self.path.name + _LOCK))
         except OSError as error:
             raise JobExecutionError(
                 f"state on disk needs a folder in {base}: {error}; set {option} to a folder that "
                 "TaskManagers can write to"
             ) from error
+        self._remove = weakref.finalize(self, _remove, self.path, lock)
+        self._remove.atexit = False  # which a forked process comes to as well
 
     def remove(self) -> None:
         """Delete everything in it; what cannot be deleted is left to ``remove_leftovers``."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        if self._lock is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(self.path.with_name(self.path.name + _LOCK))
-            os.close(self._lock)
-            self._lock = None
+        self._remove()
 
 
-def _hold(lock: Path) -> int | None:
+def _remove(folder: Path, lock: int) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        os.unlink(folder.with_name(folder.name + _LOCK))
+    os.close(lock)
+
+
+def _hold(lock: Path) -> int:
     """Create a lock file and hold it. A sweep may take one away before it is held: again then."""
     while True:
         file = os.open(lock, os.O_CREAT | os.O_RDWR, 0o600)

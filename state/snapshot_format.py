@@ -42,13 +42,19 @@ _LENGTH = struct.Struct("<Q")
 TAIL_BYTES = 64 << 10
 #: Bytes between two wanted blocks that are rather read than asked around.
 GAP_BYTES = 128 << 10
+#: From how many bytes on blocks that lie close to each other are read apart, and at a time.
+SPAN_BYTES = 4 << 20
 
 #: The receiver's and the sender's end of a channel.
 _SIDES = ("input", "output")
 
 Range = tuple[int, int]  # offset, length
-ReadRanges = Callable[[Sequence[Range]], list[bytes]]
-"""The bytes of several ranges of a file, each cut at the file's end."""
+Contents = dict["Block", bytes]
+ReadRanges = Callable[[Sequence[Range], Callable[[int, bytes], Contents]], list[Contents]]
+"""Of several ranges of a file, each cut at its end, what a function makes of number and bytes.
+
+It is called on whatever thread has read the range, while others are read.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +202,7 @@ class SnapshotFile:
         self._read = read
         self._size = size
         self._tail_start = max(0, size - TAIL_BYTES)
-        (self._tail,) = read([(self._tail_start, size - self._tail_start)])
+        self._tail = self._read_range(self._tail_start, size - self._tail_start)
         index = self._read_index(sha256)
         self.drained: bool = index["drained"]
         self.operators = {entry.uid: entry for entry in map(_entry, index["operators"])}
@@ -243,13 +249,16 @@ class SnapshotFile:
         loaded = self._load(list(wanted.values()))
         return {group: loaded[block] for group, block in wanted.items()}
 
-    def _load(self, wanted: list[Block]) -> dict[Block, bytes]:
-        loaded: dict[Block, bytes] = {}
+    def _load(self, wanted: list[Block]) -> Contents:
         spans = list(_spans([block for block in wanted if block.offset < self._tail_start]))
-        read = self._read([(start, end - start) for start, end, _ in spans])
-        for (start, _, blocks), data in zip(spans, read, strict=True):
-            for block in blocks:
-                loaded[block] = self._verified(data, block.offset - start, block)
+
+        def verified(number: int, data: bytes) -> Contents:
+            start, _, blocks = spans[number]
+            return {block: self._verified(data, block.offset - start, block) for block in blocks}
+
+        loaded: Contents = {}
+        for part in self._read([(start, end - start) for start, end, _ in spans], verified):
+            loaded |= part
         for block in wanted:
             if block.offset >= self._tail_start:
                 loaded[block] = self._verified(self._tail, block.offset - self._tail_start, block)
@@ -267,7 +276,11 @@ class SnapshotFile:
     def _range(self, offset: int, length: int) -> bytes:
         if offset >= self._tail_start:
             return self._tail[offset - self._tail_start :][:length]
-        return self._read([(offset, length)])[0]
+        return self._read_range(offset, length)
+
+    def _read_range(self, offset: int, length: int) -> bytes:
+        whole = Block(offset, length, "")
+        return self._read([(offset, length)], lambda _, data: {whole: data})[0][whole]
 
     def _read_index(self, sha256: str | None) -> dict[str, Any]:
         if self._size < len(MAGIC) + _FOOTER.size or len(self._tail) < _FOOTER.size:
@@ -310,8 +323,11 @@ def decode(data: bytes, key_groups: KeyGroupRange | None = None) -> TaskSnapshot
     Raises CorruptObject. Blocks left out are not verified.
     """
 
-    def read(ranges: Sequence[Range]) -> list[bytes]:
-        return [data[offset : offset + length] for offset, length in ranges]
+    def read(ranges: Sequence[Range], use: Callable[[int, bytes], Contents]) -> list[Contents]:
+        return [
+            use(number, data[offset : offset + length])
+            for number, (offset, length) in enumerate(ranges)
+        ]
 
     return SnapshotFile(read, len(data)).load(key_groups, key_groups is None)
 
@@ -320,7 +336,10 @@ def _spans(blocks: list[Block]) -> Iterator[tuple[int, int, list[Block]]]:
     """Blocks that lie close to each other, to be read at once: start, end, blocks."""
     gathered: list[Block] = []
     for block in sorted(blocks, key=lambda block: (block.offset, block.length)):
-        if gathered and block.offset - gathered[-1].end > GAP_BYTES:
+        if gathered and (
+            block.offset - gathered[-1].end > GAP_BYTES
+            or block.end - gathered[0].offset > SPAN_BYTES
+        ):
             yield gathered[0].offset, gathered[-1].end, gathered
             gathered = []
         gathered.append(block)

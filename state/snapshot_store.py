@@ -13,15 +13,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import partial
+from io import BufferedRandom
+from pathlib import Path
+from threading import Lock
 from typing import Protocol
 
+from dataflow.common.config_options import ConfigOptions
 from dataflow.common.keys import KeyGroupRange
 from dataflow.errors import CorruptObject, ObjectNotFound, StorageError
+from state.backends import leave_out
 from state.checkpoint_store import CheckpointManifest, CheckpointStore, StateHandle
+from state.local_folder import LocalFolder
 from state.snapshot import (
     InFlight,
     InFlightChannel,
@@ -30,6 +35,7 @@ from state.snapshot import (
     TaskSnapshot,
 )
 from state.snapshot_format import (
+    Contents,
     OperatorEntry,
     Range,
     References,
@@ -37,10 +43,11 @@ from state.snapshot_format import (
     digest_of,
     encode,
 )
-from state.transfer import transfer
+from state.transfer import transfer, transfer_in_parts
 
 #: What is asked of the store at once.
 CHUNK_BYTES = 8 << 20
+_HASHED_BYTES = 1 << 20  # at a time
 
 
 @dataclass(frozen=True)
@@ -222,9 +229,13 @@ class Stored:
 class StoredSnapshot:
     """A snapshot in the store. Raises ObjectNotFound, CorruptObject, StorageError."""
 
-    def __init__(self, store: CheckpointStore, handle: StateHandle) -> None:
+    def __init__(
+        self, store: CheckpointStore, handle: StateHandle, local_dir: str | None = None
+    ) -> None:
+        """In ``local_dir``, by default the system's temporary folder, native files are put."""
         self._store = store
         self._handle = handle
+        self._local_dir = local_dir
         self._file = self._open(handle)
         self._layers: dict[int, SnapshotFile] = {}
         numbers = [
@@ -251,7 +262,7 @@ class StoredSnapshot:
                 for group, block in self._layer(number).keyed(entry.uid, key_groups).items():
                     state.earlier.setdefault(group, []).append(block)
             state.native = tuple(
-                self._download(native, in_index.files)
+                self._download(native, in_index.files, key_groups)
                 for native, in_index in zip(state.native, entry.cut(key_groups).native, strict=True)
             )
         return snapshot
@@ -297,7 +308,7 @@ class StoredSnapshot:
             found = self._file.without_keyed(uid).native
             for native, in_index in zip(found, entry.native, strict=True):
                 if in_index.key_groups.overlaps(key_groups):
-                    yield self._download(native, in_index.files)
+                    yield self._download(native, in_index.files, key_groups)
 
     def written(self) -> Written:
         """What the next snapshot of the same subtask may refer to."""
@@ -338,22 +349,50 @@ class StoredSnapshot:
             file = self._layers[number] = self._open(self._handle.files[number])
         return file
 
-    def _download(self, native: NativeState, files: dict[str, int]) -> NativeState:
-        folder = tempfile.TemporaryDirectory(prefix="dataflow-restore-", ignore_cleanup_errors=True)
-        paths = {name: os.path.join(folder.name, name) for name in files}
+    def _download(
+        self, native: NativeState, files: dict[str, int], key_groups: KeyGroupRange | None
+    ) -> NativeState:
+        """All that is needed for the key groups, or all if None."""
+        folder = LocalFolder(self._local_dir, "restore", ConfigOptions.ROCKSDB_LOCAL_DIR.key)
+        paths = self._fetch(native, files.keys() - native.shared, files, folder.path)
+        needed = native.shared
+        if key_groups is not None:
+            needed -= leave_out(replace(native, files=paths), key_groups)
+        paths |= self._fetch(native, needed, files, folder.path)
+        return replace(native, files=paths, release=folder.remove)
 
-        def download(name: str) -> None:
-            handle, digest = self._handle.files[files[name]], hashlib.sha256()
-            with open(paths[name], "wb") as file:
-                for offset, length in _chunks([(0, handle.size)]):
-                    data = self._store.read_range(handle, offset, length)
-                    digest.update(data)
-                    file.write(data)
-            if digest.hexdigest() != handle.sha256:
+    def _fetch(
+        self, native: NativeState, wanted: Set[str], files: dict[str, int], folder: Path
+    ) -> dict[str, str]:
+        """Parts of all files at a time; each is verified as it lies on the disk, once whole."""
+        paths = {name: str(folder / name) for name in wanted}
+        names = sorted(wanted)
+        handles = [self._handle.files[files[name]] for name in names]
+        locks = [Lock() for _ in names]  # two that write to one file cost each other more than time
+
+        def parts_of(number: int) -> list[tuple[int, int, int]]:
+            """None if there is a copy here already. Only what never changes may have two names."""
+            name, handle = names[number], handles[number]
+            if name in native.shared and self._store.link_copy(handle, paths[name]):
+                return []
+            return [(number, *chunk) for chunk in _chunks(0, handle.size)]
+
+        def fetch(part: tuple[int, int, int]) -> None:
+            number, offset, length = part
+            data = self._store.read_range(handles[number], offset, length)
+            with locks[number], _opened(paths[names[number]]) as file:
+                file.seek(offset)
+                file.write(data)
+
+        def verify(number: int, _: list[None]) -> None:
+            handle = handles[number]
+            if _sha256_of(paths[names[number]]) != handle.sha256:
                 raise CorruptObject(f"{self._store.location(handle)} is not what was written")
 
-        transfer(self._store.transfers, download, sorted(files))
-        return replace(native, files=paths, release=folder.cleanup)
+        transfer_in_parts(
+            self._store.transfers, [parts_of(n) for n in range(len(names))], fetch, verify
+        )
+        return paths
 
 
 def verify_checkpoint(store: CheckpointStore, manifest: CheckpointManifest) -> str | None:
@@ -380,6 +419,19 @@ class _Numbered:
         return number
 
 
+def _opened(path: str) -> BufferedRandom:
+    """For reading and writing what is there; empty if nothing is."""
+    return open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b")
+
+
+def _sha256_of(path: str) -> str:
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(_HASHED_BYTES))
+    with _opened(path) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+    return digest.hexdigest()
+
+
 def _portions(sizes: Mapping[int, int]) -> Iterator[KeyGroupRange]:
     """Ranges of the key groups, each with not much more than ``CHUNK_BYTES``, unless of one."""
     start: int | None = None
@@ -396,16 +448,20 @@ def _portions(sizes: Mapping[int, int]) -> Iterator[KeyGroupRange]:
         yield KeyGroupRange(start, end)
 
 
-def _chunks(ranges: Iterable[Range]) -> Iterable[Range]:
-    for offset, length in ranges:
-        for start in range(offset, offset + length, CHUNK_BYTES):
-            yield start, min(CHUNK_BYTES, offset + length - start)
+def _chunks(offset: int, length: int) -> list[Range]:
+    end = offset + length
+    return [(at, min(CHUNK_BYTES, end - at)) for at in range(offset, end, CHUNK_BYTES)]
 
 
 def _read_ranges(
-    store: CheckpointStore, handle: StateHandle, ranges: Sequence[Range]
-) -> list[bytes]:
-    chunks = [list(_chunks([wanted])) for wanted in ranges]
-    flat = [chunk for of_one in chunks for chunk in of_one]
-    read = iter(transfer(store.transfers, lambda chunk: store.read_range(handle, *chunk), flat))
-    return [b"".join(next(read) for _ in of_one) for of_one in chunks]
+    store: CheckpointStore,
+    handle: StateHandle,
+    ranges: Sequence[Range],
+    use: Callable[[int, bytes], Contents],
+) -> list[Contents]:
+    return transfer_in_parts(
+        store.transfers,
+        [_chunks(offset, length) for offset, length in ranges],
+        lambda chunk: store.read_range(handle, *chunk),
+        lambda number, parts: use(number, parts[0] if len(parts) == 1 else b"".join(parts)),
+    )

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TypeVar
 
+from dataflow.common.config_options import ConfigOptions
+from dataflow.common.configuration import Configuration
 from dataflow.common.keys import KeyGroupRange
 from dataflow.errors import CorruptObject, RestoreError
 from state.checkpoint_store import CheckpointStore, StateHandle
@@ -89,27 +91,36 @@ def _read_part(
     restore: RestoreDescriptor, descriptor: TaskDeploymentDescriptor, store: CheckpointStore
 ) -> tuple[TaskSnapshot, Written]:
     vertex, subtask = descriptor.vertex, descriptor.task.subtask
+    local_dir = Configuration(descriptor.configuration).get(ConfigOptions.ROCKSDB_LOCAL_DIR)
     if restore.parallelism == vertex.parallelism and not restore.shares_state:
-        return _load_own(restore, dict(restore.handles)[subtask], store)
-    # Of the state of others only what comes here is kept: all of it may not fit into memory.
+        return _load_own(restore, dict(restore.handles)[subtask], store, local_dir)
     own = KeyGroupRange.of(vertex.max_parallelism, vertex.parallelism, subtask)
-    old = [
-        TaskSnapshot() if handle is None else StoredSnapshot(store, handle).load(own)
-        for _, handle in restore.handles
-    ]
+    old, files = [], {}
+    for _, handle in restore.handles:
+        if handle is None:
+            old.append(TaskSnapshot())
+            continue
+        stored = StoredSnapshot(store, handle, local_dir)
+        # Of the state of others only what comes here is kept: all of it may not fit into memory.
+        old.append(stored.load(own))
+        files.update(stored.written().files)
     dealt = redistribute(
         old, restore.parallelism, vertex.parallelism, subtask, vertex.max_parallelism
     )
-    return dealt, Written()
+    # Blocks are put together anew, but a backend's own files may go on as they are.
+    return dealt, Written(files=files, paths=frozenset(file.path for file in files.values()))
 
 
 def _load_own(
-    restore: RestoreDescriptor, handle: StateHandle | None, store: CheckpointStore
+    restore: RestoreDescriptor,
+    handle: StateHandle | None,
+    store: CheckpointStore,
+    local_dir: str | None,
 ) -> tuple[TaskSnapshot, Written]:
     """What the same subtask has written: what comes next may refer to it."""
     if handle is None:
         return TaskSnapshot(), Written()
-    stored = StoredSnapshot(store, handle)
+    stored = StoredSnapshot(store, handle, local_dir)
     snapshot, written = stored.load(), stored.written()
     for state in snapshot.operators.values():
         state.extends = restore.checkpoint_id

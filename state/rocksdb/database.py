@@ -26,6 +26,7 @@ _ONE_BY_ONE_MAX = 32
 _RUNS = 8
 _WRITE_BUFFER_FILTER = 0.02  # of its size
 _END = b"\xff" * 8  # behind all rows: there are at most 2**15 key groups
+_TABLE_BYTES = 64 << 20  # of values in a file, as compaction has them
 _DEFAULT = "default"  # a column family that RocksDB insists on
 
 Row = tuple[bytes, bytes]
@@ -236,10 +237,37 @@ class Database:
         try:
             self._rdict.write(batch, self._without_log)
         except Exception as error:
-            raise JobExecutionError(
-                f"RocksDB cannot write to {self.path}: {error}; free some disk space, or set "
-                "state.backend.rocksdb.localdir to another disk"
-            ) from error
+            raise self._cannot_write(error) from error
+
+    def _cannot_write(self, error: Exception) -> JobExecutionError:
+        return JobExecutionError(
+            f"RocksDB cannot write to {self.path}: {error}; free some disk space, or set "
+            "state.backend.rocksdb.localdir to another disk"
+        )
+
+    def add_sorted(self, name: str, rows: Iterator[Row], file: Path) -> None:
+        """Rows by ascending key, among which there are none in that state yet.
+
+        As table files, each made as ``file``, on the same disk: they are compressed and written
+        once, and nobody has to merge them with others. Raises JobExecutionError.
+        """
+        options = rocksdict.IngestExternalFileOptions()
+        options.set_move_files(True)
+        try:
+            for first, blob in rows:
+                writer = rocksdict.SstFileWriter(_options(self._settings))
+                writer.open(str(file))
+                writer[first] = blob
+                size = 0
+                for row, blob in rows:
+                    writer[row] = blob
+                    size += len(blob)
+                    if size > _TABLE_BYTES:
+                        break
+                writer.finish()
+                self.family(name).rows.ingest_external_file([str(file)], options)
+        except Exception as error:
+            raise self._cannot_write(error) from error
 
     def flush(self) -> None:
         """Write all buffers to files. Other threads go on meanwhile."""

@@ -20,7 +20,6 @@ from state.rocksdb.metadata import Metadata
 from state.snapshot import NativeState
 
 _TABLE_FILE = ".sst"
-_WRITE_ROWS = 4_096
 
 
 def files_of(
@@ -104,14 +103,7 @@ def _copy(
     found = Database(source, settings, read_only=True)
     try:
         for name in found.names():
-            family = target.family(name)
-            batch, count = target.new_batch(), 0
-            for row, blob in found.family(name).range(U16.pack(start), U16.pack(end)):
-                batch.put(row, blob, family.handle)
-                count += 1
-                if count == _WRITE_ROWS:
-                    target.write(batch)
-                    batch, count = target.new_batch(), 0
-            target.write(batch)
+            rows = found.family(name).range(U16.pack(start), U16.pack(end))
+            target.add_sorted(name, rows, source / "rows.sst")
     finally:
         found.close()

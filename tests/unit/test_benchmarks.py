@@ -65,6 +65,8 @@ from benchmarks.peers.environments import (
 )
 from benchmarks.peers.scripts import run_script
 from benchmarks.recovery import outputs_after
+from benchmarks.rescale import Filled, FillingSource
+from benchmarks.rescale import wrong_counts as wrong_counts_of_keys
 from benchmarks.window_count import check_complete_windows, complete_windows, totals_of_batch
 from dataflow.common.batch import ArrowBatch, RowBatch
 from dataflow.datastream.connectors.base import InputStatus
@@ -402,7 +404,7 @@ def test_the_oracle_of_files_reads_what_was_written(name: str, tmp_path: Path) -
 
 
 def options(peers: frozenset[str], cache: Path | None = None) -> Options:
-    return Options(100, 1, (None,), None, 1, peers, cache)
+    return Options(100, 1, (None,), None, 1, 10, 100, peers, cache)
 
 
 def test_only_peers_that_were_asked_for_run_and_each_is_checked(
@@ -559,6 +561,34 @@ def test_a_paced_reader_emits_what_is_due_and_says_when_more_is(
     assert reader.poll_next(output) is InputStatus.END_OF_INPUT  # type: ignore[arg-type]
     assert [index for index, _, _ in output.rows] == [1, 3, 5, 7]
     assert output.finished == ["1"]
+
+
+def test_a_filling_reader_emits_every_key_at_once_and_then_at_its_rate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, output = Clock(monkeypatch), Output()
+    source = FillingSource(keys=10, value_bytes=3)
+    reader = source.create_reader(clock)  # type: ignore[arg-type]
+    reader.add_splits(source.static_splits(1))
+    while len(output.rows) < 10:
+        assert reader.poll_next(output) is InputStatus.MORE_AVAILABLE  # type: ignore[arg-type]
+    assert reader.poll_next(output) is InputStatus.NOTHING_AVAILABLE  # type: ignore[arg-type]
+    clock.ms += 2
+    assert reader.poll_next(output) is InputStatus.MORE_AVAILABLE  # type: ignore[arg-type]
+    (split,) = reader.snapshot_state(1)
+    assert [(key, number) for key, _, _, number in output.rows] == [
+        *((n, n) for n in range(10)),
+        *((n - 10, n) for n in range(10, 14)),
+    ]
+    assert {len(value) for _, value, _, _ in output.rows} == {3}
+    assert isinstance(split, Filled)
+    assert split.next == 14
+
+
+def test_a_count_that_is_lost_or_repeated_is_wrong() -> None:
+    right = [(0, b"", 1, 0), (1, b"", 1, 1), (0, b"", 2, 2)]
+    assert wrong_counts_of_keys(right, 2) == 0
+    assert wrong_counts_of_keys([*right, (1, b"", 3, 3), (0, b"", 2, 4)], 2) == 2
 
 
 def test_a_restored_reader_owes_what_became_due_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:

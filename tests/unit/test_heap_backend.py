@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import threading
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -445,3 +447,31 @@ def test_detached_copies_what_can_change_and_shares_what_cannot() -> None:
     nested = {"a": [1]}
     detached(nested)["a"].append(2)
     assert nested == {"a": [1]}
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("good", [True, False])
+def test_the_collector_of_cycles_rests_while_state_is_loaded_and_no_longer(
+    monkeypatch: pytest.MonkeyPatch, enabled: bool, good: bool
+) -> None:
+    backend = HeapKeyedStateBackend(8, KeyGroupRange(0, 8))
+    backend.table("t", "kind").namespace(None).update({key: [key] for key in range(10)})
+    blocks = backend.snapshot()
+    seen: list[bool] = []
+    load = HeapKeyedStateBackend._load
+
+    def watched(self: HeapKeyedStateBackend, *arguments: Any) -> None:
+        seen.append(gc.isenabled())
+        if not good:
+            raise RestoreError("damaged")
+        load(self, *arguments)
+
+    monkeypatch.setattr(HeapKeyedStateBackend, "_load", watched)
+    (gc.enable if enabled else gc.disable)()
+    try:
+        with nullcontext() if good else pytest.raises(RestoreError):
+            HeapKeyedStateBackend(8, KeyGroupRange(0, 8)).restore(blocks)
+        assert gc.isenabled() is enabled
+    finally:
+        gc.enable()
+    assert set(seen) == {False}

@@ -258,6 +258,9 @@ def until_saved(script: Script, parallelism: int) -> int:
     if started:
         script.on(*(TaskManagerReady(start.taskmanager_id) for start in started))
     trigger, _ = script.messages(TriggerCheckpoint)
+    assert not trigger.options.stop
+    published(script)
+    trigger, _ = script.messages(TriggerCheckpoint)
     assert trigger.options.stop
     checkpoint_id = published(script)
     assert len(script.wanted(SaveJob)) == 1
@@ -282,6 +285,9 @@ def test_a_job_grows_with_its_taskmanagers_there_before_it_stops() -> None:
     assert script.actions == [StartTaskManager(TM3, ())], "and nothing stops"
     script.on(TaskManagerReady(TM3))
     assert len(script.messages(TriggerCheckpoint)) == 2, "to the TaskManager of each source"
+    assert [m.options.stop for m in script.messages(TriggerCheckpoint)] == [False, False]
+    published(script)
+    assert [m.options.stop for m in script.messages(TriggerCheckpoint)] == [True, True]
     checkpoint_id = published(script)
     until_running(script, checkpoint_id)
     script.on(recovered(checkpoint_id))

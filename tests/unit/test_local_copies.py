@@ -9,6 +9,7 @@ import pytest
 from task_harness import memory_store
 
 from dataflow.common.configuration import Configuration
+from dataflow.common.keys import KeyGroupRange
 from dataflow.common.watermark_strategy import WatermarkStrategy
 from dataflow.datastream import StreamExecutionEnvironment
 from dataflow.datastream.functions import KeyedProcessFunction, RuntimeContext
@@ -18,7 +19,7 @@ from dataflow.graph.job_graph import JobVertex
 from dataflow.testing.scripted_source import Crash, ScriptedSource, WaitForCheckpoint
 from state.checkpoint_store import CheckpointStore
 from state.local_copies import LocalCopies
-from state.snapshot import OperatorSnapshot, TaskSnapshot
+from state.snapshot import NativeState, OperatorSnapshot, TaskSnapshot
 from state.snapshot_store import SnapshotWriter
 from taskmanager.elements import Attempt
 from taskmanager.messages import RestoreDescriptor, TaskDeploymentDescriptor, TaskId
@@ -93,6 +94,35 @@ def test_what_was_written_here_is_read_here(
     store.local = None
     assert restored(store, handle, 2) == state
     assert remote.reads > 0
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_files_that_never_change_are_taken_from_here_without_copying_them(
+    store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool
+) -> None:
+    """Others may be written to by whoever gets them, which is not to be seen in the copy."""
+    source = tmp_path / "source"
+    source.mkdir()
+    files = {"1.sst": b"table", "CURRENT": b"log"}
+    for name, content in files.items():
+        (source / name).write_bytes(content)
+    paths = {name: str(source / name) for name in files}
+    native = NativeState("rocksdb", KeyGroupRange(0, 8), b"", paths, frozenset({"1.sst"}))
+    handle = Writing(store).checkpoint(1, OperatorSnapshot(native=(native,)))
+    copies = {p.read_bytes(): p for p in tmp_path.iterdir() if p.is_file()}
+    if damaged:
+        copies[b"table"].write_bytes(b"tabel")
+    remote = Remote(store, monkeypatch)
+    (state,) = restored(store, handle).native
+    found = {name: Path(path) for name, path in state.files.items()}
+    assert {name: path.read_bytes() for name, path in found.items()} == files
+    if damaged:
+        assert remote.reads > 0
+        assert not copies[b"table"].exists(), "the damaged copy is forgotten"
+    else:
+        assert remote.reads == 0
+        assert found["1.sst"].samefile(copies[b"table"])
+        assert not found["CURRENT"].samefile(copies[b"log"])
 
 
 @pytest.mark.parametrize("damage", [b"", b"x" * 50, None], ids=["empty", "other", "gone"])

@@ -72,6 +72,10 @@ class Script(Requests):
         self.ask(request)
         if isinstance(request, Rescale):
             self.slots_there()
+            if phase is Phase.PREPARING:
+                return self
+            self.triggered(6)
+            self.completed(6)
         elif isinstance(request, TakeSavepoint):
             if phase is Phase.PROBING:
                 return self
@@ -162,8 +166,14 @@ def test_rescaling_has_its_slots_before_anything_stops() -> None:
     script = Script()
     target = rescaled(GRAPH, 3).job_graph
     assert script.ask(Rescale("r", 3)) == [OfferSlots(target)]
-    assert script.slots_there() == [Demand(CheckpointOptions(stop=True))]
+    assert script.slots_there() == [Demand(CHECKPOINT)]
     assert script.slots_there() == [], "once"
+    script.triggered(6)
+    assert not script.holds_tasks, "they go on, and what they have done meanwhile is stored"
+    assert script.completed(5) == [], "another one"
+    assert script.completed(6) == [Demand(CheckpointOptions(stop=True))]
+    assert script.holds_tasks
+    assert script.completed(6) == []
     script.triggered(7)
     assert script.completed(7) == [SaveJob("r", target)]
     assert script.stored("r", None) == [Switch(target)]
@@ -264,6 +274,13 @@ def test_a_failure_while_rescaling_takes_everything_back() -> None:
     script = Script()
     script.ask(Rescale("r", 3))
     assert script.slots_missing("none to be had")[1:] == [OfferSlots(None)]
+    script = Script().up_to(Phase.PREPARING, Rescale("r", 3))
+    script.triggered(6)
+    steps = script.aborted(6, "the disk is full")
+    assert "its checkpoint 6 failed: the disk is full" in error_of(steps)
+    assert steps[1:] == [OfferSlots(None)], "nothing has stopped"
+    steps = Script().up_to(Phase.PREPARING, Rescale("r", 3)).job_stopped("boom")
+    assert steps[1:] == [OfferSlots(None)]
     steps = Script().up_to(Phase.TRIGGERED, Rescale("r", 3)).job_stopped("boom")
     assert steps[1:] == [OfferSlots(None)]
     steps = Script().up_to(Phase.STORING, Rescale("r", 3)).job_stopped("boom")

@@ -22,6 +22,7 @@ from harness import FakeOperatorContext, OperatorHarness
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dataflow.common.keys import KeyGroupRange
 from dataflow.common.typeinfo import Types
 from dataflow.datastream.functions import KeyedProcessFunction, ReduceFunction
 from dataflow.datastream.state import (
@@ -40,6 +41,7 @@ pytest.importorskip("rocksdict")
 
 from state.local_folder import LocalFolder, remove_leftovers
 from state.rocksdb import backend as backend_module
+from state.rocksdb import database as database_module
 from state.rocksdb.backend import RocksDBKeyedStateBackend
 from state.rocksdb.database import Database
 from state.rocksdb.encoding import (
@@ -482,6 +484,67 @@ def test_a_database_merged_by_levels_is_opened(tmp_path: Path) -> None:
     new.close()
 
 
+def part_of(
+    folder: Path, groups: KeyGroupRange, natives: list[NativeState], number: int
+) -> RocksDBKeyedStateBackend:
+    context = FakeOperatorContext(1, 0, 128)
+    context.key_group_range = groups
+    context.attempt = f"1.{number}"
+    context.configuration = {
+        "state.backend.type": "rocksdb",
+        "state.backend.rocksdb.localdir": str(folder),
+    }
+    made: Any = create_backend(context)
+    if natives:
+        made.restore_state(OperatorSnapshot(native=tuple(natives)))
+    return made  # type: ignore[no-any-return]
+
+
+def test_state_is_cut_and_merged_again_and_again(tmp_path: Path, monkeypatch: Any) -> None:
+    """What was cut off once, by deleting a range, comes back from where it had gone meanwhile."""
+    monkeypatch.setattr(database_module, "_TABLE_BYTES", 2_000)
+    low, high, whole = KeyGroupRange(0, 64), KeyGroupRange(64, 128), KeyGroupRange(0, 128)
+    expected = {key: (key, 0) for key in range(1_000)}
+    parts = [part_of(tmp_path, whole, [], 1)]
+    parts[0].table("t", "kind").namespace(None).update(expected)
+    for number, ranges in enumerate([[low, high], [whole], [low, high], [whole]], 2):
+        natives = [n for p in parts for n in p.snapshot_state(number).completed().native]
+        restored = [part_of(tmp_path, groups, natives, number) for groups in ranges]
+        for part in parts:
+            part.close()
+        parts = restored
+        for part in parts:
+            values = part.table("t", "kind").namespace(None)
+            for key in list(values)[::7]:
+                values[key] = expected[key] = (key, number)
+        found = [item for p in parts for item in p.table("t", "kind").namespace(None).items()]
+        assert len(found) == len(expected)
+        assert dict(found) == expected
+    for part in parts:
+        part.close()
+
+
+def test_what_is_merged_comes_as_table_files_of_a_bounded_size(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(database_module, "_TABLE_BYTES", 10_000)
+    natives = []
+    parts = []
+    for number, groups in enumerate((KeyGroupRange(0, 64), KeyGroupRange(64, 128))):
+        part = part_of(tmp_path, groups, [], number)
+        values = part.table("t", "kind").namespace(None)
+        values.update({k: os.urandom(100) for k in range(1_000) if part._memo.learn(k) in groups})
+        natives += part.snapshot_state(1).completed().native
+        parts.append(part)
+    whole = part_of(tmp_path, KeyGroupRange(0, 128), natives, 2)
+    files = [name for name in os.listdir(whole.database.path) if name.endswith(".sst")]
+    assert 1 + 3 <= len(files) <= 1 + 7, "about 50 kB of values"
+    assert not (whole.database.path.parent / "restoring").exists()
+    assert len(whole.table("t", "kind").namespace(None)) == 1_000
+    for part in (*parts, whole):
+        part.close()
+
+
 def test_a_snapshot_that_cannot_be_made_fails_alone(backend: Any, monkeypatch: Any) -> None:
     values = backend.table("t", "kind").namespace(None)
     values["a"] = 1
@@ -552,7 +615,7 @@ def test_files_of_another_backend_and_missing_ones_are_refused(backend: Any) -> 
 def test_what_a_killed_process_leaves_is_removed_and_what_is_in_use_is_not(tmp_path: Path) -> None:
     script = (
         "import os, sys; from state.local_folder import LocalFolder;"
-        f"print(LocalFolder({str(tmp_path)!r}, 'killed', 'x').path);"
+        f"folder = LocalFolder({str(tmp_path)!r}, 'killed', 'x'); print(folder.path);"
         "sys.stdout.flush(); os._exit(9)"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from task_harness import memory_store
 from dataflow.common.keys import KeyGroupRange
 from dataflow.errors import CorruptObject, ObjectNotFound, StorageError
 from dataflow.filesystem.memory import MemoryFileSystem
+from state import snapshot_store
 from state.checkpoint_metadata import decode_manifest, encode_manifest
 from state.checkpoint_store import (
     CheckpointManifest,
@@ -228,6 +231,57 @@ def test_native_states_of_other_key_groups_are_not_fetched(tmp_path: Path) -> No
     folder = os.path.dirname(state.native[0].files["1.sst"])
     state.release()
     assert not os.path.exists(folder)
+
+
+def test_a_large_file_is_fetched_in_parts_and_verified_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot_store, "CHUNK_BYTES", 1_000)
+    task = Writing(memory_store())
+    files = {"1.sst": random.Random(5).randbytes(10_500), "2.sst": b"small", "EMPTY": b""}
+    handle = task.checkpoint(1, OperatorSnapshot(native=(native(tmp_path / "1", files),)))
+    parts: list[int] = []
+    threads: set[str] = set()
+    read = task.store.read_range
+
+    def read_range(of: StateHandle, offset: int, length: int) -> bytes:
+        parts.append(length)
+        threads.add(threading.current_thread().name)
+        return read(of, offset, length)
+
+    monkeypatch.setattr(task.store, "read_range", read_range)
+    assert contents(loaded(task.store, handle)) == [files]
+    assert parts.count(1_000) == 10
+    assert any("state-transfer" in name for name in threads)
+    assert max(parts) <= TAIL_BYTES, "no part is larger than what is asked for at once"
+    large = max(handle.files, key=lambda file: file.size)
+    for position in (0, 999, 1_000, 10_499):
+        before = file_system(task.store).read(path_of(task.store, large))
+        damaged = bytearray(before)
+        damaged[position] ^= 1
+        file_system(task.store).put(path_of(task.store, large), bytes(damaged))
+        with pytest.raises(CorruptObject, match="not what was written"):
+            loaded(task.store, handle)
+        file_system(task.store).put(path_of(task.store, large), before)
+    file_system(task.store).put(path_of(task.store, large), before[:-1])
+    with pytest.raises(CorruptObject, match="not what was written"):
+        loaded(task.store, handle)
+
+
+def test_files_are_put_where_the_backend_wants_them_and_go_when_they_are_forgotten(
+    tmp_path: Path,
+) -> None:
+    task = Writing(memory_store())
+    part = native(tmp_path / "1", {"1.sst": b"one"})
+    handle = task.checkpoint(1, OperatorSnapshot(native=(part,)))
+    disk = tmp_path / "disk"
+    state = StoredSnapshot(task.store, handle, str(disk)).load().operators[UID]
+    file = Path(state.native[0].files["1.sst"])
+    assert disk in file.parents
+    assert file.read_bytes() == b"one"
+    del state
+    gc.collect()
+    assert [path for path in disk.rglob("*") if path.is_file()] == []
 
 
 # ------------------------------------------------------------------------------ ranges, checksums

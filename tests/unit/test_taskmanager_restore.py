@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from task_harness import memory_store, write_snapshot
 
+from dataflow.common.keys import KeyGroupRange
 from dataflow.graph.job_graph import JobVertex
 from state.checkpoint_store import CheckpointStore
-from state.snapshot import OperatorSnapshot, TaskSnapshot, redistribute
+from state.snapshot import NativeState, OperatorSnapshot, TaskSnapshot, redistribute
+from state.snapshot_store import SnapshotWriter
 from taskmanager import restore
 from taskmanager.elements import Attempt
 from taskmanager.messages import RestoreDescriptor, TaskDeploymentDescriptor, TaskId
@@ -95,3 +98,29 @@ def test_a_renamed_operator_gets_its_state_also_if_its_new_name_was_taken(parall
     handle = whole.handles[0][1]
     layers = {"m": (handle,), "n": (handle,)}
     assert written.layers == (layers if parallelism == 1 else {}), "and the next one extends it"
+
+
+@pytest.mark.parametrize("parallelism", [1, 2])
+def test_files_of_a_backend_that_go_on_as_they_are_are_not_sent_again(
+    tmp_path: Path, parallelism: int
+) -> None:
+    """Also by a subtask that has only a part of what is in them now."""
+    store = memory_store()
+    for name in ("1.sst", "2.sst", "CURRENT"):
+        (tmp_path / name).write_bytes(name.encode())
+
+    def state_of(*names: str) -> TaskSnapshot:
+        files = {name: str(tmp_path / name) for name in names}
+        shared = frozenset(name for name in names if name.endswith(".sst"))
+        native = NativeState("rocksdb", KeyGroupRange(0, GROUPS), b"", files, shared)
+        return TaskSnapshot({"uid": OperatorSnapshot(native=(native,))})
+
+    descriptor = descriptor_of(store, [state_of("1.sst", "CURRENT")], parallelism, 0)
+    _, written = restore.load_snapshot(descriptor, store)
+    (old,) = (handle for _, handle in descriptor.restore[0].handles if handle is not None)
+    writer = SnapshotWriter(store, 1, "v-0-2")
+    writer.adopt(1, written)
+    stored = writer.prepare(2, state_of("1.sst", "2.sst", "CURRENT"))()
+    (shared,) = {file.path for file in stored.handle.files} & {file.path for file in old.files}
+    assert store._fs.read(store._path(shared)) == b"1.sst"
+    assert stored.written.files["uid", "1.sst"].path == shared

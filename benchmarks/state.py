@@ -200,16 +200,29 @@ def measure(
     threads: list[threading.Thread] = []
     taken: list[OperatorSnapshot] = []
 
+    taking: list[OperatorSnapshot] = []
+
     def feed(numbers: list[int]) -> None:
         operator.process_batch(RowBatch([(k, _payload(k), 1) for k in numbers]))
         operator.after_records(len(numbers))
+        if taking:
+            take_more(taking[0])
+
+    def take_more(snapshot: OperatorSnapshot) -> None:
+        begun = time.perf_counter()
+        done = snapshot.taking is None or snapshot.taking.advance()
+        pauses.append(time.perf_counter() - begun)
+        if done:
+            taking.clear()
+            threads.append(threading.Thread(target=lambda: taken.append(_released(snapshot))))
+            threads[-1].start()
 
     def checkpoint(number: int) -> None:
+        while taking:
+            take_more(taking[0])
         begun = time.perf_counter()
-        snapshot = operator.snapshot_state(number)
+        taking.append(operator.snapshot_state(number))
         pauses.append(time.perf_counter() - begun)
-        threads.append(threading.Thread(target=lambda: taken.append(_released(snapshot))))
-        threads[-1].start()
 
     try:
         begun = time.perf_counter()
@@ -223,6 +236,8 @@ def measure(
                 checkpoint(start)
             feed(draw(BATCH))
         updating, working = time.perf_counter() - begun, time.thread_time() - worked
+        while taking:
+            take_more(taking[0])
         for thread in threads:
             thread.join()
         assert len(taken) == len(threads), "a checkpoint has failed"

@@ -179,6 +179,7 @@ CANARIES = (
         "an end that nobody else knows of",
         end_without_claiming_it,
         Options(scenario="stop", kind="ledger", rates=_replaced),
+        21,
     ),
     Canary(
         "rescaled from an older checkpoint",

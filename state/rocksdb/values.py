@@ -370,6 +370,7 @@ class RocksDBValues(RocksDBMapping):
             return value
         self._late.append((self._row(key), self._encoded_row(key, value)))
         self._table.mutable = True
+        self._clean.pop(key, None)  # what the database has had before
         del self._frozen[key]
         self[key] = value
         return value

@@ -1,6 +1,6 @@
 """state: read-modify-write of keyed state on one slot, larger than the cache of Python objects.
 
-A rolling reduce over keys in random order, ``(key, payload of 100 bytes, count)`` per key, driven
+A rolling reduce over keys in random order, ``(key, payload, count)`` per key, driven
 as a task drives its operators: batches of 1,000 records, and a checkpoint every so many,
 whose asynchronous part runs on a thread of its own. First every key is written once, then keys are
 updated at random (``--keys-drawn``): all alike; by Zipf's law, the n-th most frequent key with a
@@ -8,6 +8,8 @@ share of 1/n; or ``changing``, from one percent of them, which is another one af
 updates. Judged by the number of updates that the state holds at the end.
 
 ``per s of CPU`` is of the task's thread: what there would be on a machine that does nothing else.
+``MB more at its peak`` is how much the process has grown: to be compared with what
+``state.backend.rocksdb.memory.fixed-per-slot`` and ``.python-cache.memory`` allow.
 ``--plain`` measures a loop over the same RocksDB instead, with nothing around it: it gets a
 thousand rows at once, unpickles, updates and pickles them, and writes them at once.
 """
@@ -40,7 +42,7 @@ from taskmanager.operators.factory import create_operator
 
 BATCH = 1_000
 _SCATTER = 2_654_435_761  # prime: frequent keys are not neighbours
-#: Payloads of 100 bytes are cut out of it, so that they cannot be compressed.
+#: Payloads are cut out of it, so that they cannot be compressed.
 NOISE = random.Random(1).randbytes(1 << 20)
 
 
@@ -51,9 +53,9 @@ class Count(ReduceFunction):
         return value1[0], value2[1], value1[2] + value2[2]
 
 
-def _payload(at: int) -> bytes:
-    start = at * 7919 % (len(NOISE) - 100)
-    return NOISE[start : start + 100]
+def _payload(at: int, size: int = 100) -> bytes:
+    start = at * 7919 % (len(NOISE) - size)
+    return NOISE[start : start + size]
 
 
 def _first(record: Any) -> Any:
@@ -187,12 +189,19 @@ def measure_plain(
 
 
 def measure(
-    backend: str, keys: int, updates: int, checkpoints: int, draw: Drawn, options: dict[str, str]
+    backend: str,
+    keys: int,
+    updates: int,
+    checkpoints: int,
+    draw: Drawn,
+    options: dict[str, str],
+    value_bytes: int,
 ) -> dict[str, float]:
     """One run; ``checkpoints`` are spread over the updates. Raises AssertionError."""
     folder = tempfile.mkdtemp(prefix="benchmark-state-")
     configuration = {"state.backend.type": backend, "state.backend.rocksdb.localdir": folder}
     configuration |= options
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     operator = counting(configuration)
     operator.initialize_state(None, None)
     operator.open()
@@ -203,7 +212,7 @@ def measure(
     taking: list[OperatorSnapshot] = []
 
     def feed(numbers: list[int]) -> None:
-        operator.process_batch(RowBatch([(k, _payload(k), 1) for k in numbers]))
+        operator.process_batch(RowBatch([(k, _payload(k, value_bytes), 1) for k in numbers]))
         operator.after_records(len(numbers))
         if taking:
             take_more(taking[0])
@@ -252,7 +261,7 @@ def measure(
         "per s of CPU": updates / working,
         "longest pause ms": 1000 * max(pauses, default=0),
         "median pause ms": 1000 * statistics.median(pauses or [0]),
-        "peak RSS MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "MB more at its peak": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024,
     }
 
 
@@ -270,6 +279,7 @@ def main() -> None:
     parser.add_argument("--keys", type=int, default=1_000_000)
     parser.add_argument("--updates", type=int, default=1_000_000)
     parser.add_argument("--checkpoints", type=int, default=4)
+    parser.add_argument("--value-bytes", type=int, default=100)
     parser.add_argument("--keys-drawn", choices=list(DRAWN), default="uniform")
     parser.add_argument("--plain", action="store_true", help="RocksDB alone, without checkpoints")
     parser.add_argument("-D", action="append", default=[], metavar="KEY=VALUE", help="a setting")
@@ -280,10 +290,16 @@ def main() -> None:
         numbers = measure_plain(given.keys, given.updates, draw, options)
     else:
         numbers = measure(
-            given.backend, given.keys, given.updates, given.checkpoints, draw, options
+            given.backend,
+            given.keys,
+            given.updates,
+            given.checkpoints,
+            draw,
+            options,
+            given.value_bytes,
         )
     for name, value in numbers.items():
-        print(f"{name:18} {value:12,.1f}")
+        print(f"{name:20} {value:12,.1f}")
 
 
 if __name__ == "__main__":

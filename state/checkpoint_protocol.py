@@ -142,15 +142,16 @@ def plan_garbage(
         if kept(attempt)
         for handle in manifest.handles()
     }
-    # Oldest first, and a checkpoint's epoch record before its manifest before its state: whatever
-    # the crash, no epoch record names a manifest that is gone.
+    # Oldest first, and epoch records before manifests before state, also that of other checkpoints:
+    # whatever the crash, what a record names is there, and all that it refers to.
     doomed: list[str] = []
     for attempt in expired:
         record = records.get(attempt[1])
         if record is not None and record.generation == attempt[0]:
             doomed.append(JobPaths.epoch(attempt[1]))
-        files = listing.files.get(attempt, [])
         metadata = [JobPaths.committed(attempt), JobPaths.manifest(attempt)]
-        doomed += [path for path in metadata if path in files]
-        doomed += [path for path in sorted(files) if path not in metadata and path not in needed]
+        doomed += [path for path in metadata if path in listing.files.get(attempt, ())]
+    for attempt in expired:
+        files = sorted(listing.files.get(attempt, ()))
+        doomed += [path for path in files if JobPaths.is_state(path) and path not in needed]
     return doomed

@@ -181,7 +181,7 @@ MIXED_CANARIES = (
     Canary("timers of one side lost", lose_the_timers_of_one_side, _MIXED, 2),
     Canary("windows merged without their state", merge_windows_without_their_state, _MIXED, 2),
     Canary("partial matches dropped", drop_partial_matches_on_rescale, _RESCALED, 9),
-    Canary("union lists split", split_union_lists, _RESCALED, 40),
+    Canary("union lists split", split_union_lists, _RESCALED, 13),
     Canary("lists for everyone", lists_for_everyone, _MIXED, 6),
     Canary("ends of sessions forgotten", forget_when_sessions_end, _MIXED, 6),
     Canary("ends of slices forgotten", forget_when_slices_end, _MIXED, 6),

@@ -275,6 +275,8 @@ def test_until_a_snapshot_is_frozen_nothing_is_written_unless_there_is_too_much(
 
 _KEYS, _NAMESPACES = st.integers(0, 2), st.sampled_from([None, "w"])
 _NOTHING = (st.none(), st.none(), st.none())
+_BARRIER, _SETTLE, _CANCEL = ((what, None, None, None) for what in ("barrier", "settle", "cancel"))
+_ALL_SET = [("set", None, key, 2) for key in range(3)]
 _STEPS = st.one_of(
     st.tuples(st.just("set"), _NAMESPACES, _KEYS, st.integers(0, 9)),
     st.tuples(st.just("set"), _NAMESPACES, _KEYS, st.lists(st.integers(0, 9), max_size=2)),
@@ -293,10 +295,13 @@ _STEPS = st.one_of(
     steps=[  # what the database did not have before is taken out again
         ("add", None, 0, 6),
         ("set", None, 0, []),
-        ("barrier", None, None, None),
+        _BARRIER,
         ("delete", None, 0, None),
     ]
 )
+@example(steps=[("set", None, 0, []), _BARRIER, ("add", None, 0, 6)])  # in place
+@example(steps=[("set", None, 0, 1), _BARRIER, *_ALL_SET, _SETTLE])  # more than is held
+@example(steps=[("set", None, 0, 1), _BARRIER, _CANCEL, *_ALL_SET, _SETTLE, _SETTLE])
 @settings(max_examples=150, deadline=None)
 def test_snapshots_are_of_their_barriers_whatever_happens_meanwhile(steps: list[Any]) -> None:
     """Against dicts; what is dirty at the barrier is written one row at a time, or all at once."""

@@ -299,7 +299,7 @@ class RocksDBValues(RocksDBMapping):
         self._mutable: dict[Any, Any] = {}
         self._old_clean: dict[Any, Any] = {}
         self._old_mutable: dict[Any, Any] = {}
-        self._rows: dict[Any, bytes] = {}  # of keys that were prefetched since the last write
+        self._rows: dict[Any, bytes] = {}  # of keys prefetched since the last write or rotation
 
     # ------------------------------------------------------------------------- access
 
@@ -563,6 +563,7 @@ class RocksDBValues(RocksDBMapping):
     def rotate(self) -> bool:
         self._old_clean, self._clean = self._clean, {}
         self._old_mutable, self._mutable = self._mutable, {}
+        self._rows = {}
         return bool(self._old_clean or self._old_mutable)
 
 

@@ -371,6 +371,18 @@ def test_snapshots_are_of_their_barriers_whatever_happens_meanwhile(steps: list[
         backend.close()
 
 
+def test_what_is_only_read_ahead_is_bounded(tmp_path: Path) -> None:
+    backend = opened(tmp_path, **{CACHE: "400"})
+    values = backend.table("t", "kind").namespace(None)
+    values.update({key: key for key in range(5_000)})
+    backend._write_all()
+    for start in range(0, 5_000, 100):
+        values.prefetch(range(start, start + 100))
+        settle(backend)
+        assert len(values._rows) <= 200
+    backend.close()
+
+
 def create_backend_from(native: NativeState, like: Any) -> Any:
     made = opened(Path(like._settings.local_dir))
     made.restore_state(OperatorSnapshot(native=(native,)))

@@ -376,6 +376,8 @@ def test_what_is_only_read_ahead_is_bounded(tmp_path: Path) -> None:
     values = backend.table("t", "kind").namespace(None)
     values.update({key: key for key in range(5_000)})
     backend._write_all()
+    assert values.rotate()
+    assert not values.rotate()  # nothing is left in memory
     for start in range(0, 5_000, 100):
         values.prefetch(range(start, start + 100))
         settle(backend)

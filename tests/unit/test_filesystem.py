@@ -33,15 +33,25 @@ LOST = "is lost|S3 answered 500"  # moto fails inside where S3 answers NoSuchUpl
 
 @pytest.fixture(scope="module")
 def moto_server() -> Iterator[S3Server]:
-    from moto.server import ThreadedMotoServer
+    """moto, one request at a time: its conditional put looks first and writes then."""
+    from moto.moto_server import werkzeug_app
+    from werkzeug.serving import make_server
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    endpoint = f"http://{host}:{port}"
+    moto = werkzeug_app.DomainDispatcherApplication(werkzeug_app.create_backend_app)
+    turn = threading.Lock()
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        with turn:
+            return list(moto(environ, start_response))
+
+    server = make_server(
+        "127.0.0.1", 0, app, threaded=True, request_handler=werkzeug_app.MotoRequestHandler
+    )
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    endpoint = f"http://127.0.0.1:{server.port}"
     yield S3Server(endpoint, aws_env(endpoint))
-    server.stop()
+    server.shutdown()
 
 
 @pytest.fixture

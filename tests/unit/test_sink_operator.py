@@ -21,7 +21,8 @@ from dataflow.datastream.connectors.base import (
     WriterInitContext,
 )
 from dataflow.datastream.connectors.collect_sink import (
-    CHUNKS_IN_FLIGHT_MAX,
+    MESSAGE_BYTES_MAX,
+    MESSAGES_IN_FLIGHT_MAX,
     CollectedChunks,
     CollectSink,
 )
@@ -507,21 +508,32 @@ def _acknowledge(context: Context) -> list[bytes]:
 
 def test_with_checkpoints_collected_records_are_sent_when_one_is_complete() -> None:
     operator, context = open_sink(CollectSink())
-    for i in range(20):
-        _write(operator, i)
+    expected = [bytes([i]) * (MESSAGE_BYTES_MAX // 3) for i in range(50)]  # two fit a message
+    for row in expected:
+        _write(operator, row)
     assert context.to_client == []
     assert not operator.blocked()
     checkpoint(operator, 1)
     done = _Done()
     operator.commit(1, done)
     client, rows = CollectedChunks(), []
-    assert len(context.to_client) == CHUNKS_IN_FLIGHT_MAX
+    assert len(context.to_client) == MESSAGES_IN_FLIGHT_MAX
     while context.to_client:
         assert done.answers == []
-        assert len(context.to_client) <= CHUNKS_IN_FLIGHT_MAX
-        rows += [row for payload in _acknowledge(context) for row in client.take(payload)]
+        assert len(context.to_client) <= MESSAGES_IN_FLIGHT_MAX
+        for payload in _acknowledge(context):
+            assert len(payload) <= MESSAGE_BYTES_MAX
+            rows += client.take(payload)
     assert done.answers == [None]
-    assert rows == list(range(20))
+    assert rows == expected
+
+
+def test_nothing_collected_is_committed_at_once() -> None:
+    operator, _ = open_sink(CollectSink())
+    checkpoint(operator, 1)
+    done = _Done()
+    operator.commit(1, done)
+    assert done.answers == [None]
 
 
 def test_a_client_sees_chunks_once_that_are_sent_again_after_a_failure() -> None:
@@ -544,25 +556,56 @@ def test_a_client_sees_chunks_once_that_are_sent_again_after_a_failure() -> None
 def test_without_checkpoints_records_are_sent_as_they_come_in_a_bounded_window() -> None:
     operator, context = open_sink(CollectSink(), Context(configuration={}))
     client = CollectedChunks()
-    for i in range(CHUNKS_IN_FLIGHT_MAX):
-        assert not operator.blocked()
+    for i in range(100):  # those that find the window full share a message
         _write(operator, i)
-    assert operator.blocked()
-    done: Callable[[], None] | None
-    _, first, done = context.to_client.pop(0)
-    assert done is not None
-    done()
-    assert not operator.blocked()
+        assert len(context.to_client) == min(i + 1, MESSAGES_IN_FLIGHT_MAX)
+        assert not operator.blocked()
+    rows = [row for payload in _acknowledge(context) for row in client.take(payload)]
+    assert rows == list(range(MESSAGES_IN_FLIGHT_MAX))
+    assert len(context.to_client) == 1
     operator.finish()
     at_end = _Done()
     operator.commit_at_end(at_end)
     context.run_io()
-    rows = client.take(first)
     assert at_end.answers == []
     while context.to_client:
         rows += [row for payload in _acknowledge(context) for row in client.take(payload)]
     assert at_end.answers == [None]
-    assert rows == list(range(CHUNKS_IN_FLIGHT_MAX))
+    assert rows == list(range(100))
+
+
+def test_a_client_that_takes_nothing_holds_the_job_up() -> None:
+    operator, context = open_sink(CollectSink(), Context(configuration={}))
+    row = b"x" * (MESSAGE_BYTES_MAX // 2)
+    for _ in range(MESSAGES_IN_FLIGHT_MAX + 1):
+        assert not operator.blocked()
+        _write(operator, row)
+    assert not operator.blocked()
+    _write(operator, row)
+    assert operator.blocked()
+    _, _, taken = context.to_client.pop(0)
+    assert taken is not None
+    taken()
+    assert not operator.blocked()
+    assert len(context.to_client) == MESSAGES_IN_FLIGHT_MAX
+
+
+def test_at_the_end_what_waits_for_its_turn_is_sent_once() -> None:
+    operator, context = open_sink(CollectSink(), Context(configuration={}))
+    rows = list(range(MESSAGES_IN_FLIGHT_MAX)) + [b"x" * MESSAGE_BYTES_MAX] * 2
+    for row in rows:
+        _write(operator, row)
+    operator.finish()
+    operator.commit_at_end(_Done())
+    context.run_io()
+    client, sent = CollectedChunks(), 0
+    taken = []
+    while context.to_client:
+        for payload in _acknowledge(context):
+            sent += len(payload)
+            taken += client.take(payload)
+    assert taken == rows
+    assert sent < 3 * MESSAGE_BYTES_MAX
 
 
 def test_results_that_would_come_twice_without_checkpoints_are_refused() -> None:

@@ -2,16 +2,20 @@
 
 Records travel as chunks with ids that never repeat. With checkpoints a chunk is a committable: it
 is kept in the checkpoint and sent once that is complete, so that the client never sees a record
-that is then computed again. Without checkpoints it is sent at once, with a bounded number of chunks
-under way; a job that restarts computes it again, which the client refuses. A chunk may be sent
+that is then computed again. Without checkpoints it is sent at once, or as soon as the client has
+taken others; a job that restarts computes it again, which the client refuses. A chunk may be sent
 again after a failure; ``CollectedChunks`` at the client knows it by its id.
+
+Few messages are under way at a time, for they cost far more than their bytes: small chunks that
+wait for their turn share one.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from dataflow.common.batch import ArrowBatch, Batch
@@ -25,7 +29,9 @@ from dataflow.datastream.connectors.base import (
 from dataflow.errors import JobExecutionError
 
 CHANNEL = "collect"
-CHUNKS_IN_FLIGHT_MAX = 8
+MESSAGES_IN_FLIGHT_MAX = 8
+#: Of chunks that share a message, and of those that may wait until the job is held up.
+MESSAGE_BYTES_MAX = 1 << 20
 HELD_BYTES_MAX = 256 * 1024 * 1024
 
 
@@ -38,6 +44,56 @@ class Chunk:
     rows: bytes
     #: Without checkpoints: the attempt, if another one would send the same records again.
     attempt: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Of the message's bytes, about."""
+        return len(self.rows) + len(self.writer) + 32
+
+
+class _Mailing:
+    """Sends chunks in their order to the client: a few messages under way, the others wait."""
+
+    def __init__(
+        self, channel: str, context: WriterInitContext, taken: Callable[[list[Chunk]], None]
+    ) -> None:
+        """``taken`` is told of chunks that the client has."""
+        self._channel = channel
+        self._context = context
+        self._on_taken = taken
+        self._waiting: deque[Chunk] = deque()
+        self.waiting_bytes = 0
+        self._under_way = 0
+
+    def post(self, chunks: Iterable[Chunk]) -> None:
+        for chunk in chunks:
+            self._waiting.append(chunk)
+            self.waiting_bytes += chunk.size
+        self._send()
+
+    def withdraw(self) -> None:
+        """What waits is not sent any more."""
+        self._waiting.clear()
+        self.waiting_bytes = 0
+
+    def _send(self) -> None:
+        while self._waiting and self._under_way < MESSAGES_IN_FLIGHT_MAX:
+            chunks: list[Chunk] = []
+            size = 0
+            while self._waiting:
+                size += self._waiting[0].size
+                if chunks and size > MESSAGE_BYTES_MAX:
+                    break
+                chunks.append(self._waiting.popleft())
+                self.waiting_bytes -= chunks[-1].size
+            self._under_way += 1
+            message = dumps_data(chunks)
+            self._context.send_to_client(self._channel, message, partial(self._taken, chunks))
+
+    def _taken(self, chunks: list[Chunk]) -> None:
+        self._under_way -= 1
+        self._send()
+        self._on_taken(chunks)
 
 
 class CollectSink(Sink[Any]):
@@ -57,9 +113,10 @@ class CollectWriter(CommittingSinkWriter[Any, Chunk]):
     """Holds the chunks until the checkpoint, or until the client has taken them."""
 
     def __init__(self, channel: str, context: WriterInitContext) -> None:
-        self._channel = channel
-        self._context = context
         self._writer = f"{context.operator_uid}:{context.subtask_index}:{context.attempt}"
+        #: Without checkpoints.
+        self._mailing = None if context.checkpointing else _Mailing(channel, context, self._taken)
+        self._attempt = None if context.checkpointing else context.attempt
         self._number = 0
         self._held: dict[int, Chunk] = {}  # by number
         self._held_bytes = 0
@@ -71,14 +128,11 @@ class CollectWriter(CommittingSinkWriter[Any, Chunk]):
         self._add((batch.to_rows() if isinstance(batch, ArrowBatch) else batch).rows)
 
     def _add(self, rows: list[Any]) -> None:
-        attempt = None if self._context.checkpointing else self._context.attempt
-        chunk = Chunk(self._writer, self._number, dumps_data(rows), attempt)
+        chunk = Chunk(self._writer, self._number, dumps_data(rows), self._attempt)
         self._number += 1
         self._held[chunk.number] = chunk
-        if not self._context.checkpointing:
-            self._context.send_to_client(
-                self._channel, dumps_data(chunk), lambda: self._taken(chunk.number)
-            )
+        if self._mailing is not None:
+            self._mailing.post([chunk])
             return
         self._held_bytes += len(chunk.rows)
         if self._held_bytes > HELD_BYTES_MAX:
@@ -88,20 +142,23 @@ class CollectWriter(CommittingSinkWriter[Any, Chunk]):
                 "checkpoints more often"
             )
 
-    def _taken(self, number: int) -> None:
-        self._held.pop(number, None)
+    def _taken(self, chunks: list[Chunk]) -> None:
+        for chunk in chunks:
+            self._held.pop(chunk.number, None)
 
     def blocked(self) -> bool:
-        return not self._context.checkpointing and len(self._held) >= CHUNKS_IN_FLIGHT_MAX
+        return self._mailing is not None and self._mailing.waiting_bytes >= MESSAGE_BYTES_MAX
 
     def prepare_commit(self) -> list[Chunk]:
         """Without checkpoints (at the end): what the client has not taken yet, to wait for."""
+        if self._mailing is not None:
+            self._mailing.withdraw()
         chunks, self._held, self._held_bytes = list(self._held.values()), {}, 0
         return chunks
 
 
 class CollectCommitter(AsyncCommitter[Chunk]):
-    """Sends chunks, a few at a time, and is done when the client has taken all."""
+    """Sends chunks, and is done when the client has taken all."""
 
     def __init__(self, channel: str, context: WriterInitContext) -> None:
         self._channel = channel
@@ -110,25 +167,17 @@ class CollectCommitter(AsyncCommitter[Chunk]):
     def commit(
         self, committables: Sequence[Chunk], done: Callable[[BaseException | None], None]
     ) -> None:
-        waiting = deque(committables)
-        left = len(waiting)
+        left = len(committables)
 
-        def send() -> None:
-            payload = dumps_data(waiting.popleft())
-            self._context.send_to_client(self._channel, payload, taken)
-
-        def taken() -> None:
+        def taken(chunks: list[Chunk]) -> None:
             nonlocal left
-            left -= 1
-            if waiting:
-                send()
-            elif left == 0:
+            left -= len(chunks)
+            if left == 0:
                 done(None)
 
-        if not waiting:
+        if not left:
             done(None)
-        for _ in range(min(CHUNKS_IN_FLIGHT_MAX, len(waiting))):
-            send()
+        _Mailing(self._channel, self._context, taken).post(committables)
 
 
 class CollectedChunks:
@@ -141,11 +190,13 @@ class CollectedChunks:
         self._attempts: dict[str, str] = {}
 
     def take(self, payload: bytes) -> list[Any]:
-        """The records a payload brings; none if it came before.
+        """The records that a message brings; none if they came before.
 
         Raises JobExecutionError if the job has restarted without checkpoints.
         """
-        chunk: Chunk = loads_data(payload)
+        return [row for chunk in loads_data(payload) for row in self._rows(chunk)]
+
+    def _rows(self, chunk: Chunk) -> list[Any]:
         if chunk.attempt is not None:
             subtask = chunk.writer.removesuffix(chunk.attempt)
             if chunk.attempt != self._attempts.setdefault(subtask, chunk.attempt):

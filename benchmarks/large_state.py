@@ -290,6 +290,7 @@ class Turn:
     records: int = 0
     seconds: float = 0.0
     cpu_seconds: float = 0.0
+    collecting_ms: float = 0.0  # by the collector of reference cycles
     batches_ms: list[float] = field(default_factory=list)
 
 
@@ -362,14 +363,16 @@ def measure(
         hot = [records.some() for _ in range(SECONDS_IN_TURN)]
         for checkpoints in (True, False) if number % 2 else (False, True):
             driven = subject if checkpoints else plain
+            collections.found = {}
             turns[checkpoints].append(turn(driven, hot, checkpoints))
-    results["gc"] = collections.found
+            turns[checkpoints][-1].collecting_ms = sum(map(sum, collections.found.values()))
     gc.callbacks.pop()
     for checkpoints, name in ((False, "without"), (True, "every second")):
         of = turns[checkpoints]
         results[name] = {
             "records/s": sum(t.records for t in of) / sum(t.seconds for t in of),
             "us of CPU": 1e6 * sum(t.cpu_seconds for t in of) / sum(t.records for t in of),
+            "collector": sum(t.collecting_ms for t in of) / sum(1000 * t.seconds for t in of),
             "batch to batch": _percentile([ms for t in of for ms in t.batches_ms]),
         }
     ratios = [

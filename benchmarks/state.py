@@ -201,7 +201,7 @@ def measure(
     folder = tempfile.mkdtemp(prefix="benchmark-state-")
     configuration = {"state.backend.type": backend, "state.backend.rocksdb.localdir": folder}
     configuration |= options
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak_mb()
     operator = counting(configuration)
     operator.initialize_state(None, None)
     operator.open()
@@ -250,6 +250,7 @@ def measure(
         for thread in threads:
             thread.join()
         assert len(taken) == len(threads), "a checkpoint has failed"
+        grown = _peak_mb() - before
         held = counted(operator)
         assert held == keys + updates, f"the state holds {held} of {keys + updates} records"
     finally:
@@ -261,8 +262,13 @@ def measure(
         "per s of CPU": updates / working,
         "longest pause ms": 1000 * max(pauses, default=0),
         "median pause ms": 1000 * statistics.median(pauses or [0]),
-        "MB more at its peak": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024,
+        "MB more at its peak": grown,
     }
+
+
+def _peak_mb() -> float:
+    """Resident, of this process, until now."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _released(snapshot: OperatorSnapshot) -> OperatorSnapshot:

@@ -374,8 +374,9 @@ class JobMaster:
     # ------------------------------------------------------------- asked by the shell
 
     def location(self, task: TaskId) -> str | None:
-        """The TaskManager that offers the task's slot."""
-        return self._pool.location(self.graph.slot_of[task])
+        """The TaskManager that offers the task's slot; None also after the job has shrunk."""
+        slot = self.graph.slot_of.get(task)
+        return None if slot is None else self._pool.location(slot)
 
     def missing_slots(self, since: int) -> int:
         return self._pool.missing(since)

@@ -308,6 +308,8 @@ def test_a_job_shrinks_and_gives_back_what_it_does_not_need() -> None:
     script.each(TaskReady)
     assert script.wanted(Answer) == [Answer("r", "parallelism 1")]
     assert script.master.graph.tasks == (ALL[0], ALL[2])
+    assert script.master.location(ALL[0]) is not None
+    assert script.master.location(ALL[1]) is None, "its client may still ask for it"
     script.tick(10_000)
     assert published(script) == checkpoint_id + 1, "checkpoints go on, of the tasks there are"
 

@@ -273,7 +273,7 @@ class Requests:
         if self.phase is not Phase.GROWING or self._request is None:
             return []
         self.phase = Phase.PREPARING
-        return [Demand(CHECKPOINT)]
+        return [Demand(CheckpointOptions(followed=True))]
 
     def slots_missing(self, reason: str) -> list[Step]:
         """They cannot be had. The job goes on as it is."""

@@ -283,6 +283,12 @@ class KeyedStateBackend(ABC):
         JobExecutionError naming operator and state when a value cannot be encoded.
         """
 
+    def another_follows(self, soon: bool) -> None:  # noqa: B027
+        """Told before a snapshot; of one that follows ``soon`` the whole job waits for the end.
+
+        So it should have no more than what changes until then.
+        """
+
     def notify_checkpoint_complete(self, checkpoint_id: int) -> None:  # noqa: B027
         """The checkpoint is completed: a snapshot may extend it, or share its files."""
 

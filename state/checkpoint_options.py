@@ -20,11 +20,14 @@ class CheckpointOptions:
     """``location``: a folder into which each task also writes its state.
 
     ``stop``: behind the barrier tasks do nothing more, until they are told to go on or to end.
+    ``followed``: one that stops them follows as soon as this one is complete, and should not keep
+    them for long.
     """
 
     kind: SnapshotKind = SnapshotKind.CHECKPOINT
     location: str | None = None
     stop: bool = False
+    followed: bool = False
 
 
 CHECKPOINT = CheckpointOptions()

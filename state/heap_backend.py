@@ -157,6 +157,7 @@ class HeapKeyedStateBackend(KeyedStateBackend):
         super().__init__(max_parallelism, key_group_range, operator_name, processing_time)
         self._tables: dict[str, HeapStateTable] = {}
         self._changelog = Changelog() if changelog else None
+        self._changelog_for_now = False
         self._capture: Capture | None = None
 
     @classmethod
@@ -216,6 +217,15 @@ class HeapKeyedStateBackend(KeyedStateBackend):
                 del table.namespaces[namespace]
 
     # --------------------------------------------------------------------------- snapshot, restore
+
+    def another_follows(self, soon: bool) -> None:
+        """Without a changelog there is one for the time between the two."""
+        if soon and self._changelog is None:
+            self._changelog, self._changelog_for_now = Changelog(), True
+        elif not soon and self._changelog_for_now:  # it has not followed
+            self._changelog, self._changelog_for_now = None, False
+            for table in self._tables.values():
+                table.watch.note_no_more(table.namespaces)
 
     def snapshot_state(self, checkpoint_id: int, canonical: bool = False) -> OperatorSnapshot:
         if self._capture is not None:

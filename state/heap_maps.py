@@ -137,6 +137,11 @@ class Watch:
                 values.noted = None
         return changed, dropped
 
+    def note_no_more(self, namespaces: Namespaces) -> None:
+        """Nobody will ask what has changed."""
+        self.take(namespaces)
+        self.changed = None
+
     def hand_out(self, values: StateMap) -> None:
         """Whoever gets the values may change them, which is not to be seen in the snapshot."""
         if self.aside is not None:

@@ -90,7 +90,10 @@ class KeyedOperator(FunctionOperator):
         return self.context.configuration.get(key, "").lower() == "true"
 
     def snapshot(self, checkpoint_id: int) -> OperatorSnapshot:
-        canonical = self.checkpoint_options.kind is SnapshotKind.SAVEPOINT
+        options = self.checkpoint_options
+        canonical = options.kind is SnapshotKind.SAVEPOINT
+        if not options.stop:
+            self.backend.another_follows(options.followed)
         return self.backend.snapshot_state(checkpoint_id, canonical)
 
     def notify_checkpoint_complete(self, checkpoint_id: int) -> None:

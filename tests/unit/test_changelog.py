@@ -17,7 +17,7 @@ from dataflow.datastream.state import ListStateDescriptor, StateTtlConfig, Value
 from state import changelog, heap_capture
 from state.changelog import Changelog, Changes, Extent, extent_of
 from state.heap_backend import HeapKeyedStateBackend
-from state.heap_maps import StateMap
+from state.heap_maps import StateMap, WatchedMap
 from state.keyed_state import HeapKeyedStateStore
 from state.snapshot import TaskSnapshot, redistribute
 from state.snapshot_store import SnapshotWriter, Stored, StoredSnapshot
@@ -86,9 +86,11 @@ class Checkpoints(RuleBasedStateMachine):
     def time_goes_on(self, group: int, watermark: int) -> None:
         self.backend.watermarks[group] = watermark
 
-    @rule(canonical=st.booleans())
-    def barrier(self, canonical: bool) -> None:
+    @rule(canonical=st.booleans(), followed=st.sampled_from([None, False, True]))
+    def barrier(self, canonical: bool, followed: bool | None) -> None:
         self.number += 1
+        if followed is not None:
+            self.backend.another_follows(followed)
         expected = contents(self.backend) | {"watermarks": dict(self.backend.watermarks)}
         snapshot = self.backend.snapshot_state(self.number, canonical)
         upload = self.writer.prepare(self.number, TaskSnapshot({UID: snapshot}))
@@ -151,6 +153,37 @@ def test_before_there_is_a_checkpoint_nothing_is_noted() -> None:
     later = backend.table("later", "kind")
     later.namespace(None)["c"] = 3
     assert (table.watch.changed, later.watch.changed) == ({None: {"b"}}, {None: {"c"}})
+
+
+def test_without_a_changelog_there_is_one_for_the_time_until_the_job_stops() -> None:
+    backend = backend_of(changelog=False)
+    values = backend.table("values", "kind").namespace(None)
+    values.update(dict.fromkeys("abcdef", 1))
+    watched = backend.table("values", "kind").watch
+
+    def taken(number: int, follows: bool | None) -> tuple[int | None, int]:
+        """What the snapshot extends, and its bytes."""
+        if follows is not None:
+            backend.another_follows(follows)
+        got = backend.snapshot_state(number)
+        assert got.taking is not None
+        while not got.taking.advance():
+            pass
+        got = got.completed()
+        backend.notify_checkpoint_complete(number)
+        return got.extends, sum(map(len, got.keyed.values()))
+
+    extends, everything = taken(1, False)
+    assert (extends, type(values)) == (None, StateMap)
+    assert taken(2, True) == (None, everything)
+    values["a"] = 2
+    extends, size = taken(3, None)
+    assert extends == 2
+    assert size < everything / 2
+    assert type(values) is WatchedMap
+    values["b"] = 2  # the job was not stopped after all
+    assert taken(4, False) == (None, everything)
+    assert (type(values), watched.changed, values.noted) == (StateMap, None, None)
 
 
 def test_what_has_changed_is_put_together_only_where_checkpoints_have_been_aborted() -> None:

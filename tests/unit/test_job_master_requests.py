@@ -34,6 +34,7 @@ from jobmanager.requests import (
     TakeCheckpoint,
     TakeSavepoint,
 )
+from state.checkpoint_options import CheckpointOptions
 from state.checkpoint_store import PublishOutcome, Recovery
 from taskmanager.messages import (
     AbortCheckpoint,
@@ -285,9 +286,11 @@ def test_a_job_grows_with_its_taskmanagers_there_before_it_stops() -> None:
     assert script.actions == [StartTaskManager(TM3, ())], "and nothing stops"
     script.on(TaskManagerReady(TM3))
     assert len(script.messages(TriggerCheckpoint)) == 2, "to the TaskManager of each source"
-    assert [m.options.stop for m in script.messages(TriggerCheckpoint)] == [False, False]
+    options = {message.options for message in script.messages(TriggerCheckpoint)}
+    assert options == {CheckpointOptions(followed=True)}
     published(script)
-    assert [m.options.stop for m in script.messages(TriggerCheckpoint)] == [True, True]
+    options = {message.options for message in script.messages(TriggerCheckpoint)}
+    assert options == {CheckpointOptions(stop=True)}
     checkpoint_id = published(script)
     until_running(script, checkpoint_id)
     script.on(recovered(checkpoint_id))

@@ -278,7 +278,7 @@ def _values_at_the_barrier(table: TableCapture, namespace: Any, keys: list[Any])
     if values is None:
         return [kept.get(key, ABSENT) for key in keys]
     if kept:  # what expires now is put aside, too, and not wanted
-        kept = {key: kept[key] for key in keys if key in kept}
+        kept = {key: kept[key] for key in kept.keys() & keys}
     if table.expire is not None:
         for key in keys:
             if key not in kept:

@@ -19,6 +19,7 @@ from state.backend import UNTOLD, BackendContext, KeyedStateBackend
 from state.heap_backend import HeapKeyedStateBackend
 from state.keyed_state import HeapListState, HeapMapState
 from state.local_folder import LocalFolder
+from state.rocksdb.cache import HEAP_EXTRA, HEAP_FACTOR, Cache
 from state.rocksdb.canonical import blocks_of, contents_of
 from state.rocksdb.database import Database, Settings
 from state.rocksdb.freeze import Freeze, FrozenRows
@@ -26,7 +27,7 @@ from state.rocksdb.metadata import Metadata
 from state.rocksdb.native import files_of, open_native
 from state.rocksdb.states import RocksDBListState, RocksDBMapState
 from state.rocksdb.tables import RocksDBTable
-from state.rocksdb.values import HEAP_EXTRA, HEAP_FACTOR, Cache, RocksDBValues
+from state.rocksdb.values import RocksDBValues
 from state.snapshot import NativeState, OperatorSnapshot
 
 NAME = "rocksdb"

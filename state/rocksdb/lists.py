@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from state.aliasing import all_immutable
 from state.backend import MISSING
+from state.rocksdb.cache import HEAP_EXTRA, HEAP_FACTOR
 from state.rocksdb.encoding import U64, decode_key, encode_key, split_length, with_length
-from state.rocksdb.values import HEAP_EXTRA, HEAP_FACTOR, RocksDBMapping
+from state.rocksdb.values import RocksDBMapping
 
 if TYPE_CHECKING:
     from state.rocksdb.tables import RocksDBTable

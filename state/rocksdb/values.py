@@ -17,7 +17,7 @@ deleted only with the next write.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import ItemsView, Iterable, Iterator, MutableMapping, ValuesView
+from collections.abc import ItemsView, Iterable, Iterator, MutableMapping, Sequence, ValuesView
 from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
@@ -26,6 +26,7 @@ from dataflow.common.dataclass_state import SchemaMismatch
 from dataflow.errors import JobExecutionError, RestoreError
 from state.aliasing import is_immutable
 from state.backend import MISSING
+from state.rocksdb.cache import HEAP_EXTRA, HEAP_FACTOR
 from state.rocksdb.encoding import (
     UNKNOWN,
     decode_key,
@@ -49,54 +50,6 @@ _UNSEEN: Final = object()
 #: Once a quarter of a batch was read row by row, what the next batches need is read at once; then
 #: it is looked again whether they still need it.
 READ_AHEAD_SHARE, READ_AHEAD_BATCHES = 4, 64
-
-#: What an object takes in memory, in multiples of its pickle, and beside it.
-HEAP_FACTOR, HEAP_EXTRA = 4, 200
-
-
-class Cache:
-    """What all mappings of a backend have in memory together."""
-
-    __slots__ = (
-        "bytes",
-        "bytes_max",
-        "cached",
-        "entries",
-        "entries_max",
-        "frozen",
-        "readers",
-        "touched",
-    )
-
-    def __init__(self, entries_max: int, bytes_max: int) -> None:
-        # Of a generation: the old one may hold as much, and as much as both may be dirty.
-        self.entries_max = max(1, entries_max // 4)
-        self.bytes_max = max(1, bytes_max // 4)
-        self.entries = 0  # that have come into the young generation, and what they take
-        self.bytes = 0
-        self.touched: set[RocksDBMapping] = set()  # all and only those with something dirty
-        self.frozen: set[RocksDBValues] = set()  # all and only those with something frozen
-        self.cached: set[RocksDBMapping] = set()  # all with something clean
-        self.readers: set[RocksDBValues] = set()  # all that have read a row or read ahead
-
-    def dirty(self) -> int:
-        return sum([values.dirty() for values in self.touched])
-
-    def newest_bytes(self) -> int | None:
-        """Of a value that was set of late, encoded; None if there is none to be had."""
-        for values in self.touched:
-            if isinstance(values, RocksDBValues):
-                return values.newest_bytes()
-        return None
-
-    def dirty_at_barriers(self) -> int:
-        """How much of it a barrier would have to wait for."""
-        return sum([values.dirty() for values in self.touched if not values.can_freeze])
-
-    def rotate_if_full(self) -> None:
-        if self.entries > self.entries_max or self.bytes > self.bytes_max:
-            self.entries = self.bytes = 0
-            self.cached = {values for values in self.cached if values.rotate()}
 
 
 class RocksDBMapping(MutableMapping[Any, Any]):
@@ -138,6 +91,10 @@ class RocksDBMapping(MutableMapping[Any, Any]):
     def write_into(self, batch: Any, limit: int) -> int:
         """Put up to ``limit`` dirty entries into a batch; returns how many."""
 
+    def newest_bytes(self) -> int | None:
+        """Of one dirty value, encoded, as a sample of them; None if there is none to be had."""
+        return None
+
     def write_frozen(self) -> None:
         """Now."""
 
@@ -177,6 +134,9 @@ class RocksDBMapping(MutableMapping[Any, Any]):
     def _group(self, key: Any) -> int:
         group = self._known.get(key)
         return self._backend.key_group(key) if group is None else group
+
+    def _groups_of(self, keys: list[Any]) -> Sequence[int]:
+        return self._backend.key_groups(keys)
 
     def _touch(self) -> None:
         self._cache.touched.add(self)
@@ -430,17 +390,19 @@ class RocksDBValues(RocksDBMapping):
     def prefetch(self, keys: Iterable[Any]) -> None:
         """Read several keys at once, which costs a half of one after the other."""
         dirty, clean, prefixes = self._dirty, self._clean, self._prefixes
-        frozen, old_clean, known = self._frozen, self._old_clean, self._known
-        wanted: dict[Any, bytes] = {}
+        frozen, old_clean = self._frozen, self._old_clean
+        unseen: dict[Any, None] = {}
         for key in keys:
-            if key in dirty or key in clean or key in wanted or key in old_clean:
+            if key in dirty or key in clean or key in unseen or key in old_clean:
                 continue
             if key in frozen or key in self._mutable or key in self._old_mutable:
                 continue
-            group = known.get(key)
-            prefix = prefixes.get(self._backend.key_group(key) if group is None else group)
-            if prefix is not None:
-                wanted[key] = prefix + self._suffix(key)
+            unseen[key] = None
+        wanted = {
+            key: prefixes[group] + self._suffix(key)
+            for key, group in zip(unseen, self._groups_of(list(unseen)), strict=True)
+            if group in prefixes
+        }
         if not wanted:
             return
         size = 0
@@ -483,7 +445,6 @@ class RocksDBValues(RocksDBMapping):
         return len(self._dirty)
 
     def newest_bytes(self) -> int | None:
-        """Of one dirty value, as a sample of them."""
         for value in reversed(self._dirty.values()):
             if value is MISSING:
                 return 0
@@ -522,11 +483,11 @@ class RocksDBValues(RocksDBMapping):
 
     def _write(self, batch: Any, taken: dict[Any, Any], written: list[Row]) -> None:
         clean, mutable, cache = self._clean, self._mutable, self._cache
-        rows, self._rows = self._rows, {}
+        rows = self._rows_to_write(taken)
         for key, value in taken.items():
             if value is MISSING:
                 if clean.get(key) is not MISSING:  # else it came and went since the last write
-                    batch.delete(self._row(key), self._family.handle)
+                    batch.delete(rows[key], self._family.handle)
                     clean[key] = MISSING
                     mutable.pop(key, None)
                 continue
@@ -534,8 +495,7 @@ class RocksDBValues(RocksDBMapping):
             if frozen and clean.get(key, _UNSEEN) is value:
                 continue
             blob = self._encoded_row(key, value, frozen)
-            row = rows.get(key) or self._row(key)
-            written.append((row, blob))
+            written.append((rows[key], blob))
             if frozen:
                 clean[key] = value
                 mutable.pop(key, None)
@@ -551,6 +511,14 @@ class RocksDBValues(RocksDBMapping):
         size = sum([len(blob) for _, blob in written])
         cache.bytes += HEAP_FACTOR * size + HEAP_EXTRA * len(taken)
         cache.cached.add(self)
+
+    def _rows_to_write(self, keys: dict[Any, Any]) -> dict[Any, bytes]:
+        """Of what is written; together it takes a third of the time."""
+        rows, self._rows = self._rows, {}
+        unknown = [key for key in keys if key not in rows]
+        for key, group in zip(unknown, self._groups_of(unknown), strict=True):
+            rows[key] = self.prefix(group) + self._suffix(key)
+        return rows
 
     def _take(self, limit: int) -> dict[Any, Any]:
         dirty = self._dirty
@@ -581,6 +549,9 @@ class RocksDBMapEntries(RocksDBValues):
 
     def _group(self, key: Any) -> int:
         return super()._group(key[0])
+
+    def _groups_of(self, keys: list[Any]) -> Sequence[int]:
+        return super()._groups_of([key for key, _ in keys])
 
     def _suffix(self, key: Any) -> bytes:
         return with_length(encode_key(key[0])) + encode_key(key[1])

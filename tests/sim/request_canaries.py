@@ -12,6 +12,7 @@ from jobmanager.execution_graph import ExecutionGraph
 from jobmanager.job_events import Action
 from jobmanager.request_handler import RequestHandler
 from jobmanager.requests import Requests, Step
+from state.changelog import Changelog
 from state.checkpoint_options import CheckpointOptions, SnapshotKind
 from state.checkpoint_store import CheckpointStore
 from state.heap_backend import HeapKeyedStateBackend
@@ -133,6 +134,18 @@ def restore_anything_on_rescale() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def forget_what_changes_before_the_stop() -> Iterator[None]:
+    """The last checkpoint before a rescaling extends one that lacks what has come between."""
+    original = Changelog.begin
+
+    def begin(self: Changelog, checkpoint_id: int, changes: Any, full: bool) -> Any:
+        return original(self, checkpoint_id, {}, full)
+
+    with mock.patch.object(Changelog, "begin", begin):
+        yield
+
+
 def _calm(rates: Rates) -> Rates:
     return Rates(heal_at_us=rates.heal_at_us)
 
@@ -187,4 +200,9 @@ CANARIES = (
         _options("rescale", **_FALL_BACK),
     ),
     Canary("half of the state is rescaled", restore_anything_on_rescale, _options("rescale")),
+    Canary(
+        "changes before the stop forgotten",
+        forget_what_changes_before_the_stop,
+        _options("rescale", **{"state.changelog.enabled": "false"}),
+    ),
 )

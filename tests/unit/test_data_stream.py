@@ -417,7 +417,7 @@ def submitted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Takes the job manager's place: everything that is submitted, then the client it gets."""
     calls: list[Any] = []
     first, second = (
-        dumps_data(Chunk("writer", number, dumps_data(rows)))
+        dumps_data([Chunk("writer", number, dumps_data(rows))])
         for number, rows in enumerate(([1, 2], [3]))
     )
     client = Client([first, first, second])  # a chunk may come again

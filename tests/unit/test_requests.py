@@ -166,7 +166,7 @@ def test_rescaling_has_its_slots_before_anything_stops() -> None:
     script = Script()
     target = rescaled(GRAPH, 3).job_graph
     assert script.ask(Rescale("r", 3)) == [OfferSlots(target)]
-    assert script.slots_there() == [Demand(CHECKPOINT)]
+    assert script.slots_there() == [Demand(CheckpointOptions(followed=True))]
     assert script.slots_there() == [], "once"
     script.triggered(6)
     assert not script.holds_tasks, "they go on, and what they have done meanwhile is stored"

@@ -117,7 +117,8 @@ def test_a_stopped_job_goes_on_at_another_parallelism_exactly_once(
 def test_a_job_is_rescaled_under_load_and_keeps_it_when_its_jobmanager_dies(
     submit: Submit, s3_bucket: str, capsys: pytest.CaptureFixture[str], backend: str
 ) -> None:
-    ledger = replace(LEDGER, records=28_000, keys=997)
+    # For half a minute besides what it stands still: it is not to end before the last rescaling.
+    ledger = replace(LEDGER, records=30_000, rate=1_000, keys=997)
     job = run(submit, s3_bucket, ledger=ledger, backend=backend)
     job.checkpointed()
     said = command(capsys, "rescale", job.job_id, "-p", "3")

@@ -69,7 +69,7 @@ def _many(seeds: range, run: Callable[[int], Result], processes: int, digest: bo
     kinds: Counter[str] = Counter()
     drawn: Counter[str] = Counter()
     done = failed = invalid = checkpoints = 0
-    for result in _results(seeds, run, processes):
+    for result in _until_interrupted(_results(seeds, run, processes)):
         done += 1
         faults.update(result.faults)
         kinds[result.shape.kind] += 1
@@ -99,7 +99,15 @@ def _many(seeds: range, run: Callable[[int], Result], processes: int, digest: bo
     )
     for name, counts in (("kinds", kinds), ("with", drawn), ("faults", faults)):
         print(f"{name}: " + ", ".join(f"{key} {count:,}" for key, count in sorted(counts.items())))
-    return 1 if failed else 0
+    return 1 if failed or done < len(seeds) else 0
+
+
+def _until_interrupted(results: Iterator[Result]) -> Iterator[Result]:
+    """Ctrl-C ends a long run with what is known by then."""
+    try:
+        yield from results
+    except KeyboardInterrupt:
+        print("interrupted")
 
 
 def _results(

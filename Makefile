@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)  ## Run the flight-delays example, killing a TaskManager on the way
 	$(BIN)/python examples/flight_delays.py --kill-taskmanager
 
-test: $(STAMP)  ## Lint, type-check and run every test (about 25 minutes on 2 cores)
+test: $(STAMP)  ## Lint, type-check and run every test (about half an hour on 2 cores)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	@# What runs in one process does so on every core; what starts a Ray has the machine for itself.

@@ -28,6 +28,9 @@ NAMESPACE = "dataflow"
 NAME_PREFIX = "jobmanager-"
 #: How long an ended job answers its clients before its actor goes away.
 LINGER_S = 60.0
+#: How long, besides, clients have to fetch the answers to their requests: many times the pause
+#: between two looks.
+ANSWERS_S = 5.0
 HANDLES_INLINE_MAX = 16  # fewer are not worth an object of their own
 HANDLES_SHARED_MAX = 16  # sets of them that are kept; a deployment has about one per vertex
 
@@ -170,6 +173,10 @@ class JobManagerActor:
     def _leave_at_end(self) -> None:
         self._manager.ended.wait()
         self._released.wait(LINGER_S)
+        # Who waits for the job has released it, while who has stopped it may not know yet.
+        deadline = time.monotonic() + ANSWERS_S
+        while self._manager.owes_answers and time.monotonic() < deadline:
+            time.sleep(0.05)
         time.sleep(0.1)  # let the answer to `release` out
         ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
 

@@ -177,6 +177,7 @@ class JobManager:
         self._store: CheckpointStore | None = None
         self._restore: RestorePoint | None = None  # what the job starts from at first
         self._answers: dict[str, Answer | None] = {}  # None: not yet
+        self._untold: set[str] = set()  # requests whose client has not got its answer
         self._retained = 1
         self._delete_when_canceled = (
             Configuration(job_graph.configuration).get(ConfigOptions.CHECKPOINTING_RETENTION)
@@ -184,7 +185,7 @@ class JobManager:
         )
         self._master: JobMaster | None = None
         self._outbox = ClientOutbox()
-        self._lock = threading.Lock()  # guards the outbox
+        self._lock = threading.Lock()  # guards the outbox, and who waits for answers
         self._errors: list[str] = []
         self._started_ms = _wall_clock()
         self._ended_ms: int | None = None
@@ -215,8 +216,11 @@ class JobManager:
             if request.request_id in self._answers:
                 return
             self._answers[request.request_id] = None
+            self._untold.add(request.request_id)
             if len(self._answers) > ANSWERS_MAX:
-                del self._answers[next(iter(self._answers))]
+                oldest = next(iter(self._answers))
+                del self._answers[oldest]
+                self._untold.discard(oldest)
         if isinstance(request, AskState):
             answer = ask(request, self._master, self._cluster.send)
             if answer is not None:
@@ -250,7 +254,15 @@ class JobManager:
             answer = Answer(request_id, error=f"{error}; dataflow status shows how the job is")
         elif answer is None and ended:
             answer = Answer(request_id, error=f"the job is {self.info().status.name}")
+        if answer is not None:
+            with self._lock:
+                self._untold.discard(request_id)
         return answer
+
+    @property
+    def owes_answers(self) -> bool:
+        """Whether a client has asked for something and has not been told what became of it."""
+        return bool(self._untold)
 
     def _put(self, event: Event) -> None:
         self._events.put((_monotonic(), event))

@@ -39,11 +39,7 @@ def plan_restore(
             claimed |= shared
             has_keys = keyed in {names.get(uid, uid) for uid in shared}
             if has_keys and old.max_parallelism != vertex.max_parallelism:
-                faults.append(
-                    f"operator '{vertex.name}' has max parallelism {vertex.max_parallelism}, but "
-                    f"{whence} was taken with {old.max_parallelism}; "
-                    f"set_max_parallelism({old.max_parallelism}) on it"
-                )
+                faults.append(_other_max_parallelism(vertex, old.max_parallelism, whence))
             descriptors.append(
                 RestoreDescriptor(
                     manifest.checkpoint_id,
@@ -77,6 +73,17 @@ def _keyed_uid(job_graph: JobGraph, vertex: JobVertex) -> str | None:
     """
     by_key = any(e.partitioning is Partitioning.HASH for e in job_graph.inputs(vertex.id))
     return vertex.operators[0].uid if by_key else None
+
+
+def _other_max_parallelism(vertex: JobVertex, old: int, whence: str) -> str:
+    remedy = f"set_max_parallelism({old}) on it"
+    if vertex.parallelism > old:
+        remedy = f"give it a parallelism of at most {old} (now it has {vertex.parallelism})"
+    return (
+        f"operator '{vertex.name}' has max parallelism {vertex.max_parallelism}, but {whence} was "
+        f"taken with {old}; {remedy}, or write a savepoint of that state with another one "
+        "(SavepointWriter.with_max_parallelism)"
+    )
 
 
 def _faults_of_names(

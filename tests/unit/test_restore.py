@@ -77,6 +77,14 @@ def test_every_reason_why_it_does_not_fit_is_told() -> None:
     assert "'too'" in faults[2]
 
 
+def test_where_the_parallelism_is_beyond_the_old_maximum_that_is_what_has_to_change() -> None:
+    job = graph(vertex("v", "a", parallelism=200, max_parallelism=512), keyed=("v",))
+    (fault,) = plan_restore(job, checkpoint(saved("v", "a")), False)[1]
+    assert "give it a parallelism of at most 128 (now it has 200)" in fault
+    assert "set_max_parallelism" not in fault
+    assert "SavepointWriter.with_max_parallelism" in fault
+
+
 def test_state_without_keys_goes_into_chains_of_another_max_parallelism() -> None:
     """At parallelism 1 it may be in that of a source which is not parallel, and then out again."""
     alone = (saved("s", "source", max_parallelism=1), saved("f", "sink", parallelism=2))

@@ -35,6 +35,7 @@ from dataflow.datastream.state import ListStateDescriptor
 from dataflow.datastream.window import TumblingEventTimeWindows
 from dataflow.errors import JobExecutionError, JobRequestError
 from jobmanager.local import LocalJobClient
+from jobmanager.requests import TakeCheckpoint
 
 PATIENCE_S = 20
 END = 400
@@ -532,6 +533,19 @@ def test_a_parallelism_that_cannot_be_is_refused_before_anything_stops(
     with pytest.raises(JobRequestError, match=message):
         job.rescale(parallelism).result(PATIENCE_S)
     assert job.info().status is JobStatus.RUNNING
+
+
+def test_it_is_known_who_still_waits_for_an_answer(place: Place) -> None:
+    """The process of a JobManager stays for them at the end."""
+    job = running(place.start("job"))
+    manager = job._job_manager
+    manager.request(TakeCheckpoint("asked"))
+    assert manager.owes_answers
+    until(lambda: manager.answer("asked") is not None)
+    assert not manager.owes_answers
+    path = job.stop_with_savepoint(False, place.savepoints).result(PATIENCE_S)
+    assert path.startswith("file://")
+    assert not manager.owes_answers
 
 
 def test_what_cannot_be_rescaled_says_why(place: Place) -> None:

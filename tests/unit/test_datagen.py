@@ -9,11 +9,13 @@ from connector_harness import Collected, Context, RunningSource, open_source
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dataflow.common.codec import dumps_state
 from dataflow.datastream.connectors.base import Boundedness, InputStatus
 from dataflow.datastream.connectors.datagen import DataGeneratorSource
 from dataflow.errors import DataflowError
+from state.snapshot import OperatorSnapshot
 from taskmanager.operators.batch_size import RECORDS_FIRST, RECORDS_MAX
-from taskmanager.operators.source import SourceOperator
+from taskmanager.operators.source import STATE, SourceOperator
 
 
 def _play(operator: SourceOperator, context: Context, until: int) -> None:
@@ -101,6 +103,25 @@ def test_a_restored_generator_keeps_the_rate_of_its_subtask() -> None:
     )
     _play(operator, again, 10_299)
     assert output.rows == [5, 6, 7]
+
+
+def test_after_a_rescaling_all_subtasks_together_have_the_rate_still() -> None:
+    source = DataGeneratorSource(lambda i: i, None, 1_200)
+    splits = source.static_splits(3)
+    for dealt in ([splits], [splits[:2], splits[2:]], [[s] for s in splits] + [[]]):
+        read = 0
+        for subtask, mine in enumerate(dealt):
+            context = Context(subtask_index=subtask, parallelism=len(dealt))
+            restored = OperatorSnapshot(operator={STATE: [dumps_state(split) for split in mine]})
+            operator, _, _ = open_source(source, context, restored)
+            context.now = 500
+            if mine:
+                while operator.poll() is InputStatus.MORE_AVAILABLE:
+                    pass
+            else:
+                assert operator.poll() is InputStatus.END_OF_INPUT
+            read += operator.records_read
+        assert read in range(600, 604), len(dealt)
 
 
 def test_the_generators_error_names_the_index_by_its_traceback() -> None:

@@ -49,7 +49,9 @@ class DataGeneratorSource(Source[Any, GeneratorSplit]):
     :param rate_per_second: records per second of all subtasks together; None is as fast as can be.
         A source held back (by back-pressure) catches up on at most one second's records.
 
-    Subtask *i* of *p* takes the indexes *i*, *i + p*, *i + 2p*, ... in order.
+    Subtask *i* of *p* takes the indexes *i*, *i + p*, *i + 2p*, ... in order. That is settled when
+    the job begins, and ``count`` too: after a rescaling, or from a savepoint, subtasks share what
+    was dealt out then, and those for which nothing is left have nothing to do.
     """
 
     def __init__(
@@ -80,29 +82,31 @@ class DataGeneratorSource(Source[Any, GeneratorSplit]):
         return [GeneratorSplit(i, parallelism, self.count, i) for i in range(parallelism)]
 
     def create_reader(self, context: SourceReaderContext) -> DataGeneratorReader:
-        rate = self.rate_per_second
-        per_subtask = None if rate is None else Fraction(rate) / context.parallelism
-        return DataGeneratorReader(self.generator_function, per_subtask, context)
+        return DataGeneratorReader(self.generator_function, self.rate_per_second, context)
 
 
 class DataGeneratorReader(StaticReader[Any, GeneratorSplit]):
-    """``rate`` is that of this subtask alone, in records per second.
+    """``rate`` is that of all subtasks together, in records per second.
 
-    It is exact, so that a poll at ``next_poll_at`` always finds a record due.
+    This one's is exact, so that a poll at ``next_poll_at`` always finds a record due.
     """
 
     def __init__(
-        self, function: Callable[[int], Any], rate: Fraction | None, context: SourceReaderContext
+        self, function: Callable[[int], Any], rate: float | None, context: SourceReaderContext
     ) -> None:
         super().__init__()
         self._function = function
-        self._rate = rate
+        self._whole_rate = rate
+        self._rate: Fraction | None = None  # of this subtask
         self._context = context
         self._began = 0  # the processing time at which record 0 of this attempt was due
         self._emitted = 0  # since then
 
     def start(self) -> None:
         self._began = self._context.processing_time()
+        if self._whole_rate is not None and self._splits:
+            share = sum(Fraction(1, split.step) for split in self._splits)
+            self._rate = Fraction(self._whole_rate) * share
 
     def read(self, split: GeneratorSplit, records_max: int) -> tuple[RowBatch, GeneratorSplit]:
         stop = split.next + records_max * split.step

@@ -37,7 +37,9 @@ def rescaled(job_graph: JobGraph, parallelism: int) -> Rescaled:
             "every operator of the job has a parallelism of its own (set_parallelism()), or is "
             "chained to one that has: there is nothing to rescale"
         )
-    for vertex in vertices:
+    keyed = {e.target for e in job_graph.edges if e.partitioning is Partitioning.HASH}
+    # Rather one that has key groups: there is where its users will look.
+    for vertex in sorted(vertices, key=lambda vertex: vertex.id not in keyed):
         if not 1 <= vertex.parallelism <= vertex.max_parallelism:
             raise ConfigError(
                 f"parallelism {parallelism} is not in 1..{vertex.max_parallelism}, the max "

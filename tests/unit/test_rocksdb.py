@@ -218,6 +218,7 @@ def test_what_comes_and_goes_between_two_writes_is_not_written(backend: Any) -> 
     del values["k"]
     values.write_into(Batch(), 10)
     assert batch == []
+    assert values.groups() == [], "and nobody looks for it"
 
 
 def test_adding_to_a_list_and_to_a_map_reads_nothing(backend: Any, monkeypatch: Any) -> None:

@@ -4,8 +4,9 @@ A rolling reduce over keys in random order, ``(key, payload, count)`` per key, d
 as a task drives its operators: batches of 1,000 records, and a checkpoint every so many,
 whose asynchronous part runs on a thread of its own. First every key is written once, then keys are
 updated at random (``--keys-drawn``): all alike; by Zipf's law, the n-th most frequent key with a
-share of 1/n; or ``changing``, from one percent of them, which is another one after half a million
-updates. Judged by the number of updates that the state holds at the end.
+share of 1/n; or ``changing``, from one percent of them, which is another one once each of these was
+drawn ``--updates-each`` times on average. Judged by the number of updates that the state holds at
+the end.
 
 ``per s of CPU`` is of the task's thread: what there would be on a machine that does nothing else.
 ``MB more at its peak`` is how much the process has grown: to be compared with what
@@ -106,14 +107,14 @@ def zipf(keys: int) -> Drawn:
     return draw
 
 
-def changing(keys: int) -> Drawn:
+def changing(keys: int, updates_each: int = 5) -> Drawn:
     rng = np.random.default_rng(1)
     few, drawn = keys // 100, 0
 
     def draw(count: int) -> list[int]:
         nonlocal drawn
         drawn += count
-        first = drawn // 500_000 * few
+        first = drawn // (updates_each * few) * few
         return ((first + rng.integers(few, size=count)) * _SCATTER % keys).tolist()
 
     return draw
@@ -287,10 +288,13 @@ def main() -> None:
     parser.add_argument("--checkpoints", type=int, default=4)
     parser.add_argument("--value-bytes", type=int, default=100)
     parser.add_argument("--keys-drawn", choices=list(DRAWN), default="uniform")
+    parser.add_argument("--updates-each", type=int, default=5, help="of changing keys")
     parser.add_argument("--plain", action="store_true", help="RocksDB alone, without checkpoints")
     parser.add_argument("-D", action="append", default=[], metavar="KEY=VALUE", help="a setting")
     given = parser.parse_args()
     draw = DRAWN[given.keys_drawn](given.keys)
+    if given.keys_drawn == "changing":
+        draw = changing(given.keys, given.updates_each)
     options = dict(pair.split("=", 1) for pair in given.D)
     if given.plain:
         numbers = measure_plain(given.keys, given.updates, draw, options)

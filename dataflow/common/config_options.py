@@ -289,13 +289,13 @@ class ConfigOptions:
     ROCKSDB_CACHE_ENTRIES = _option(
         "state.backend.rocksdb.python-cache.entries",
         integer(2, 1 << 30),
-        100_000,
+        1_000_000,
         "Values of an operator subtask that are kept as Python objects",
     )
     ROCKSDB_CACHE_MEMORY = _option(
         "state.backend.rocksdb.python-cache.memory",
         size(1 << 10, 1 << 40),
-        64 << 20,
+        128 << 20,
         "About what these may take",
     )
     SAVEPOINT_DIR = _option(

@@ -27,6 +27,9 @@ _RUNS = 8
 _WRITE_BUFFER_FILTER = 0.02  # of its size
 _END = b"\xff" * 8  # behind all rows: there are at most 2**15 key groups
 _TABLE_BYTES = 64 << 20  # of values in a file, as compaction has them
+#: Of a row in a filter, and of a block in an index, about.
+_FILTER_BYTES, _INDEX_BYTES = 1.25, 32
+_LOOKED_AT_EVERY = 64 << 20  # bytes written
 _DEFAULT = "default"  # a column family that RocksDB insists on
 
 Row = tuple[bytes, bytes]
@@ -36,7 +39,11 @@ class SlotMemory:
     """Blocks and write buffers of all databases in a slot. Sizes are split as Flink splits them."""
 
     def __init__(self, total: int, write_buffer_ratio: float) -> None:
-        self.cache = rocksdict.Cache(int((3 - write_buffer_ratio) * total / 3))
+        capacity = int((3 - write_buffer_ratio) * total / 3)
+        self.cache = rocksdict.Cache(capacity)
+        #: What filters and indexes take, by database; and how much they may while they are whole.
+        self.metadata: dict[int, int] = {}
+        self.whole_metadata_max = capacity // 4
         self.write_buffers = rocksdict.WriteBufferManager.new_write_buffer_manager_with_cache(
             int(2 * write_buffer_ratio * total / 3), False, self.cache
         )
@@ -56,8 +63,8 @@ class Settings:
     block_size: int = 4 << 10
     bloom_filter: bool = True
     threads: int = 2
-    cache_entries: int = 100_000
-    cache_bytes: int = 64 << 20
+    cache_entries: int = 1_000_000
+    cache_bytes: int = 128 << 20
 
     @staticmethod
     def of(context: BackendContext) -> Settings:
@@ -96,16 +103,16 @@ def _merging() -> Any:
     return options
 
 
-def _options(settings: Settings) -> Any:
+def _options(settings: Settings, whole: bool = True) -> Any:
+    """``whole``: filters and indexes of the files that are written are not in parts."""
     blocks = rocksdict.BlockBasedOptions()
     blocks.set_block_cache(settings.memory.cache)
     blocks.set_block_size(settings.block_size)
     blocks.set_format_version(5)
-    # They count against the budget then. In parts, because those of a whole file are so large that
-    # a few of them would displace everything else, and each look-up read one.
-    blocks.set_cache_index_and_filter_blocks(True)
-    blocks.set_index_type(rocksdict.BlockBasedIndexType.two_level_index_search())
-    blocks.set_partition_filters(True)
+    blocks.set_cache_index_and_filter_blocks(True)  # they count against the budget then
+    if not whole:
+        blocks.set_index_type(rocksdict.BlockBasedIndexType.two_level_index_search())
+        blocks.set_partition_filters(True)
     blocks.set_metadata_block_size(settings.block_size)
     blocks.set_pin_top_level_index_and_filter(True)
     blocks.set_pin_l0_filter_and_index_blocks_in_cache(True)
@@ -193,8 +200,20 @@ def _until(upper: bytes | None) -> Any:
     return options
 
 
+#: What makes ``_options`` of whole filters and indexes those of parts.
+_IN_PARTS = {
+    "block_based_table_factory": "{index_type=kTwoLevelIndexSearch;partition_filters=true;}"
+}
+
+
 class Database:
-    """One RocksDB. Everything but ``flush`` and ``link_into`` is for the task's thread."""
+    """One RocksDB. Everything but ``flush`` and ``link_into`` is for the task's thread.
+
+    A look-up asks the filter of each sorted run. While those of a slot take a small part of its
+    memory, a file has its filter and its index in one piece each, which spares a look-up a third of
+    its time. Once there are more, they are in parts: pieces so large would displace each other, and
+    each look-up would read one. Files of both kinds go together.
+    """
 
     def __init__(self, path: Path, settings: Settings, read_only: bool = False) -> None:
         """Opens what is there, or a new one. Raises JobExecutionError."""
@@ -202,6 +221,8 @@ class Database:
         self._settings = settings
         self._without_log = rocksdict.WriteOptions()
         self._without_log.disable_wal = True  # type: ignore[method-assign,assignment]
+        self._whole = True
+        self._written = 0  # bytes since the size of filters was last looked at
         options = _options(settings)
         try:
             exists = (path / "CURRENT").exists()
@@ -218,6 +239,8 @@ class Database:
         self._families = {
             name: ColumnFamily(self._rdict, name) for name in names if name != _DEFAULT
         }
+        if not read_only:
+            self._look_at_metadata()
 
     def names(self) -> list[str]:
         return list(self._families)
@@ -225,7 +248,7 @@ class Database:
     def family(self, name: str) -> ColumnFamily:
         found = self._families.get(name)
         if found is None:
-            self._rdict.create_column_family(name, _options(self._settings))
+            self._rdict.create_column_family(name, _options(self._settings, self._whole))
             found = self._families[name] = ColumnFamily(self._rdict, name)
         return found
 
@@ -234,10 +257,40 @@ class Database:
 
     def write(self, batch: Any) -> None:
         """Raises JobExecutionError, such as for a full disk."""
+        size = batch.size_in_bytes()
         try:
             self._rdict.write(batch, self._without_log)
         except Exception as error:
             raise self._cannot_write(error) from error
+        self._look_at_metadata_after(size)
+
+    def _look_at_metadata_after(self, written: int) -> None:
+        self._written += written
+        if self._written >= _LOOKED_AT_EVERY:
+            self._look_at_metadata()
+
+    def _look_at_metadata(self) -> None:
+        """Have filters and indexes in parts from now on if those of the slot have become large."""
+        self._written = 0
+        if not self._whole:
+            return
+        memory = self._settings.memory
+        memory.metadata[id(self)] = self._metadata_bytes()
+        if sum(list(memory.metadata.values())) > memory.whole_metadata_max:  # others add to it
+            self._whole = False
+            try:
+                for family in self._families.values():
+                    family.rows.set_options(_IN_PARTS)
+            except Exception as error:
+                raise self._cannot_write(error) from error
+
+    def _metadata_bytes(self) -> int:
+        size = sum(
+            family.rows.property_int_value("rocksdb.live-sst-files-size") or 0
+            for family in self._families.values()
+        )
+        blocks = size // self._settings.block_size
+        return int(self.estimated_keys() * _FILTER_BYTES) + blocks * _INDEX_BYTES
 
     def _cannot_write(self, error: Exception) -> JobExecutionError:
         return JobExecutionError(
@@ -255,7 +308,7 @@ class Database:
         options.set_move_files(True)
         try:
             for first, blob in rows:
-                writer = rocksdict.SstFileWriter(_options(self._settings))
+                writer = rocksdict.SstFileWriter(_options(self._settings, self._whole))
                 writer.open(str(file))
                 writer[first] = blob
                 size = 0
@@ -266,6 +319,7 @@ class Database:
                         break
                 writer.finish()
                 self.family(name).rows.ingest_external_file([str(file)], options)
+                self._look_at_metadata_after(size)
         except Exception as error:
             raise self._cannot_write(error) from error
 
@@ -293,6 +347,7 @@ class Database:
 
         Its files would be gone then, and it tries for a second to write what it has in memory.
         """
+        self._settings.memory.metadata.pop(id(self), None)
         families, self._families = self._families, {}
         for family in families.values():
             family.rows.close()

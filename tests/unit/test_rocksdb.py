@@ -7,6 +7,7 @@ import datetime
 import decimal
 import enum
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -200,7 +201,7 @@ def test_large_values_are_written_sooner(backend: Any) -> None:
         values[key] = b"x" * (1 << 20)
         backend._dirty_max = min(backend._dirty_max, 30)  # as after a first write
         settle(backend)
-    assert len(values._dirty) <= 9
+    assert len(values._dirty) <= 17  # half of 128 MB, at four times what they take encoded
 
 
 def test_what_comes_and_goes_between_two_writes_is_not_written(backend: Any) -> None:
@@ -480,8 +481,8 @@ def test_a_database_merged_by_levels_is_opened(tmp_path: Path) -> None:
     """As those of earlier checkpoints are."""
     from state.rocksdb import database as module
 
-    def by_levels(settings: Any) -> Any:
-        options = make(settings)
+    def by_levels(settings: Any, whole: bool = True) -> Any:
+        options = make(settings, whole)
         options.set_compaction_style(module.rocksdict.DBCompactionStyle.level())
         options.set_write_buffer_size(1 << 16)
         options.set_target_file_size_base(1 << 16)
@@ -510,6 +511,56 @@ def test_a_database_merged_by_levels_is_opened(tmp_path: Path) -> None:
     new.flush()
     assert dict(new.family("t").scan(b"")) == rows | {b"later": b"1"}
     new.close()
+
+
+def put_rows(database: Database, numbers: range) -> None:
+    for start in range(numbers.start, numbers.stop, 1_000):
+        batch = database.new_batch()
+        for number in range(start, min(numbers.stop, start + 1_000)):
+            batch.put(b"%08d" % number, b"%032d" % number, database.family("t").handle)
+        database.write(batch)
+    database.flush()
+
+
+def parts_of_indexes(database: Database) -> int:
+    """In all files together."""
+    text = database.family("t").rows.property_value("rocksdb.aggregated-table-properties")
+    found = re.search(r"# index partitions=(\d+)", text)
+    return int(found[1]) if found else 0
+
+
+def test_filters_are_whole_until_those_of_the_slot_are_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "_LOOKED_AT_EVERY", 1 << 20)
+    memory = database_module.SlotMemory(1 << 20, 0.5)
+    settings = database_module.Settings(memory)
+    small = Database(tmp_path / "small", settings)
+    put_rows(small, range(50_000))
+    large = Database(tmp_path / "large", settings)
+    put_rows(large, range(50_000))
+    assert parts_of_indexes(small) == parts_of_indexes(large) == 0
+
+    put_rows(large, range(50_000, 150_000))  # they are large, together
+    put_rows(large, range(150_000, 200_000))
+    put_rows(small, range(50_000, 90_000))
+    assert parts_of_indexes(small) > 0 < parts_of_indexes(large)
+    assert list(large.family("t").scan(b"00")) == [
+        (b"%08d" % number, b"%032d" % number) for number in range(200_000)
+    ]
+    large.close()
+    small.close()
+    assert not memory.metadata
+
+    alone = Database(tmp_path / "small", settings)
+    assert alone.family("t").get(b"%08d" % 89_999) == b"%032d" % 89_999
+    put_rows(alone, range(90_000, 100_000))
+    alone.close()
+    again = Database(tmp_path / "large", settings)  # too large from the beginning
+    before = parts_of_indexes(again)
+    put_rows(again, range(200_000, 230_000))
+    assert parts_of_indexes(again) > before
+    again.close()
 
 
 def part_of(

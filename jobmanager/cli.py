@@ -31,6 +31,8 @@ from dataflow.filesystem import parse
 from jobmanager.state_commands import add_state_commands
 from taskmanager.operators.function_operator import user_traceback
 
+#: Of ``run``, and hardly those of a program.
+_OURS = re.compile(r"-D|--(local|job-id|map-uid|from-savepoint|allow-non-restored-state)(=|$)")
 JOB_ID_PATTERN = re.compile(r"^[a-z0-9][a-z0-9-]{0,62}$")
 
 EXAMPLES = """\
@@ -58,10 +60,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         code: int = options.command(options)
+        sys.stdout.flush()
         return code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # nobody reads any further, as with ``| head``
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as a shell says of who dies of it
     except DataflowError as error:
         if options.debug:
             traceback.print_exc()
@@ -300,6 +306,7 @@ def _run_program(options: argparse.Namespace, environment: dict[str, str]) -> No
     arguments = options.arguments
     if arguments[:1] == ["--"]:
         arguments = arguments[1:]
+    _tell_misplaced(arguments, program)
     folder = os.path.dirname(os.path.abspath(program))
     _refuse_our_names(folder)
     sys.argv = [program, *arguments]
@@ -313,6 +320,17 @@ def _run_program(options: argparse.Namespace, environment: dict[str, str]) -> No
         raise
     except Exception as error:
         raise ProgramError from error
+
+
+def _tell_misplaced(arguments: list[str], program: str) -> None:
+    """Options that are hardly meant for the program, which gets whatever follows it."""
+    ours = next(filter(_OURS.match, arguments), None)
+    if ours is not None:
+        print(
+            f"dataflow: {ours} follows {program}, so it is passed to the program; options of "
+            "dataflow come before the program",
+            file=sys.stderr,
+        )
 
 
 def _refuse_our_names(folder: str) -> None:

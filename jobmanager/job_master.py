@@ -245,7 +245,7 @@ class JobMaster:
                     if not self.takes_checkpoints and len(region.finished) == len(region.tasks):
                         region.finish()
                         self._give_slots_back(actions)
-            case TaskFailed(task, attempt, error, restartable, corrupt_checkpoint):
+            case TaskFailed(task, attempt, error, final, corrupt_checkpoint):
                 region = self._current(task, attempt)
                 if region is None:
                     return
@@ -254,7 +254,7 @@ class JobMaster:
                     return
                 if corrupt_checkpoint is not None:
                     self._excluded |= {corrupt_checkpoint}
-                self._fail_regions([region], error, now, actions, {task}, restartable)
+                self._fail_regions([region], error, now, actions, {task}, final)
             case ResultLost(task, attempt, error):
                 region = self._current(task, attempt)
                 if region is not None and region.has_results and region.is_needed:
@@ -398,9 +398,9 @@ class JobMaster:
         now: int,
         actions: list[Action],
         gone: set[TaskId] | frozenset[TaskId] = frozenset(),
-        restartable: bool = True,
+        final: type[DataflowError] | None = None,
     ) -> None:
-        """Cancel the regions and, if the strategy allows, restart them; ``gone`` need no cancel."""
+        """Cancel regions; restart them unless ``final`` or forbidden. ``gone`` need no cancel."""
         regions = [region for region in regions if region.can_fail]
         if not regions or self._ending:
             for region in regions:
@@ -411,8 +411,8 @@ class JobMaster:
             return
         self._backoff.notify_failure(now)
         self.error = error
-        if not (restartable and self._backoff.can_restart()):
-            self._end(JobStatus.FAILING, error, now, actions, gone)
+        if final is not None or not self._backoff.can_restart():
+            self._end(JobStatus.FAILING, error, now, actions, gone, final or JobExecutionError)
             return
         if self.finishing or self._requests.holds_tasks:
             self.finishing = False

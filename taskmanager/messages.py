@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from dataflow.errors import DataflowError
 from dataflow.graph.cached_files import CachedFile
 from dataflow.graph.job_graph import JobEdge, JobVertex
 from state.checkpoint_options import CHECKPOINT, CheckpointOptions
@@ -345,7 +346,7 @@ class TaskFailed:
     task: TaskId
     attempt: Attempt
     error: str
-    restartable: bool = True  # False: the same would happen again (RestoreError)
+    final: type[DataflowError] | None = None  # its kind, if no restart would help
     corrupt_checkpoint: int | None = None  # its state could not be read back as it was written
 
 

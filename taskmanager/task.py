@@ -532,7 +532,7 @@ class Task:
                 self.id,
                 self.attempt,
                 shorten(description),
-                restartable=not isinstance(error, (ConfigError, RestoreError)),
+                final=next((k for k in (ConfigError, RestoreError) if isinstance(error, k)), None),
                 corrupt_checkpoint=self._corrupt_checkpoint(error),
             )
         )

@@ -1009,6 +1009,16 @@ def test_a_program_that_fails_says_so_in_its_own_lines(
     assert "runpy" not in said
 
 
+def test_options_that_a_program_gets_instead_are_pointed_out(command: Command) -> None:
+    program = "import sys; print(sys.argv[1:])"
+    code, said = command("run", "--local", "job.py", "-D", "a=b", program=program, both=True)
+    assert code == 0
+    assert "['-D', 'a=b']" in said
+    assert "dataflow: -D follows job.py, so it is passed to the program" in said
+    _, said = command("run", "--local", "job.py", "--jobs", "3", "-d", program=program, both=True)
+    assert "dataflow:" not in said
+
+
 def test_debug_shows_everything_under_the_same_exit_code(command: Command) -> None:
     program = GOOD.replace("lambda n", "lambda n, m")
     code, said = command("--debug", "run", "--local", "job.py", program=program)

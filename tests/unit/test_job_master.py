@@ -10,6 +10,7 @@ import pytest
 
 from dataflow import __version__
 from dataflow.common.job_status import JobStatus
+from dataflow.errors import RestoreError
 from dataflow.graph.job_graph import JobEdge, JobGraph, JobVertex, OperatorNode, Partitioning
 from jobmanager import job_manager
 from jobmanager.checkpoint_coordinator import COMMITTING_MAX, CheckpointSettings
@@ -350,9 +351,10 @@ def test_the_strategy_decides_when_it_is_enough() -> None:
 
 def test_what_would_fail_again_is_not_restarted() -> None:
     script = Script().running()
-    script.on(script.failed(A0, restartable=False))
+    script.on(script.failed(A0, final=RestoreError))
     assert script.statuses() == [JobStatus.FAILING]
     assert script.master.restarts == 0
+    assert script.master.exit_code == RestoreError.exit_code
 
 
 def test_a_task_that_fails_while_its_region_is_canceled_counts_as_stopped() -> None:

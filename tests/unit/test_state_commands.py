@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -147,3 +150,12 @@ def test_help_says_what_a_path_is_and_that_state_is_unpickled(
     shown = capsys.readouterr().out
     assert "unpickles" in shown
     assert "dataflow state show PATH --uid visits" in shown
+
+
+def test_who_reads_only_the_beginning_sees_no_traceback() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "jobmanager.cli", "state", "ls", HASHMAP]
+    process = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (process.returncode, process.stderr) == (141, "")

@@ -534,7 +534,7 @@ def test_what_user_code_raises_fails_the_task_with_operator_and_record(
     assert "operator 'op 0' (subtask 1/1) failed on record 2 of a batch of 3" in failed.error
     assert f"{type(error).__name__}: no good" in failed.error
     assert "taskmanager/" not in failed.error, "our own frames say nothing to a user"
-    assert failed.restartable
+    assert failed.final is None
 
 
 class CloseFails(MapFunction):
@@ -593,7 +593,7 @@ def test_state_that_does_not_fit_is_not_restarted_and_damaged_state_names_its_ch
     damaged = replace(ack, handle=replace(ack.handle, sha256="0" * 64))
     restored = TaskHarness(source(1), outputs=1, store=store, restore=(damaged,)).run().io()
     failed = failure(restored)
-    assert (failed.corrupt_checkpoint, failed.restartable) == (4, True)
+    assert (failed.corrupt_checkpoint, failed.final) == (4, None)
 
     gone = replace(ack, handle=replace(ack.handle, path=ack.handle.path + "x"))
     restored = TaskHarness(source(1), outputs=1, store=store, restore=(gone,)).run().io()
@@ -605,7 +605,7 @@ def test_state_that_does_not_fit_is_not_restarted_and_damaged_state_names_its_ch
     monkeypatch.setattr("taskmanager.operator_chain.OperatorChain.initialize_state", refuse)
     restored = TaskHarness(source(1), outputs=1, store=store, restore=(ack,)).run().io()
     failed = failure(restored)
-    assert (failed.corrupt_checkpoint, failed.restartable) == (None, False)
+    assert (failed.corrupt_checkpoint, failed.final) == (None, RestoreError)
     assert "another key type" in failed.error
 
 

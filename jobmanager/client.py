@@ -14,6 +14,7 @@ import stat
 import sys
 import tempfile
 import threading
+import time
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -59,6 +60,7 @@ DETACHED = "DATAFLOW_DETACHED"  # environment variable: execute() does not wait 
 
 POLL_MIN_S, POLL_MAX_S = 0.01, 0.2
 QUERY_TIMEOUT_S = 10.0
+BEGIN_S = 60.0  # to read what a job goes on from
 PRINT_CHANNEL = "print"
 
 
@@ -258,6 +260,20 @@ class PollingJobClient(JobClient):
             checkpoints=info.completed_checkpoints,
         )
 
+    def wait_until_begun(self) -> JobInfo:
+        """Until it is known what the job goes on from, for a minute at most.
+
+        Raises what ``wait`` raises if it is refused, or has failed by then.
+        """
+        patience = time.monotonic() + BEGIN_S
+        info = self.info()
+        while not (info.begun or info.status.is_terminal_state()) and time.monotonic() < patience:
+            self._wait(POLL_MAX_S)
+            info = self.info()
+        if info.status in (JobStatus.FAILING, JobStatus.FAILED):
+            self._raise_unless_finished(self._until_ended(lambda _: None))
+        return info
+
     def _tell_notice(self, info: JobInfo, progress: ProgressLine | None) -> None:
         if info.notice is None or info.notice == self._noticed:
             return
@@ -374,7 +390,7 @@ class DetachedJobClient:
         self._client = client
 
     def get_job_execution_result(self) -> Future[JobExecutionResult]:
-        info = self._client.info()
+        info = self._client.wait_until_begun()
         print(f"submitted job {info.name!r} as {info.job_id}", flush=True)
         return _future(lambda: JobExecutionResult(self._client.get_job_id(), 0, {}))
 

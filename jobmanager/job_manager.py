@@ -73,7 +73,7 @@ ERROR_HISTORY_MAX = 20
 ANSWERS_MAX = 1_000
 STORE_ATTEMPTS_MAX = 300  # of a restarted JobManager, before the job is given up
 STORE_RETRY_S = 1.0
-SLOW_START_MS = 5_000  # a TaskManager takes a second or two
+SLOW_START_MS = 10_000  # a TaskManager takes a few seconds
 
 T = TypeVar("T")
 
@@ -143,6 +143,7 @@ class JobInfo:
     accumulators: tuple[tuple[str, bytes], ...] = ()  # name, pickled; of every subtask
     parallelism: int = 0  # the largest of its operators
     restored_from: str | None = None  # the folder of the checkpoint, if not that of the job
+    begun: bool = False  # it is known what it goes on from, or that it cannot
 
 
 def _notice(master: JobMaster, restarted: bool) -> str | None:
@@ -339,6 +340,7 @@ class JobManager:
             latencies=operator_latencies(master.graph.job_graph, by_task),
             parallelism=max(v.parallelism for v in master.graph.job_graph.vertices),
             restored_from=master.restored_from,
+            begun=not master.recovering,
             accumulators=tuple(part for m in metrics for part in m.accumulators),
             **common,  # type: ignore[arg-type]
         )

@@ -128,7 +128,7 @@ class JobMaster:
         )
         self._alignment = WatermarkAlignment()
         self._attempts = 0
-        self._recovering = False  # a Recover is under way
+        self.recovering = False  # a Recover is under way
         self._recover_failures = 0
         self._recovery: Recovery | None = None  # valid until the next deployment or failure
         self._restore = RecoveryPlan()  # of that recovery
@@ -482,12 +482,12 @@ class JobMaster:
     def _recover(self, actions: list[Action], delay_ms: int = 0) -> None:
         if not self.takes_checkpoints and not self._settings.restores:
             self._recovery = Recovery(None, False, [])
-        elif not self._recovering:
-            self._recovering = True
+        elif not self.recovering:
+            self.recovering = True
             actions.append(Recover(self._excluded, delay_ms))
 
     def _on_recovered(self, event: Recovered, now: int, actions: list[Action]) -> None:
-        self._recovering = False
+        self.recovering = False
         if event.fenced:
             self._fence(event.error or "a newer generation has claimed the job", actions)
             return
@@ -533,7 +533,7 @@ class JobMaster:
 
     def _deployable(self) -> list[Region]:
         """Those that wait for nothing but their back-off."""
-        if self._ending or self._recovery is None or self._recovering:
+        if self._ending or self._recovery is None or self.recovering:
             return []
         located = self._pool.located
         waiting = self._regions.within(RegionState.WAITING)

@@ -167,6 +167,11 @@ def test_a_detached_run_leaves_the_job_to_the_cluster(
     assert sorted(int(line.rpartition("> ")[2]) for line in printed.splitlines()) == [
         *range(1, 11)
     ]
+    nothing = f"file://{tmp_path}/nothing"
+    command = ("run", "-d", "-s", nothing, "--address", address, str(script))
+    refused = python(*COMMAND, *command, code=3)
+    assert nothing in refused
+    assert "submitted" not in refused
 
 
 # ------------------------------------------------------------------------------ exit codes

@@ -14,7 +14,6 @@ import stat
 import sys
 import tempfile
 import threading
-import time
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -265,10 +264,10 @@ class PollingJobClient(JobClient):
 
         Raises what ``wait`` raises if it is refused, or has failed by then.
         """
-        patience = time.monotonic() + BEGIN_S
-        info = self.info()
-        while not (info.begun or info.status.is_terminal_state()) and time.monotonic() < patience:
+        info, waited = self.info(), 0.0
+        while not (info.begun or info.status.is_terminal_state()) and waited < BEGIN_S:
             self._wait(POLL_MAX_S)
+            waited += POLL_MAX_S
             info = self.info()
         if info.status in (JobStatus.FAILING, JobStatus.FAILED):
             self._raise_unless_finished(self._until_ended(lambda _: None))

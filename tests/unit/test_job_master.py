@@ -599,12 +599,12 @@ def test_who_owns_a_job_that_waits_for_slots_is_told_so(monkeypatch: pytest.Monk
         monkeypatch.setattr(job_manager, "_monotonic", lambda: now)
         return job_manager._notice(script.master, restarted=False)
 
-    assert notice(4_999) is None
-    said = notice(5_000)
+    assert notice(9_999) is None
+    said = notice(10_000)
     assert said is not None
     assert said.startswith("waits for 2 of its 2 slots; ")
     script.on(TaskManagerReady(TM1))
-    said = notice(5_000)
+    said = notice(10_000)
     assert said is not None
     assert said.startswith("waits for 1 of its 2 slots; ")
     script.on(TaskManagerReady(TM2))

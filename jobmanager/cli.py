@@ -13,6 +13,7 @@ import json
 import os
 import re
 import runpy
+import select
 import shlex
 import sys
 import time
@@ -65,7 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # nobody reads any further, as with ``| head``
+    except BrokenPipeError:
+        if not _reader_has_gone(sys.stdout.fileno()):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # as a shell says of who dies of it
     except DataflowError as error:
@@ -82,6 +85,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             print(user_traceback(program_error), file=sys.stderr)
         return 1
+
+
+def _reader_has_gone(descriptor: int) -> bool:
+    """As with ``| head``, once it has read enough."""
+    poll = select.poll()
+    poll.register(descriptor, 0)  # errors are reported in any case
+    return bool(poll.poll(0))
 
 
 # ------------------------------------------------------------------------------------- parser

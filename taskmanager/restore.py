@@ -31,6 +31,7 @@ def load_snapshot(
     StorageError, ObjectNotFound, CorruptObject.
     """
     merged, written = TaskSnapshot(), Written()
+    drained: list[bool] = []
     names = {old: new for restore in descriptor.restore for old, new in restore.renamed}
     for restore in descriptor.restore:
         there = store
@@ -53,8 +54,9 @@ def load_snapshot(
             layers, files = referable.layers.items(), referable.files.items()
             written.layers.update({uids[u]: found for u, found in layers if u in uids})
             written.files.update({(uids[u], n): found for (u, n), found in files if u in uids})
-        # Chains may have been cut differently: only the very same chain is known to be done.
-        merged.drained = part.drained and len(descriptor.restore) == 1
+        drained.append(part.drained)
+    # However the chains were cut: this one is done if every operator of it was.
+    merged.drained = bool(drained) and all(drained)
     return merged, written
 
 

@@ -21,6 +21,7 @@ TIMERS = {"$event-timers": "event", "$processing-timers": "processing"}
 BATCH_ROWS = 65_536
 _EMPTY = pa.schema([("key", pa.null()), ("value", pa.null())])
 _TTL = " with TTL"
+_OF_KEYS = "use iterate(), which gives Python objects"
 _REMEDY = (
     "give value=, what makes a column's value of each, such as value=repr, or use iterate(), which "
     "gives Python objects"
@@ -272,7 +273,7 @@ class SavepointReader:
         if not batches:
             self._require(uid, COLUMNS)
         where = f"the aggregates of {uid!r}"
-        return concatenated(batches, pa.schema([("$slice", pa.int64())]), where)
+        return concatenated(batches, pa.schema([("$slice", pa.int64())]), where, of_objects=False)
 
     def timers(self, uid: str) -> pa.Table:
         """The timers of an operator: ``domain`` (event or processing), ``timestamp`` (ms), ``key``,
@@ -285,7 +286,7 @@ class SavepointReader:
         ]
         rows.sort(key=lambda row: row[1])
         keys = column(
-            [row[2] for row in rows], None, plain, f"a key of operator uid {uid!r}", _REMEDY
+            [row[2] for row in rows], None, plain, f"a key of operator uid {uid!r}", _OF_KEYS
         )
         return pa.table(
             {
@@ -341,7 +342,7 @@ class SavepointReader:
         if name.startswith("broadcast:"):
             entries = [(n, k, v) for n, values in items for k, v in values.items()]
             keys = [key for _, key, _ in entries]
-            columns["map_key"] = column(keys, None, plain, f"a key of {where}", _REMEDY)
+            columns["map_key"] = column(keys, None, plain, f"a key of {where}", _OF_KEYS)
             items = [(subtask, item) for subtask, _, item in entries]
         subtasks = pa.array([subtask for subtask, _ in items], pa.int64())
         values = column([item for _, item in items], None, convert, f"a value of {where}", _REMEDY)

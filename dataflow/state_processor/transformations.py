@@ -75,7 +75,11 @@ class OperatorTransformation:
 
     @staticmethod
     def bootstrap_with(records: Iterable[Any] | pa.Table) -> BootstrapRecords:
-        """Make state of records; of a table they are its rows as dicts."""
+        """Make state of records; of a table (or DataFrame) they are its rows as dicts."""
+        if isinstance(records, Iterator):
+            records = list(records)  # it can be gone through once, and a writer can write twice
+        elif hasattr(records, "__dataframe__"):
+            records = _as_arrow(records)
         return BootstrapRecords(records)
 
     @staticmethod

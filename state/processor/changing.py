@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from dataflow.common.codec import dumps_data, dumps_state
+from dataflow.common.codec import dumps_state
 from dataflow.common.keys import KeyGroupRange, key_group, subtask_for
 from dataflow.datastream.state import (
     ListStateDescriptor,
@@ -75,7 +75,7 @@ class OperatorState:
                 self._set_list(name, items, union)
             case SetBroadcast(name, entries):
                 for part in self.parts:
-                    part.operator[BROADCAST + name] = [dumps_data(entries)]
+                    part.operator[BROADCAST + name] = [dumps_state(entries)]
                     part.modes[BROADCAST + name] = Redistribution.BROADCAST
             case Rekey(key_selector, merge):
                 self.regroup(self.max_parallelism, key_selector, merge)

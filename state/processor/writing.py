@@ -171,10 +171,14 @@ class SavepointBuilder:
         if plan.origin is None:
             maximum = self._max_parallelism
             parts = [OperatorSnapshot() for _ in range(min(PARTS_OF_NEW, maximum))]
+            # It may be chained to others: a chain goes on unless all of it has come to its end.
+            ended = self._source is not None and self._source.point.manifest.covers_end
+            drained = [ended] * len(parts)
         else:
             assert self._source is not None
             vertex = self._source.vertex(plan.origin)
             maximum = vertex.max_parallelism
+            drained = [subtask.drained for subtask in vertex.subtasks]
             parts = [OperatorSnapshot() for _ in range(vertex.parallelism)]
             for part in self._source.parts(plan.origin):
                 parts[part.subtask] = self._source.canonical(plan.origin, part)
@@ -184,7 +188,10 @@ class SavepointBuilder:
             state.regroup(self._regrouped)
         for step in plan.steps:
             state.take(step)
-        tasks = [TaskSnapshot({uid: part}) for part in state.parts]
+        tasks = [
+            TaskSnapshot({uid: part}, drained=its)
+            for part, its in zip(state.parts, drained, strict=True)
+        ]
         return write.vertex(name, state.max_parallelism, tasks)
 
 

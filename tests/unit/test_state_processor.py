@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataflow.common.codec import dumps_data
+from dataflow.common.codec import dumps_data, dumps_state
 from dataflow.common.keys import KeyGroupRange, key_group
 from dataflow.common.time import Time
 from dataflow.common.types import Row
@@ -35,7 +35,7 @@ from dataflow.state_processor import (
     SavepointWriter,
     StateProcessorError,
 )
-from dataflow.state_processor.tables import plain, restored
+from dataflow.state_processor.tables import column, concatenated, plain, restored
 from state.checkpoint_store import (
     CheckpointManifest,
     CheckpointStore,
@@ -45,6 +45,7 @@ from state.checkpoint_store import (
 )
 from state.heap_backend import HeapKeyedStateBackend
 from state.keyed_state import HeapKeyedStateStore
+from state.processor.changing import OperatorState
 from state.processor.difference import differences
 from state.snapshot import NativeState, OperatorSnapshot, Redistribution, TaskSnapshot, redistribute
 from state.snapshot_store import SnapshotWriter, StoredSnapshot
@@ -313,6 +314,39 @@ def test_values_of_several_types_need_a_converter() -> None:
     assert {entry.value for entry in reader.iterate(UID, "value")} == {1, "text", object}
 
 
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (("a", b"b"), "text beside bytes"),
+        (((1,), (1, 2)), "tuples of 1 and 2 elements"),
+        (((), (1, 2)), "tuples of 0 and 2 elements"),
+        (([("x",)], [("x", "y")]), "tuples of 1 and 2 elements"),
+        (({"k": (1,)}, {"k": (1, 2)}), "tuples of 1 and 2 elements"),
+    ],
+)
+def test_what_a_column_would_make_something_else_of_needs_a_converter(
+    values: tuple[Any, Any], reason: str
+) -> None:
+    reader = SavepointReader.read(value_states(dict(enumerate(values))))
+    with pytest.raises(StateProcessorError, match=reason):
+        reader.keyed_state(UID, "value")
+    assert reader.keyed_state(UID, "value", value=repr).num_rows == 2
+    batches = [
+        pa.RecordBatch.from_arrays([column([value], None, plain, "a value", "no")], ["value"])
+        for value in values
+    ]
+    with pytest.raises(StateProcessorError, match="several types"):
+        concatenated(batches, batches[0].schema, "a state")
+
+
+def test_an_empty_tuple_comes_back_as_one() -> None:
+    path = value_states({"a": ()})
+    table = SavepointReader.read(path).keyed_state(UID, "value")
+    step = OperatorTransformation.from_table(table, ValueStateDescriptor("value"))
+    written = SavepointWriter.from_existing(path).with_operator(UID, step).write(folder())
+    assert [entry.value for entry in SavepointReader.read(written).iterate(UID, "value")] == [()]
+
+
 def test_batches_have_no_more_rows_than_wanted_and_one_form() -> None:
     reader = SavepointReader.read(value_states({n: n for n in range(100)}))
     batches = list(reader.batches(UID, "value", rows=30))
@@ -412,6 +446,13 @@ def test_a_function_makes_state_and_timers_of_records() -> None:
     assert timers == [
         {"domain": "event", "timestamp": at, "key": RECORDS[at]["user"]} for at in range(3)
     ]
+
+
+def test_records_that_come_only_once_can_be_written_twice() -> None:
+    records = OperatorTransformation.bootstrap_with(iter(RECORDS)).key_by("user")
+    writer = SavepointWriter.new(GROUPS).with_operator(UID, records.transform(Visits()))
+    for _ in range(2):
+        assert len(list(SavepointReader.read(writer.write(folder())).iterate(UID, "count"))) == 2
 
 
 def test_more_is_put_on_top_of_what_is_there() -> None:
@@ -577,6 +618,15 @@ def test_operator_state_is_dealt_out_as_it_says() -> None:
         "broadcast:rules": "broadcast",
     }
     assert reader._opened.vertex(UID).shares_state
+
+
+def test_state_that_is_broadcast_is_encoded_as_a_job_does_it() -> None:
+    """So that its classes may change."""
+    rules = {"a": Order("x", 1)}
+    state = OperatorState(UID, GROUPS, [OperatorSnapshot()], 0)
+    state.take(OperatorTransformation.broadcast_state("rules", rules).steps[0])
+    assert state.parts[0].operator["broadcast:rules"] == [dumps_state(rules)]
+    assert dumps_state(rules) != dumps_data(rules)
 
 
 def test_layers_are_applied_and_the_copy_needs_none_of_them() -> None:

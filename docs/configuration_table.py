@@ -87,7 +87,7 @@ def default(option: ConfigOption[Any]) -> str:
     if " ms" in limits:
         value = format_millis(value)
     elif limits.endswith(" bytes"):
-        value = f"{value >> 20} mb"
+        value = f"{value >> 20} mb" if value >= 1 << 20 else f"{value >> 10} kb"
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 

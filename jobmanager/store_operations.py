@@ -25,7 +25,7 @@ def _from_savepoint(restore: RestorePoint, exclude: frozenset[int]) -> Recovered
     if restore.checkpoint_id in exclude:
         error = (
             f"the state of {restore.folder} cannot be read back as it was written; "
-            f"dataflow state show {restore.folder} says which file is damaged"
+            f"dataflow state ls {restore.folder} says which file is damaged"
         )
         return Recovered(None, error=error, refused=True)
     return Recovered(Recovery(restore.manifest, False, folder=restore.folder))

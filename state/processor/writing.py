@@ -167,9 +167,15 @@ class SavepointBuilder:
     def _max_of(self, vertex: VertexState) -> int:
         return self._regrouped or vertex.max_parallelism
 
+    def _max_of_new(self, uid: str) -> int:
+        """As before, if it takes the place of another: its job expects that."""
+        if self._regrouped is None and self._source is not None and uid in self._source.vertices:
+            return self._source.vertex(uid).max_parallelism
+        return self._max_parallelism
+
     def _changed(self, uid: str, plan: _Plan, name: str, write: _Writing) -> VertexState:
         if plan.origin is None:
-            maximum = self._max_parallelism
+            maximum = self._max_of_new(uid)
             parts = [OperatorSnapshot() for _ in range(min(PARTS_OF_NEW, maximum))]
             # It may be chained to others: a chain goes on unless all of it has come to its end.
             ended = self._source is not None and self._source.point.manifest.covers_end

@@ -478,7 +478,7 @@ def test_a_savepoint_with_a_file_missing_or_changed_is_refused(place: Place) -> 
     data = files[0].read_bytes()
     files[0].write_bytes(data[:20] + bytes([data[20] ^ 1]) + data[21:])
     retries = {"restart-strategy.type": "fixed-delay", "restart-strategy.fixed-delay.delay": "0"}
-    with pytest.raises(JobExecutionError, match=r"cannot be read back .* state show .* says which"):
+    with pytest.raises(JobExecutionError, match=r"cannot be read back .* state ls .* says which"):
         place.start("second", savepoint=path, **retries).wait()
     files[0].unlink()
     with pytest.raises(JobExecutionError, match=r"the savepoint .* cannot be used"):

@@ -487,6 +487,16 @@ class Halve(KeyedStateUpdateFunction):
         ctx.timer_service().register_processing_time_timer(99)
 
 
+def test_an_operator_in_the_place_of_another_has_its_max_parallelism() -> None:
+    records = OperatorTransformation.bootstrap_with(RECORDS).key_by("user").transform(Visits())
+    path = SavepointWriter.new(64).with_operator("a", records).write(folder())
+    writer = SavepointWriter.from_existing(path)
+    writer._builder._max_parallelism = 128  # if there were another operator with so much
+    changed = writer.with_operator("a", records).with_operator("b", records).write(folder())
+    found = {o.uid: o.max_parallelism for o in SavepointReader.read(changed).operators()}
+    assert found == {"a": 64, "b": 128}
+
+
 def test_every_key_is_changed_by_a_function() -> None:
     path = bootstrapped().write(folder())
     writer = SavepointWriter.from_existing(path).change_operator(

@@ -95,7 +95,7 @@ def add_state_commands(commands: Any, print_table: PrintTable, connect: Connect)
         "--key", metavar="KEY", help="this key only: text, or JSON for a number or a tuple"
     )
     show.add_argument(
-        "--limit", type=int, default=LIMIT, metavar="N", help=f"entries of a state ({LIMIT})"
+        "--limit", type=_limit, default=LIMIT, metavar="N", help=f"entries of a state ({LIMIT})"
     )
 
     diff = command("diff", _diff, "compare two savepoints or checkpoints", _CAUTION)
@@ -373,6 +373,12 @@ def _keys(text: str) -> list[Any]:
     except (ValueError, KeyTypeError):
         return [text]
     return [text] if value == text else [text, value]
+
+
+def _limit(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of entries")
+    return int(text)
 
 
 def _window(text: str) -> tuple[int, int]:

@@ -152,6 +152,13 @@ def test_help_says_what_a_path_is_and_that_state_is_unpickled(
     assert "dataflow state show PATH --uid visits" in shown
 
 
+@pytest.mark.parametrize("limit", ["-1", "1.5", "many"])
+def test_a_limit_is_a_number_of_entries(limit: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["state", "show", HASHMAP, "--uid", "x", f"--limit={limit}"])
+    assert f"'{limit}' is not a number of entries" in capsys.readouterr().err
+
+
 def test_who_reads_only_the_beginning_sees_no_traceback() -> None:
     reader, writer = os.pipe()
     os.close(reader)

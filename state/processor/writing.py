@@ -173,18 +173,27 @@ class SavepointBuilder:
             return self._source.vertex(uid).max_parallelism
         return self._max_parallelism
 
+    def _keeps_everything(self) -> bool:
+        """Else, without its source say, a job is to go on, and what has drained takes nothing."""
+        there = {*self._plans, *(plan.origin for plan in self._plans.values())}
+        return self._source is None or there.issuperset(self._source.vertices)
+
+    def _ended(self) -> bool:
+        manifest = None if self._source is None else self._source.point.manifest
+        return manifest is not None and bool(manifest.vertices) and manifest.covers_end
+
     def _changed(self, uid: str, plan: _Plan, name: str, write: _Writing) -> VertexState:
         if plan.origin is None:
             maximum = self._max_of_new(uid)
             parts = [OperatorSnapshot() for _ in range(min(PARTS_OF_NEW, maximum))]
             # It may be chained to others: a chain goes on unless all of it has come to its end.
-            ended = self._source is not None and self._source.point.manifest.covers_end
-            drained = [ended] * len(parts)
+            drained = [self._keeps_everything() and self._ended()] * len(parts)
         else:
             assert self._source is not None
             vertex = self._source.vertex(plan.origin)
             maximum = vertex.max_parallelism
-            drained = [subtask.drained for subtask in vertex.subtasks]
+            kept = self._keeps_everything()
+            drained = [kept and subtask.drained for subtask in vertex.subtasks]
             parts = [OperatorSnapshot() for _ in range(vertex.parallelism)]
             for part in self._source.parts(plan.origin):
                 parts[part.subtask] = self._source.canonical(plan.origin, part)

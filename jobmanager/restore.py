@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dataflow.graph.job_graph import JobGraph, JobVertex, Partitioning
+from jobmanager.restored_end import faults_of_end
 from state.checkpoint_store import CheckpointManifest, Recovery
 from taskmanager.messages import RestoreDescriptor
 
@@ -62,7 +63,7 @@ def plan_restore(
                         f"--map-uid {uid}=NEW, or drop the state with --allow-non-restored-state "
                         "(execution.state-recovery.ignore-unclaimed-state: true)"
                     )
-    return plan, faults
+    return plan, faults + faults_of_end(job_graph, manifest, names, whence)
 
 
 def _keyed_uid(job_graph: JobGraph, vertex: JobVertex) -> str | None:

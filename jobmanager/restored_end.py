@@ -1,0 +1,106 @@
+"""Refuses a job that would put what has come to its end behind what goes on.
+
+A task that is restored drained takes nothing any more. That is right as long as all before it has
+come to its end as well, as in the job that the checkpoint was taken of. Where another source or a
+changed operator is before it, it would drop what that sends without a word. Flink refuses the same
+(VertexFinishedStateChecker).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import IntEnum
+
+from dataflow.common.config_options import ConfigOptions
+from dataflow.graph.job_graph import JobGraph, JobVertex, OperatorNode
+from state.checkpoint_store import CheckpointManifest, VertexState
+
+#: Their state alone says what they send: without it they begin anew.
+_BEGINNING_KINDS = ("source", "enumerator")
+
+
+class _Ended(IntEnum):
+    """How many subtasks of a vertex have processed their last input."""
+
+    NONE = 0
+    SOME = 1
+    ALL = 2
+
+    @staticmethod
+    def of(vertex: VertexState) -> _Ended:
+        drained = [subtask.drained for subtask in vertex.subtasks]
+        return _Ended.ALL if all(drained) else _Ended.SOME if any(drained) else _Ended.NONE
+
+
+#: The operator that has come least far of all before something, and how far.
+_Least = tuple[_Ended, str]
+
+_NOTHING_BEFORE: _Least = (_Ended.ALL, "")
+
+
+def faults_of_end(
+    job_graph: JobGraph, manifest: CheckpointManifest, names: Mapping[str, str], whence: str
+) -> list[str]:
+    """A sentence for each chain that would drop its input; ``names``: new uids by old ones."""
+    saved = {
+        names.get(uid, uid): vertex for vertex in manifest.vertices for uid in vertex.operator_uids
+    }
+    mode = job_graph.configuration.get(ConfigOptions.CHECKPOINTING_MODE.key)
+    edges = {edge.id: edge for edge in job_graph.edges if not edge.feedback}
+    before: dict[str, _Least] = {}  # by id of the vertex
+    faults = []
+    for vertex in job_graph.vertices:
+        own = [_of_operator(o, saved, mode != "AT_LEAST_ONCE") for o in vertex.operators]
+        reached = [_NOTHING_BEFORE for _ in own]
+        reached[0] = before.get(vertex.id, _NOTHING_BEFORE)
+        for index, operator in enumerate(vertex.operators):
+            passed_on = min(reached[index], own[index])
+            for target in operator.targets:
+                if target.chained is not None:
+                    assert target.chained > index, "chains are in topological order"
+                    reached[target.chained] = min(reached[target.chained], passed_on)
+                elif target.edge in edges:
+                    there = edges[target.edge].target
+                    before[there] = min(before.get(there, _NOTHING_BEFORE), passed_on)
+        ended = _as_restored(vertex, saved)
+        least, name = min(reached[0], *own)
+        if ended > least:
+            faults.append(_fault(vertex, name, whence))
+    return faults
+
+
+def _of_operator(
+    operator: OperatorNode, saved: Mapping[str, VertexState], exactly_once: bool
+) -> _Least:
+    if operator.uid not in saved:
+        anew = operator.kind in _BEGINNING_KINDS
+        return (_Ended.NONE if anew else _Ended.ALL), operator.name
+    if operator.kind == "enumerator" or not exactly_once:
+        # Readers come to their ends before their enumerator, each when it has been told of its last
+        # split; the enumerator's state says which have been. And where no channel waits for a
+        # barrier, a task may have read all that those before it send after that checkpoint.
+        return _NOTHING_BEFORE
+    return _Ended.of(saved[operator.uid]), operator.name
+
+
+def _as_restored(vertex: JobVertex, saved: Mapping[str, VertexState]) -> _Ended:
+    """See ``load_snapshot``: a task has come to its end if all had that it is put together of."""
+    parts = [saved[operator.uid] for operator in vertex.operators if operator.uid in saved]
+    if not parts:
+        return _Ended.NONE
+    return min(_dealt(part, vertex) for part in parts)
+
+
+def _dealt(part: VertexState, vertex: JobVertex) -> _Ended:
+    ended = _Ended.of(part)
+    unchanged = part.parallelism == vertex.parallelism and not part.shares_state
+    # Whose state is dealt out anew, goes on unless all had come to their ends.
+    return ended if unchanged or ended is _Ended.ALL else _Ended.NONE
+
+
+def _fault(vertex: JobVertex, before: str, whence: str) -> str:
+    return (
+        f"operator '{vertex.name}' has come to its end in {whence}, but '{before}' before it has "
+        "not: what that sends would be dropped. Start from a savepoint that was taken without "
+        f"--drain, or give '{before}' the uid() of what was there before"
+    )

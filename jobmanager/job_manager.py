@@ -340,7 +340,7 @@ class JobManager:
             latencies=operator_latencies(master.graph.job_graph, by_task),
             parallelism=max(v.parallelism for v in master.graph.job_graph.vertices),
             restored_from=master.restored_from,
-            begun=not master.recovering,
+            begun=not master.recovery.under_way,
             accumulators=tuple(part for m in metrics for part in m.accumulators),
             **common,  # type: ignore[arg-type]
         )

@@ -15,8 +15,8 @@ A job's regions (tasks connected by channels) run and restart separately:
 In BATCH mode regions are stages or parts of them: a region also waits for the results that it reads
 (``Exchange``), and ends when it has drained, unless it has a sink: sinks commit when all is done.
 
-Every restart recovers from the store, also without a change of JobManager: the epoch records are
-the truth, what this object remembers is not. Each deployment of a region has a new Attempt.
+Every restart recovers from the store (``JobRecovery``), also without a change of JobManager. Each
+deployment of a region has a new Attempt.
 """
 
 from __future__ import annotations
@@ -24,13 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from dataflow.common.job_status import JobStatus
-from dataflow.errors import (
-    ClusterError,
-    DataflowError,
-    JobExecutionError,
-    RestoreError,
-    StorageError,
-)
+from dataflow.errors import ClusterError, DataflowError, JobExecutionError
 from dataflow.graph.job_graph import JobGraph
 from jobmanager import checkpoint_coordinator as checkpointing
 from jobmanager.checkpoint_coordinator import CheckpointCoordinator, CheckpointSettings
@@ -46,7 +40,6 @@ from jobmanager.job_events import (
     JobStatusChanged,
     Marked,
     Published,
-    Recover,
     Recovered,
     Send,
     StopFenced,
@@ -55,15 +48,13 @@ from jobmanager.job_events import (
     TaskManagerReady,
     Tick,
 )
-from jobmanager.recovery_plan import RecoveryPlan, plan_recovery
+from jobmanager.job_recovery import JobRecovery, Unrecoverable
 from jobmanager.region import Region, Regions, RegionState
 from jobmanager.request_handler import RequestHandler
 from jobmanager.requests import RequestStored, Rescale, TakeCheckpoint, TakeSavepoint
 from jobmanager.restart_backoff import RestartBackoff
-from jobmanager.restore import refuse_fall_back
 from jobmanager.slot_pool import SlotPool, fault_of_version
 from jobmanager.watermark_alignment import WatermarkAlignment
-from state.checkpoint_store import CommitPermit, Recovery
 from taskmanager.elements import Attempt
 from taskmanager.messages import (
     AbortCheckpoint,
@@ -128,14 +119,9 @@ class JobMaster:
         )
         self._alignment = WatermarkAlignment()
         self._attempts = 0
-        self.recovering = False  # a Recover is under way
-        self._recover_failures = 0
-        self._recovery: Recovery | None = None  # valid until the next deployment or failure
-        self._restore = RecoveryPlan()  # of that recovery
-        self._permit: CommitPermit | None = None
-        self._excluded: frozenset[int] = frozenset()  # checkpoints found corrupt while restoring
-        self.finishing = False
         self.takes_checkpoints = settings.checkpoints is not None
+        self.recovery = JobRecovery(settings, self.takes_checkpoints or settings.restores)
+        self.finishing = False
         self._requests = RequestHandler(self)
         self.metrics: dict[TaskId, TaskMetrics] = {}
         self.restored_checkpoint: int | None = None
@@ -162,7 +148,7 @@ class JobMaster:
         """Ask for slots and for what is to be restored."""
         actions: list[Action] = []
         self._request_slots(now, actions)
-        self._recover(actions)
+        actions.extend(self.recovery.begin())
         return actions
 
     def handle(self, event: Event, now: int) -> list[Action]:
@@ -253,7 +239,7 @@ class JobMaster:
                     region.stopping.discard(task)
                     return
                 if corrupt_checkpoint is not None:
-                    self._excluded |= {corrupt_checkpoint}
+                    self.recovery.exclude(corrupt_checkpoint)
                 self._fail_regions([region], error, now, actions, {task}, final)
             case ResultLost(task, attempt, error):
                 region = self._current(task, attempt)
@@ -434,8 +420,7 @@ class JobMaster:
                 self._send(ReleaseResults, region, region.tasks, actions)
                 region.stopped()
             region.begin_anew(recommits=region not in anew)
-        self._recovery = None
-        self._recover(actions)
+        actions.extend(self.recovery.begin())
 
     def _cancel_region(
         self, region: Region, now: int, actions: list[Action], gone: Iterable[TaskId] = ()
@@ -479,47 +464,17 @@ class JobMaster:
 
     # ----------------------------------------------------------------------------- recovery
 
-    def _recover(self, actions: list[Action], delay_ms: int = 0) -> None:
-        if not self.takes_checkpoints and not self._settings.restores:
-            self._recovery = Recovery(None, False, [])
-        elif not self.recovering:
-            self.recovering = True
-            actions.append(Recover(self._excluded, delay_ms))
-
     def _on_recovered(self, event: Recovered, now: int, actions: list[Action]) -> None:
-        self.recovering = False
         if event.fenced:
             self._fence(event.error or "a newer generation has claimed the job", actions)
             return
+        found = self.recovery.answered(event, self.graph.job_graph)
         if self._ending:
             return
-        recovery = event.recovery
-        if event.refused:
-            self._end(JobStatus.FAILING, event.error, now, actions, kind=RestoreError)
-            return
-        if recovery is None:
-            self._recover_failures += 1
-            if self._recover_failures >= self._settings.recover_attempts_max:
-                self._end(
-                    JobStatus.FAILING,
-                    f"the checkpoint storage cannot be read: {event.error}",
-                    now,
-                    actions,
-                    kind=StorageError,
-                )
-                return
-            self._recover(actions, self._settings.recover_retry)
-            return
-        self._recover_failures = 0
-        refusal = refuse_fall_back(recovery, self._settings.fall_back_past_commits)
-        if refusal is not None:
-            self._end(JobStatus.FAILING, refusal, now, actions, kind=RestoreError)
-            return
-        self._restore, faults = plan_recovery(self.graph.job_graph, recovery, self._settings)
-        if faults:
-            self._end(JobStatus.FAILING, "\n".join(faults), now, actions, kind=RestoreError)
-            return
-        self._recovery, self._permit = recovery, event.permit
+        if isinstance(found, Unrecoverable):
+            self._end(JobStatus.FAILING, found.error, now, actions, kind=found.kind)
+        else:
+            actions.extend(found)
 
     def _fence(self, reason: str, actions: list[Action]) -> None:
         actions.extend(StopTaskManager(taskmanager_id) for taskmanager_id in self._pool.clear())
@@ -533,7 +488,7 @@ class JobMaster:
 
     def _deployable(self) -> list[Region]:
         """Those that wait for nothing but their back-off."""
-        if self._ending or self._recovery is None or self.recovering:
+        if self._ending or not self.recovery.ready:
             return []
         located = self._pool.located
         waiting = self._regions.within(RegionState.WAITING)
@@ -549,7 +504,7 @@ class JobMaster:
         attempt = Attempt(self.generation, self._attempts)
         region.deploy(attempt)
         messages = Deployment(self.graph, region, self.location).messages(
-            self.job_id, attempt, self.restarts, self._restore, self._settings.history_id
+            self.job_id, attempt, self.restarts, self.recovery.plan, self._settings.history_id
         )
         actions.extend(Send(there, deploy) for there, deploy in messages.items())
 
@@ -576,13 +531,12 @@ class JobMaster:
         self._set_status(JobStatus.RUNNING, actions)
         if self.graph.blocking:
             return  # what is restored, is so stage by stage; and there are no checkpoints
-        recovery, permit = self._recovery, self._permit
-        self._recovery = self._permit = None  # used up: the next restart asks again
-        if recovery is not None and recovery.manifest is not None:
-            self.restored_checkpoint = recovery.manifest.checkpoint_id
-            self.restored_from = recovery.folder
+        restored, permit = self.recovery.use_up()
+        if restored.manifest is not None:
+            self.restored_checkpoint = restored.manifest.checkpoint_id
+            self.restored_from = restored.folder
             since = self.restarts + self.coordinator.statistics.completed  # rescaled
-            self.restored_end = recovery.manifest.covers_end and since == 0
+            self.restored_end = restored.manifest.covers_end and since == 0
         attempts = {
             task: region.attempt
             for region in self._regions

@@ -147,5 +147,4 @@ class RequestHandler(Requests):
         master.metrics.clear()
         master.coordinator.resize(graph.job_graph, graph.tasks)
         self._offer_slots((), now, actions)
-        master._recovery = None
-        master._recover(actions)
+        actions.extend(master.recovery.begin())

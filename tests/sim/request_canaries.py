@@ -109,7 +109,7 @@ def rescale_from_an_older_checkpoint() -> Iterator[None]:
     ) -> None:
         newest = self._master.coordinator.statistics.last_id
         if newest is not None and newest > 3:
-            self._master._excluded |= {newest}
+            self._master.recovery.exclude(newest)
         original(self, graph, now, actions)
 
     with mock.patch.object(RequestHandler, "_switch", switch):

@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
+from operator import index
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -165,7 +166,7 @@ class PollingJobClient(JobClient):
     def query_state(
         self, uid: str, state_name: str, key: Any, window: tuple[int, int] | None = None
     ) -> Future[Any]:
-        question = dumps_data((state_name, key, window))
+        question = dumps_data((state_name, key, _window(window)))
         request = AskState(uuid4().hex, uid, stable_hash(key), question)
 
         def query() -> Any:
@@ -346,6 +347,17 @@ class PollingJobClient(JobClient):
 def _folder(directory: str | None) -> str:
     """Absolute here: the JobManager has another working directory. Empty: the job's default."""
     return "" if directory is None else parse(directory)[1]
+
+
+def _window(window: Any) -> tuple[int, int] | None:
+    """Raises ValueError."""
+    if window is None:
+        return None
+    try:
+        start, end = window
+        return index(start), index(end)
+    except (TypeError, ValueError):
+        raise ValueError(f"window= is the (start, end) of one in ms, not {window!r}") from None
 
 
 def _accumulators(info: JobInfo) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from dataflow.common.job_status import JobStatus
-from dataflow.errors import ClusterError, DataflowError, JobExecutionError
+from dataflow.errors import ClusterError, DataflowError, JobExecutionError, RestoreError
 from dataflow.graph.job_graph import JobGraph
 from jobmanager import checkpoint_coordinator as checkpointing
 from jobmanager.checkpoint_coordinator import CheckpointCoordinator, CheckpointSettings
@@ -240,7 +240,8 @@ class JobMaster:
                     return
                 if corrupt_checkpoint is not None:
                     self.recovery.exclude(corrupt_checkpoint)
-                self._fail_regions([region], error, now, actions, {task}, final)
+                kind = JobExecutionError if corrupt_checkpoint is None else RestoreError
+                self._fail_regions([region], error, now, actions, {task}, final, kind)
             case ResultLost(task, attempt, error):
                 region = self._current(task, attempt)
                 if region is not None and region.has_results and region.is_needed:
@@ -304,9 +305,7 @@ class JobMaster:
 
     def _check_timeouts(self, now: int, actions: list[Action]) -> None:
         for taskmanager_id, silent in self._pool.silent(now):
-            self._on_taskmanager_lost(
-                taskmanager_id, f"no heartbeat for {silent} ms", now, actions
-            )
+            self._on_taskmanager_lost(taskmanager_id, f"no heartbeat for {silent} ms", now, actions)
         overdue = self._pool.overdue(now)
         if overdue is not None:
             self._requests.on_overdue(overdue, now, actions)
@@ -385,8 +384,12 @@ class JobMaster:
         actions: list[Action],
         gone: set[TaskId] | frozenset[TaskId] = frozenset(),
         final: type[DataflowError] | None = None,
+        kind: type[DataflowError] = JobExecutionError,
     ) -> None:
-        """Cancel regions; restart them unless ``final`` or forbidden. ``gone`` need no cancel."""
+        """Cancel regions; restart them unless ``final`` or forbidden. ``gone`` need no cancel.
+
+        ``kind`` of error it is if they are not.
+        """
         regions = [region for region in regions if region.can_fail]
         if not regions or self._ending:
             for region in regions:
@@ -398,7 +401,7 @@ class JobMaster:
         self._backoff.notify_failure(now)
         self.error = error
         if final is not None or not self._backoff.can_restart():
-            self._end(JobStatus.FAILING, error, now, actions, gone, final or JobExecutionError)
+            self._end(JobStatus.FAILING, error, now, actions, gone, final or kind)
             return
         if self.finishing or self._requests.holds_tasks:
             self.finishing = False

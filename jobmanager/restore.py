@@ -56,7 +56,7 @@ def plan_restore(
     if not ignore_unclaimed_state:
         for old in manifest.vertices:
             for uid in old.operator_uids:
-                if uid not in claimed:
+                if uid not in claimed and uid not in names:  # of those it is said what is wrong
                     faults.append(
                         f"{whence} has state of operator uid '{uid}', which the job no longer "
                         "has; give the operator its old uid(), say what it is called now with "

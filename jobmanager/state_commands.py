@@ -8,17 +8,21 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import Any
+from math import isfinite
+from typing import Any, TypeVar
 
+from dataflow.common.dataclass_state import SchemaMismatch
 from dataflow.common.job_client import JobClient
 from dataflow.common.keys import stable_hash
-from dataflow.errors import KeyTypeError, StateProcessorError
+from dataflow.errors import KeyTypeError, ObjectNotFound, RestoreError, StateProcessorError
 from dataflow.state_processor import SavepointReader, StateEntry
 from dataflow.state_processor.reader import COLUMNS
 from dataflow.state_processor.tables import plain
 from state.processor.difference import Sample, StateDifference, differences
 
 LIMIT = 20
+#: Times that a path is looked into whose checkpoints a running job deletes meanwhile.
+LOOKS = 3
 #: Of a value in a table.
 _TEXT_MAX = 100
 
@@ -50,6 +54,7 @@ _EXAMPLES = {
 """,
 }
 
+T = TypeVar("T")
 Connect = Callable[[argparse.Namespace], None]
 PrintTable = Callable[[tuple[str, ...], Sequence[tuple[str, ...]], str], None]
 
@@ -130,8 +135,7 @@ def add_state_commands(commands: Any, print_table: PrintTable, connect: Connect)
 
 
 def _ls(options: argparse.Namespace, print_table: PrintTable) -> int:
-    reader = SavepointReader.read(options.path)
-    operators = reader.operators()
+    reader, operators = _look_into(options.path, SavepointReader.operators)
     if options.json:
         _print_json(
             {
@@ -185,8 +189,8 @@ def _ls(options: argparse.Namespace, print_table: PrintTable) -> int:
             )
         )
         for keyed in operator.states:
-            size = f"{keyed.size:,} B" if keyed.size else "-"
-            rows.append(("", keyed.name, keyed.kind, f"{keyed.key_groups} key groups", size))
+            known = (f"{keyed.key_groups} key groups", f"{keyed.size:,} B")
+            rows.append(("", keyed.name, keyed.kind, *(known if keyed.size else ("-", "-"))))
         for own in operator.operator_states:
             kind = f"operator state, {own.redistribution}"
             rows.append(("", own.name, kind, f"{own.items} items", f"{own.size:,} B"))
@@ -199,7 +203,24 @@ def _ls(options: argparse.Namespace, print_table: PrintTable) -> int:
 
 def _show(options: argparse.Namespace, print_table: PrintTable) -> int:
     _programs_folder()
-    reader = SavepointReader.read(options.path)
+    _, (shown, more) = _look_into(options.path, lambda reader: _wanted(reader, options))
+    if options.json:
+        _print_json({"uid": options.uid, "states": shown, "cut": sorted(more)})
+        return 0
+    for name, found in shown.items():
+        print(f"{name}:")
+        header = tuple(dict.fromkeys(column for row in found for column in row))
+        cells = [tuple(_text(row.get(column)) for column in header) for row in found]
+        print_table(tuple(column.replace("_", " ").upper() for column in header), cells, "nothing")
+        if name in more:
+            print(f"... more than {options.limit}: see --limit")
+    return 0
+
+
+def _wanted(
+    reader: SavepointReader, options: argparse.Namespace
+) -> tuple[dict[str, list[dict[str, Any]]], set[str]]:
+    """Rows by state; and the states of which there are more."""
     operator = reader.operator(options.uid)
     keyed = [state.name for state in operator.states]
     own = [state.name for state in operator.operator_states]
@@ -222,17 +243,7 @@ def _show(options: argparse.Namespace, print_table: PrintTable) -> int:
         shown[name] = [{"subtask": n, "value": item} for n, item in items[: options.limit]]
         if len(items) > options.limit:
             more.add(name)
-    if options.json:
-        _print_json({"uid": options.uid, "states": shown, "cut": sorted(more)})
-        return 0
-    for name, found in shown.items():
-        print(f"{name}:")
-        header = tuple(dict.fromkeys(column for row in found for column in row))
-        cells = [tuple(_text(row.get(column)) for column in header) for row in found]
-        print_table(tuple(column.replace("_", " ").upper() for column in header), cells, "nothing")
-        if name in more:
-            print(f"... more than {options.limit}: see --limit")
-    return 0
+    return shown, more
 
 
 def _rows(
@@ -273,14 +284,17 @@ def _tuples(value: Any) -> Any:
 
 def _diff(options: argparse.Namespace, print_table: PrintTable) -> int:
     _programs_folder()
-    first, second = SavepointReader.read(options.first), SavepointReader.read(options.second)
+
+    def compared(first: SavepointReader, second: SavepointReader) -> list[StateDifference]:
+        found = differences(first._opened, second._opened, options.samples)
+        return [state for state in found if state.differs]
+
+    first, (second, found) = _look_into(
+        options.first,
+        lambda first: _look_into(options.second, lambda second: compared(first, second)),
+    )
     gone = sorted({*first.uids()} - {*second.uids()})
     come = sorted({*second.uids()} - {*first.uids()})
-    found = [
-        state
-        for state in differences(first._opened, second._opened, options.samples)
-        if state.differs
-    ]
     if options.json:
         _print_json(
             {
@@ -398,6 +412,32 @@ def _programs_folder() -> None:
         sys.path.insert(0, "")
 
 
+def _look_into(path: str, look: Callable[[SavepointReader], T]) -> tuple[SavepointReader, T]:
+    """What ``look`` finds; it looks again where a running job has deleted that checkpoint."""
+    seen: set[int] = set()
+    while True:
+        reader = SavepointReader.read(path)
+        try:
+            return reader, look(reader)
+        except ObjectNotFound as error:
+            if reader.checkpoint_id in seen:
+                raise
+            seen.add(reader.checkpoint_id)
+            if len(seen) == LOOKS:
+                raise StateProcessorError(
+                    f"the job of {path} deletes its checkpoints before they are read ({error}): "
+                    "take a savepoint of it, or have it keep more of them "
+                    "(execution.checkpointing.num-retained)"
+                ) from error
+        except RestoreError as error:
+            if not isinstance(error.__cause__, SchemaMismatch):
+                raise
+            raise StateProcessorError(
+                f"{error}. To look into it, its classes must be found: run the command in the "
+                "folder of the program, or with PYTHONPATH"
+            ) from error
+
+
 def _text(value: Any) -> str:
     if value is None:
         return ""
@@ -406,7 +446,7 @@ def _text(value: Any) -> str:
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(_json(value), indent=2))
+    print(json.dumps(_json(value), indent=2, allow_nan=False))
 
 
 def _json(value: Any) -> Any:
@@ -415,8 +455,10 @@ def _json(value: Any) -> Any:
         return {key: _json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_json(item) for item in value]
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or isinstance(value, bool | int | str):
         return value
+    if isinstance(value, float):
+        return value if isfinite(value) else repr(value)
     try:
         made = plain(value)
     except TypeError:

@@ -10,7 +10,7 @@ Names that start with ``$`` belong to the operators (window contents, timers), o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from itertools import islice
@@ -297,12 +297,15 @@ class HeapKeyedStateBackend(KeyedStateBackend):
                 table.take_changes()
 
     def restore(
-        self, blocks: Mapping[int, bytes], earlier: Mapping[int, Iterable[bytes]] | None = None
+        self,
+        blocks: Mapping[int, bytes],
+        earlier: Mapping[int, Iterable[bytes]] | None = None,
+        names: Container[str] | None = None,
     ) -> None:
         """Load blocks of the subtask's key groups into an empty backend.
 
-        ``blocks`` are applied on top of ``earlier`` ones. Raises RestoreError, before anything is
-        loaded if states have other kinds.
+        ``blocks`` are applied on top of ``earlier`` ones; all states, or those with ``names``.
+        Raises RestoreError, before anything is loaded if states have other kinds.
         """
         earlier = earlier or {}
         found = {
@@ -324,7 +327,7 @@ class HeapKeyedStateBackend(KeyedStateBackend):
         with collector_paused():
             for group, of_group in found.items():
                 for block in of_group:
-                    self._load(group, block)
+                    self._load(group, block, names)
 
     def _block(self, group: int, block: bytes) -> KeyedBlock:
         if group not in self.key_group_range:
@@ -334,14 +337,14 @@ class HeapKeyedStateBackend(KeyedStateBackend):
             )
         return KeyedBlock(block, group, self.operator_name)
 
-    def _load(self, group: int, block: KeyedBlock) -> None:
+    def _load(self, group: int, block: KeyedBlock, names: Container[str] | None) -> None:
         if block.watermark is not None:
             self.watermarks[group] = block.watermark
 
         def of_group(key: Any) -> bool:
             return self.key_group(key) == group
 
-        for change in block.frames():
+        for change in block.frames(names):
             table = self.table(change.name, change.kind)
             self._restored.add(change.name)
             table.apply(change, of_group)

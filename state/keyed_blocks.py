@@ -17,7 +17,7 @@ milliseconds, and a reader never has more than one of them decoded besides the s
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
@@ -125,9 +125,11 @@ class KeyedBlock:
         for _, name, kind, body in self._raw():
             yield name, kind, len(body)
 
-    def frames(self) -> Iterator[Frame]:
-        """In order, each decoded when it is asked for."""
+    def frames(self, names: Container[str] | None = None) -> Iterator[Frame]:
+        """In order, each decoded when it is asked for: of all states, or of some."""
         for operation, name, kind, body in self._raw():
+            if names is not None and name not in names:
+                continue
             try:
                 decoded = loads_state(body)
             except SchemaMismatch as error:

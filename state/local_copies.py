@@ -37,6 +37,9 @@ class LocalCopies:
         local = self._local(path)
         try:
             local.write_bytes(data)
+        except FileNotFoundError:
+            log.debug("no local copy of %s: the folder is gone, as its process ends", path)
+            return
         except OSError as error:
             log.warning("no local copy of %s: %s", path, error)
             local.unlink(missing_ok=True)

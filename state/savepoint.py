@@ -30,6 +30,9 @@ from state.checkpoint_store import CheckpointStore
 
 SAVEPOINT = "savepoint.json"
 
+#: Times that the newest checkpoint of a job is looked for, which may be deleted before it is read.
+_LOOKS = 3
+
 _OF_JOB = re.compile(
     r"(?P<job>.+)/(epochs/(?P<epoch>[1-9][0-9]{0,17})\.json"
     r"|generations/[1-9][0-9]*/ckpt-(?P<folder>[1-9][0-9]{0,17})(/manifest\.json)?)"
@@ -97,15 +100,19 @@ def _checkpoint_of_job(fs: FileSystem, path: str, key: bytes | None) -> RestoreP
     job = named["job"] if named else path
     checkpoint_id = int(named["epoch"] or named["folder"]) if named else None
     store = CheckpointStore.in_folder(fs, job, key)
-    try:
-        manifest = store.canonical_checkpoint(checkpoint_id)
-        if manifest is not None and store.is_committed(manifest):
-            manifest = replace(manifest, needs_commit=False)
-    except (CorruptObject, ObjectNotFound) as error:
-        raise RestoreError(
-            f"the checkpoint {path} cannot be used: {error}; an older one can be named as "
-            f"{job}/epochs/NUMBER.json"
-        ) from None
+    for look in range(1, _LOOKS + 1):
+        try:
+            manifest = store.canonical_checkpoint(checkpoint_id)
+            if manifest is not None and store.is_committed(manifest):
+                manifest = replace(manifest, needs_commit=False)
+            break
+        except (CorruptObject, ObjectNotFound) as error:
+            if named is None and isinstance(error, ObjectNotFound) and look < _LOOKS:
+                continue  # its job runs, and has a newer one by now
+            raise RestoreError(
+                f"the checkpoint {path} cannot be used: {error}; an older one can be named as "
+                f"{job}/epochs/NUMBER.json"
+            ) from None
     if manifest is None:
         raise RestoreError(
             f"there is no savepoint in {path} and no completed checkpoint either; name the folder "

@@ -71,7 +71,7 @@ class JobClient(ABC):
         task answers between two batches, and goes on; what it answers may not be in a checkpoint
         yet. Fails with JobRequestError if the job is not RUNNING, there is no such operator or
         state, a value is larger than 1 MiB, or no answer comes within 10 s. Raises KeyTypeError for
-        what cannot be a key.
+        what cannot be a key, ValueError for what is no window.
         """
 
     @abstractmethod

@@ -32,8 +32,8 @@ _REMEDY = (
 class StateInfo:
     """A keyed state: what is known of it without decoding it.
 
-    ``size`` is in bytes, encoded; 0 for state in a backend's own files, which hold all states
-    together. ``key_groups`` is how many of the operator's hold some of it.
+    ``size`` is in bytes, encoded, and ``key_groups`` how many of the operator's hold some of it;
+    both are 0 for state in a backend's own files, which hold all states together.
     """
 
     name: str
@@ -305,7 +305,7 @@ class SavepointReader:
     def watermarks(self, uid: str) -> dict[int, int]:
         """Event time (ms) of each key group of an operator that keeps it, as windows do."""
         marks: dict[int, int] = {}
-        for group, found in self._opened.groups(uid):
+        for group, found in self._opened.groups(uid, states=()):
             if isinstance(found, tuple):
                 marks[group] = found[0]
             else:

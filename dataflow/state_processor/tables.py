@@ -124,7 +124,7 @@ def column(
         converted = [convert(value) for value in values]
         _refuse_mixed(converted)
         return pa.array(converted, kind)
-    except (TypeError, pa.ArrowException, OverflowError) as error:
+    except (TypeError, ValueError, pa.ArrowException, OverflowError) as error:
         reason = " ".join(str(error).split())[:200]
         raise StateProcessorError(
             f"{what} does not fit into a column ({reason}): {remedy}"

@@ -98,6 +98,7 @@ class OperatorState:
                     step.function.process_element(record, context)
             else:
                 put = self._putter(heap, step.descriptor)
+                self._check_single(rows, step.descriptor)
                 for key, (inner, value, used) in rows:
                     heap.current_key = key
                     put(inner, value, used)
@@ -106,12 +107,34 @@ class OperatorState:
     def _by_subtask(self, rows: Iterable[Row]) -> list[list[Row]]:
         dealt: list[list[Row]] = [[] for _ in self.parts]
         for key, row in rows:
-            try:
-                group = key_group(key, self.max_parallelism)
-            except (DataflowError, TypeError) as error:
-                raise StateProcessorError(f"operator uid {self.uid!r}: {error}") from None
+            group = self._check_key(key)
             dealt[subtask_for(group, self.max_parallelism, self.parallelism)].append((key, row))
         return dealt
+
+    def _check_key(self, key: Any) -> int:
+        """The group of what shall be a key. Raises StateProcessorError if it cannot be one."""
+        try:
+            return key_group(key, self.max_parallelism)
+        except (DataflowError, TypeError) as error:
+            raise StateProcessorError(f"operator uid {self.uid!r}: {error}") from None
+
+    def _check_single(self, rows: list[Row], descriptor: StateDescriptor) -> None:
+        """Nobody could tell which of two values was meant. Raises StateProcessorError."""
+        if isinstance(descriptor, ListStateDescriptor):
+            return
+        where = f"operator uid {self.uid!r}: from_table into {descriptor.name!r}"
+        places = set()
+        for key, (inner, value, _) in rows:
+            place = (key, inner)
+            if place in places:
+                what = f"key {key!r}" if inner is None else f"{inner!r} of key {key!r}"
+                raise StateProcessorError(f"{where}: there are several rows for {what}")
+            places.add(place)
+            if value is None and isinstance(descriptor, ReducingStateDescriptor):
+                raise StateProcessorError(
+                    f"{where}: the value of key {key!r} is null, which no function reduces; leave "
+                    "such rows out"
+                )
 
     def _putter(
         self, heap: HeapKeyedStateBackend, descriptor: StateDescriptor
@@ -195,6 +218,10 @@ class OperatorState:
             for table in heap.tables():
                 target = everything.table(table.name, table.kind)
                 self._move(table, target, key_selector or _same, merge)
+        if key_selector is not None and not everything.tables():
+            raise StateProcessorError(
+                f"operator uid {self.uid!r} has no keyed state whose keys could be changed"
+            )
         self.max_parallelism = max_parallelism
         if watermarks:
             # Keys of groups that had come differently far meet: none of them may be too late.
@@ -215,6 +242,8 @@ class OperatorState:
             moved = target.namespace(namespace)
             for key, value in values.items():
                 new = key_selector(key)
+                if key_selector is not _same:
+                    self._check_key(new)
                 if new not in moved:
                     moved[new] = value
                 elif table.kind == _TIMERS:

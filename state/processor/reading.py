@@ -7,7 +7,7 @@ has nothing but that group. So what is read here is what a job would go on with.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -49,8 +49,8 @@ class StateSummary:
 
     name: str
     kind: str
-    size: int = 0  # encoded, in bytes
-    key_groups: int = 0  # that hold some of it
+    size: int = 0  # encoded, in bytes; without what is in a backend's own files
+    key_groups: int = 0  # that hold some of it, as far as that is known without reading those
 
 
 @dataclass
@@ -141,31 +141,36 @@ class OpenState:
             for native in state.native:
                 summary.backends.add(native.backend)
                 for name, kind in _kinds_of(native).items():
-                    of_state = summary.states.setdefault(name, StateSummary(name, kind))
-                    of_state.key_groups += len(native.key_groups)
+                    summary.states.setdefault(name, StateSummary(name, kind))
         return summary
 
     # ------------------------------------------------------------------------------- keyed state
 
     def groups(
-        self, uid: str, only: KeyGroupRange | None = None
+        self,
+        uid: str,
+        only: KeyGroupRange | None = None,
+        states: Container[str] | None = None,
     ) -> Iterator[tuple[int, HeapKeyedStateBackend | tuple[int, pa.Table | None]]]:
-        """Each key group that has something, decoded: states, or watermark and rows of columns."""
+        """Each key group that has something, decoded: states, or watermark and rows of columns.
+
+        With ``states`` no others are decoded.
+        """
         for part in self.parts(uid):
             wanted = part.key_groups
             if only is not None:
                 if not wanted.overlaps(only):
                     continue
                 wanted = KeyGroupRange(max(wanted.start, only.start), min(wanted.end, only.end))
-            yield from self._groups_of(uid, part, wanted)
+            yield from self._groups_of(uid, part, wanted, states)
 
     def _groups_of(
-        self, uid: str, part: Part, wanted: KeyGroupRange
+        self, uid: str, part: Part, wanted: KeyGroupRange, states: Container[str] | None = None
     ) -> Iterator[tuple[int, HeapKeyedStateBackend | tuple[int, pa.Table | None]]]:
         maximum = part.vertex.max_parallelism
         for native in part.snapshot.native(uid, wanted):
             try:
-                for heap in _heaps_of(native, wanted, maximum, uid):
+                for heap in _heaps_of(native, wanted, maximum, uid, states):
                     if heap.watermarks or any(t.namespaces for t in heap.tables()):
                         yield heap.key_group_range.start, heap
             finally:
@@ -176,27 +181,21 @@ class OpenState:
                 yield group, read_block(blocks[-1], where)
                 continue
             heap = HeapKeyedStateBackend(maximum, KeyGroupRange(group, group + 1), uid)
-            heap.restore({group: blocks[-1]}, {group: blocks[:-1]})
+            heap.restore({group: blocks[-1]}, {group: blocks[:-1]}, states)
             yield group, heap
-
-    def heaps(
-        self, uid: str, only: KeyGroupRange | None = None
-    ) -> Iterator[tuple[int, HeapKeyedStateBackend]]:
-        """Of an operator whose state is not in columns."""
-        for group, found in self.groups(uid, only):
-            if isinstance(found, HeapKeyedStateBackend):
-                yield group, found
 
     def entries(
         self, uid: str, name: str, only: KeyGroupRange | None = None
     ) -> Iterator[tuple[int, str, Any, Any, Any]]:
-        """(key group, kind, namespace, key, value as it is kept) of one state."""
-        for group, heap in self.heaps(uid, only):
-            for table in heap.tables():
-                if table.name == name:
-                    for namespace, values in table.namespaces.items():
-                        for key, value in values.items():
-                            yield group, table.kind, namespace, key, value
+        """(key group, kind, namespace, key, value as it is kept) of one state.
+
+        No other state is decoded.
+        """
+        for group, heap in self.groups(uid, only, {name}):
+            for table in heap.tables() if isinstance(heap, HeapKeyedStateBackend) else ():
+                for namespace, values in table.namespaces.items():
+                    for key, value in values.items():
+                        yield group, table.kind, namespace, key, value
 
     def group_of(self, uid: str, key: Any) -> KeyGroupRange:
         """That of a key. Raises KeyTypeError."""
@@ -273,7 +272,11 @@ def _kinds_of(native: NativeState) -> dict[str, str]:
 
 
 def _heaps_of(
-    native: NativeState, wanted: KeyGroupRange, max_parallelism: int, uid: str
+    native: NativeState,
+    wanted: KeyGroupRange,
+    max_parallelism: int,
+    uid: str,
+    states: Container[str] | None,
 ) -> Iterator[HeapKeyedStateBackend]:
     if native.backend != "rocksdb":
         raise StateProcessorError(
@@ -289,4 +292,4 @@ def _heaps_of(
         ) from None
     from state.rocksdb.canonical import heaps_of_native
 
-    return heaps_of_native(native, wanted, max_parallelism, uid)
+    return heaps_of_native(native, wanted, max_parallelism, uid, states)

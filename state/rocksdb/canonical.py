@@ -5,7 +5,7 @@ A group at a time is made objects, so that not all of the state has to fit into 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -50,11 +50,17 @@ def heaps_of(
     groups: KeyGroupRange,
     max_parallelism: int,
     operator_name: str,
+    states: Container[str] | None = None,
 ) -> Iterator[HeapKeyedStateBackend]:
-    """A heap for each of the key groups. Raises RestoreError and JobExecutionError."""
+    """A heap for each of the key groups, with all ``states`` or some.
+
+    Raises RestoreError and JobExecutionError.
+    """
     database = Database(folder, settings, read_only=True)
     try:
         names = [name for name in database.names() if name in metadata.kinds]
+        if states is not None:
+            names = [name for name in names if name in states]
         for group in groups:
             heap = HeapKeyedStateBackend(
                 max_parallelism, KeyGroupRange(group, group + 1), operator_name
@@ -70,9 +76,13 @@ def heaps_of(
 
 
 def heaps_of_native(
-    native: NativeState, groups: KeyGroupRange, max_parallelism: int, operator_name: str
+    native: NativeState,
+    groups: KeyGroupRange,
+    max_parallelism: int,
+    operator_name: str,
+    states: Container[str] | None = None,
 ) -> Iterator[HeapKeyedStateBackend]:
-    """A heap for each of the key groups that a native state has. Raises RestoreError."""
+    """A heap for each of the key groups that a native state has; see ``heaps_of``."""
     metadata = Metadata.decoded(native.metadata)
     start, end = metadata.groups
     wanted = KeyGroupRange(max(start, groups.start), min(end, groups.end))
@@ -80,7 +90,9 @@ def heaps_of_native(
     with TemporaryDirectory(prefix="dataflow-state-", ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "db"
         place(native, path)
-        yield from heaps_of(path, settings, metadata, wanted, max_parallelism, operator_name)
+        yield from heaps_of(
+            path, settings, metadata, wanted, max_parallelism, operator_name, states
+        )
 
 
 def _fill(table: HeapStateTable, family: ColumnFamily, group: int) -> None:

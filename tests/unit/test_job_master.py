@@ -841,6 +841,14 @@ def test_state_that_cannot_be_read_back_excludes_its_checkpoint() -> None:
     assert script.deployed() == ALL
 
 
+def test_damaged_state_is_an_error_of_restoring_where_nothing_is_tried_again() -> None:
+    script = Script(checkpoints=True, restarts=0).with_taskmanagers()
+    script.on(Recovered(Recovery(manifest(7, script.graph, False), False, []), permit(7)))
+    script.on(script.failed(A0, corrupt_checkpoint=7))
+    assert script.statuses() == [JobStatus.FAILING]
+    assert script.master.exit_code == RestoreError.exit_code
+
+
 def test_going_back_past_committed_output_is_refused_unless_it_is_allowed() -> None:
     script = Script(checkpoints=True)
     older = Recovery(manifest(6, script.graph), False, [(7, "damaged")])

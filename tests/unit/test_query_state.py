@@ -149,6 +149,9 @@ def test_what_cannot_be_answered_is_said(
             ask(client, "count", "ann", uid="map")
         with pytest.raises(KeyTypeError, match="type list has no stable hash"):
             ask(client, "count", ["ann"])
+        for wrong in (5, (1,), ("0", "5"), "ab"):
+            with pytest.raises(ValueError, match=r"window= is the \(start, end\) of one in ms"):
+                ask(client, "count", "ann", wrong)
         monkeypatch.setattr(state_query, "VALUE_BYTES_MAX", 3)
         with pytest.raises(JobRequestError, match=r"at most 3 are handed out"):
             ask(client, "map", "ann")

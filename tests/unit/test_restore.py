@@ -66,6 +66,17 @@ def test_a_vertex_without_state_restores_nothing() -> None:
     assert (plan, faults) == ({"v": ()}, [])
 
 
+def test_of_a_wrong_renaming_there_is_one_line() -> None:
+    job, old = (
+        graph(vertex("v", "a"), vertex("w", "b")),
+        checkpoint(saved("v", "a"), saved("w", "b")),
+    )
+    (fault,) = plan_restore(job, old, False, renamed=[("a", "new")])[1]
+    assert "the job still has an operator uid 'a'" in fault
+    (fault,) = plan_restore(graph(vertex("w", "b")), old, False, renamed=[("a", "new")])[1]
+    assert "the job has no operator uid 'new'" in fault
+
+
 def test_every_reason_why_it_does_not_fit_is_told() -> None:
     old = checkpoint(saved("v", "a"), saved("w", "gone"), saved("x", "too"))
     job = graph(vertex("v", "a", max_parallelism=256), keyed=("v",))

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from golden import make
 
-from dataflow.state_processor import SavepointWriter
+from dataflow.errors import ObjectNotFound
+from dataflow.state_processor import SavepointReader, SavepointWriter
 from jobmanager import cli
+from jobmanager.state_commands import _print_json
 
 CHECKPOINTS = make.HERE / "checkpoints"
 HASHMAP = str(CHECKPOINTS / "hashmap")
@@ -57,7 +59,10 @@ def test_ls_needs_no_rocksdb_to_list_what_is_in_its_files(
     found = as_json(capsys, "ls", str(CHECKPOINTS / "rocksdb"))
     everything = next(o for o in found["operators"] if o["uid"] == "everything")
     assert everything["native"] == ["rocksdb"]
-    assert "visit" in {state["name"] for state in everything["states"]}
+    visit = next(state for state in everything["states"] if state["name"] == "visit")
+    assert (visit["bytes"], visit["key_groups"]) == (0, 0), "they are not known"
+    lines = run(capsys, "ls", str(CHECKPOINTS / "rocksdb")).splitlines()
+    assert ["visit", "value", "state", "-", "-"] in [line.split() for line in lines]
     code = cli.main(["state", "show", str(CHECKPOINTS / "rocksdb"), "--uid", "everything"])
     assert code == 3
     assert "needs the package rocksdict" in capsys.readouterr().err
@@ -166,3 +171,53 @@ def test_who_reads_only_the_beginning_sees_no_traceback() -> None:
     process = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writer)
     assert (process.returncode, process.stderr) == (141, "")
+
+
+def test_where_a_running_job_has_deleted_the_checkpoint_its_next_one_is_looked_into(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its number is another one each time; if it is not, something is missing."""
+    numbers = iter([5, 6, 7, 8, 9, 9])
+
+    class Reader(SavepointReader):
+        checkpoint_id = property(lambda self: self._number)  # type: ignore[assignment]
+
+        @classmethod
+        def read(cls, path: str) -> Reader:
+            reader = cls(SavepointReader.read(path)._opened)
+            reader._number = next(numbers)
+            return reader
+
+        def operator(self, uid: str) -> Any:
+            if self._number in gone:
+                raise ObjectNotFound("there is no file x.sst")
+            return super().operator(uid)
+
+    monkeypatch.setattr("jobmanager.state_commands.SavepointReader", Reader)
+    gone = {5}
+    assert run(capsys, "ls", HASHMAP).startswith("checkpoint 6 of")
+    gone = {7, 8, 9}
+    wanted = ["state", "show", HASHMAP, "--uid", "everything"]
+    assert cli.main(wanted) == 3
+    assert "deletes its checkpoints before they are read" in capsys.readouterr().err
+    numbers = iter([9, 9])
+    assert cli.main(wanted) != 0
+    assert "there is no file x.sst" in capsys.readouterr().err
+
+
+def test_classes_that_are_not_found_are_looked_for_elsewhere(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("golden.program.Visit")
+    assert cli.main(["state", "show", HASHMAP, "--uid", "everything", "--state", "visit"]) == 3
+    said = capsys.readouterr().err
+    assert "Visit of module" in said
+    assert "run the command in the folder of the program" in said
+    assert "ann         110" in run(
+        capsys, "show", HASHMAP, "--uid", "everything", "--state", "value"
+    )
+
+
+def test_numbers_that_json_does_not_have_are_text(capsys: pytest.CaptureFixture[str]) -> None:
+    _print_json({"values": [1.5, float("nan"), (float("-inf"), 7)]})
+    assert json.loads(capsys.readouterr().out) == {"values": [1.5, "nan", ["-inf", 7]]}

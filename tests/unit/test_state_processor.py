@@ -339,6 +339,13 @@ def test_what_a_column_would_make_something_else_of_needs_a_converter(
         concatenated(batches, batches[0].schema, "a state")
 
 
+def test_text_that_no_column_can_hold_is_said() -> None:
+    reader = SavepointReader.read(value_states({"a": "half a \ud800"}))
+    with pytest.raises(StateProcessorError, match=r"does not fit into a column .*value="):
+        reader.keyed_state(UID, "value")
+    assert [entry.value for entry in reader.iterate(UID, "value")] == ["half a \ud800"]
+
+
 def test_an_empty_tuple_comes_back_as_one() -> None:
     path = value_states({"a": ()})
     table = SavepointReader.read(path).keyed_state(UID, "value")
@@ -361,9 +368,9 @@ def test_only_the_key_group_of_a_key_is_read(monkeypatch: pytest.MonkeyPatch) ->
     decoded: list[int] = []
     restore = HeapKeyedStateBackend.restore
 
-    def counting(self: Any, blocks: Any, earlier: Any = None) -> None:
+    def counting(self: Any, blocks: Any, *others: Any) -> None:
         decoded.extend(blocks)
-        restore(self, blocks, earlier)
+        restore(self, blocks, *others)
 
     monkeypatch.setattr(HeapKeyedStateBackend, "restore", counting)
     [entry] = reader.get(UID, "value", 42)
@@ -751,6 +758,41 @@ def test_mistakes_of_writers_are_told() -> None:
     )
     with pytest.raises(RestoreError, match="'count' of operator 'op' is value state in the"):
         SavepointWriter.from_existing(path).change_operator(UID, kinds).write(folder())
+    to_lists = SavepointWriter.from_existing(path).with_changed_keys(UID, lambda key: [key])
+    with pytest.raises(StateProcessorError, match=r"'op': .*list"):
+        to_lists.write(folder())
+    without = SavepointWriter.new().with_operator("f", OperatorTransformation.list_state("n", [1]))
+    with pytest.raises(StateProcessorError, match="'f' has no keyed state whose keys"):
+        without.with_changed_keys("f", str).write(folder())
+
+
+@pytest.mark.parametrize(
+    ("table", "descriptor", "why"),
+    [
+        ({"key": [1, 2, 1], "value": [1, 2, 3]}, ValueStateDescriptor("v"), "several .* key 1"),
+        ({"key": ["a"] * 2, "value": [3, 3]}, ValueStateDescriptor("v"), "several .* key 'a'"),
+        (
+            {"key": ["a"] * 3, "map_key": [1, 2, 1], "value": [1, 2, 3]},
+            MapStateDescriptor("m"),
+            "several rows for 1 of key 'a'",
+        ),
+        ({"key": [1, 1], "value": [1, 2]}, ReducingStateDescriptor("r", max), "several .* key 1"),
+        ({"key": [1, 2], "value": [1, None]}, ReducingStateDescriptor("r", max), "key 2 is null"),
+    ],
+)
+def test_rows_of_which_no_state_can_be_made_are_refused(
+    table: dict[str, Any], descriptor: Any, why: str
+) -> None:
+    step = OperatorTransformation.from_table(pa.table(table), descriptor)
+    with pytest.raises(StateProcessorError, match=why):
+        SavepointWriter.new().with_operator(UID, step).write(folder())
+
+
+def test_a_list_state_takes_several_rows_of_a_key() -> None:
+    table = pa.table({"key": ["a", "a"], "value": [[1], [2, 3]]})
+    step = OperatorTransformation.from_table(table, ListStateDescriptor("l"))
+    reader = SavepointReader.read(SavepointWriter.new().with_operator(UID, step).write(folder()))
+    assert reader.keyed_state(UID, "l")["value"].to_pylist() == [[1, 2, 3]]
 
 
 def test_a_job_that_has_run_is_not_given_another_checkpoint() -> None:
@@ -784,6 +826,22 @@ def test_state_of_a_class_that_is_gone_says_which(monkeypatch: pytest.MonkeyPatc
     assert contents_of(SavepointReader.read(copied), "new") == {
         ("value", None, "a"): Order("tea", 1)
     }
+
+
+def test_of_other_states_than_the_one_that_is_asked_for_nothing_is_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    contents: Contents = {("orders", None, "a"): Order("tea", 1), ("count", None, "a"): 7}
+    heap = heap_with(contents, KeyGroupRange(0, GROUPS))
+    heap.watermarks[key_group("a", GROUPS)] = 3
+    path = checkpoint([{UID: OperatorSnapshot(keyed=heap.snapshot())}])
+    monkeypatch.delattr(f"{__name__}.Order")
+    reader = SavepointReader.read(path)
+    assert reader.keyed_state(UID, "count")["value"].to_pylist() == [7]
+    assert [entry.value for entry in reader.get(UID, "count", "a")] == [7]
+    assert (set(reader.watermarks(UID).values()), reader.timers(UID).num_rows) == ({3}, 0)
+    with pytest.raises(RestoreError, match="Order of module"):
+        reader.keyed_state(UID, "orders")
 
 
 @dataclass(frozen=True, slots=True)

@@ -851,7 +851,7 @@ def test_damaged_state(checkpoints: Path) -> None:
         content = bytearray(state.read_bytes())
         content[len(content) // 2] ^= 1
         state.write_bytes(content)
-    assert_refused(orders(checkpoints).execute, 5, "-0-", "is not what was written")
+    assert_refused(orders(checkpoints).execute, 3, "-0-", "is not what was written")
 
 
 def test_the_checkpoints_of_another_job(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:

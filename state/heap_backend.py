@@ -30,7 +30,7 @@ from state.backend import (
     StateTable,
 )
 from state.changelog import Changelog, Changes, extent_of
-from state.collector import collector_paused
+from state.collector import collector_paused, leave_alone
 from state.heap_capture import Capture, TableCapture
 from state.heap_maps import Namespaces, Watch, unwatch, watch
 from state.keyed_blocks import DROP, PUT, Frame, KeyedBlock
@@ -324,10 +324,11 @@ class HeapKeyedStateBackend(KeyedStateBackend):
                         f"state {name!r} of operator {self.operator_name!r} is {kind} in the "
                         f"checkpoint and {kinds[name]} here"
                     )
+        looked_after: set[str] = set()  # states whose values the collector has to know
         with collector_paused():
             for group, of_group in found.items():
                 for block in of_group:
-                    self._load(group, block, names)
+                    self._load(group, block, names, looked_after)
 
     def _block(self, group: int, block: bytes) -> KeyedBlock:
         if group not in self.key_group_range:
@@ -337,7 +338,9 @@ class HeapKeyedStateBackend(KeyedStateBackend):
             )
         return KeyedBlock(block, group, self.operator_name)
 
-    def _load(self, group: int, block: KeyedBlock, names: Container[str] | None) -> None:
+    def _load(
+        self, group: int, block: KeyedBlock, names: Container[str] | None, looked_after: set[str]
+    ) -> None:
         if block.watermark is not None:
             self.watermarks[group] = block.watermark
 
@@ -348,6 +351,10 @@ class HeapKeyedStateBackend(KeyedStateBackend):
             table = self.table(change.name, change.kind)
             self._restored.add(change.name)
             table.apply(change, of_group)
+            if change.operation == PUT and change.name not in looked_after:
+                sample = next((v for values in change.body.values() for v in values.values()), None)
+                if not leave_alone(sample):
+                    looked_after.add(change.name)
             if (
                 change.operation == PUT
                 and not self.shares_mutable

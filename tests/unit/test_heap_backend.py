@@ -475,3 +475,20 @@ def test_the_collector_of_cycles_rests_while_state_is_loaded_and_no_longer(
     finally:
         gc.enable()
     assert set(seen) == {False}
+
+
+def test_the_collector_has_forgotten_tuples_when_they_are_loaded_and_keeps_an_eye_on_lists() -> (
+    None
+):
+    backend = HeapKeyedStateBackend(8, KeyGroupRange(0, 8))
+    backend.table("tuples", "kind").namespace(None).update({n: (n, str(n)) for n in range(99)})
+    backend.table("lists", "kind").namespace(None).update({n: [n] for n in range(99)})
+    restored = HeapKeyedStateBackend(8, KeyGroupRange(0, 8))
+    gc.disable()
+    try:
+        restored.restore(backend.snapshot())
+        tuples, lists = (restored.table(n, "kind").namespace(None) for n in ("tuples", "lists"))
+        assert not any(map(gc.is_tracked, tuples.values()))
+        assert all(map(gc.is_tracked, lists.values()))
+    finally:
+        gc.enable()

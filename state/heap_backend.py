@@ -288,9 +288,9 @@ class HeapKeyedStateBackend(KeyedStateBackend):
                 f"{native.backend!r}, which only that one reads: restore with it, or from a "
                 "savepoint, which every backend reads"
             )
-        self.restore(snapshot.keyed, snapshot.earlier)
+        extent = extent_of(snapshot.earlier, snapshot.keyed)
+        self._restore(snapshot.take_blocks())
         if self._changelog is not None:
-            extent = extent_of(snapshot.earlier, snapshot.keyed)
             self._changelog = Changelog(snapshot.extends, extent)
             for table in self._tables.values():
                 watch(table.namespaces)
@@ -307,15 +307,16 @@ class HeapKeyedStateBackend(KeyedStateBackend):
         ``blocks`` are applied on top of ``earlier`` ones; all states, or those with ``names``.
         Raises RestoreError, before anything is loaded if states have other kinds.
         """
-        earlier = earlier or {}
+        layers = {group: list(of_group) for group, of_group in (earlier or {}).items()}
+        self._restore(OperatorSnapshot(dict(blocks), earlier=layers).take_blocks(), names)
+
+    def _restore(self, blocks: dict[int, list[bytes]], names: Container[str] | None = None) -> None:
+        """Empties ``blocks``."""
         found = {
-            group: [
-                self._block(group, block)
-                for block in (*earlier.get(group, ()), blocks.get(group))
-                if block is not None
-            ]
-            for group in sorted({*earlier, *blocks})
+            group: [self._block(group, block) for block in of_group]
+            for group, of_group in blocks.items()
         }
+        blocks.clear()
         kinds = {name: table.kind for name, table in self._tables.items()}
         for of_group in found.values():
             for name, kind in (pair for block in of_group for pair in block.kinds()):
@@ -326,8 +327,8 @@ class HeapKeyedStateBackend(KeyedStateBackend):
                     )
         looked_after: set[str] = set()  # states whose values the collector has to know
         with collector_paused():
-            for group, of_group in found.items():
-                for block in of_group:
+            for group in list(found):
+                for block in found.pop(group):
                     self._load(group, block, names, looked_after)
 
     def _block(self, group: int, block: bytes) -> KeyedBlock:

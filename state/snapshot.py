@@ -103,6 +103,19 @@ class OperatorSnapshot:
         """Whether there is anything in it."""
         return bool(self.keyed or self.operator or self.native) or self.extends is not None
 
+    def take_blocks(self) -> dict[int, list[bytes]]:
+        """The blocks of each key group, oldest first, out of this snapshot.
+
+        So that who makes objects of them can let go of one after the other: in memory there is
+        never all of the state in both forms.
+        """
+        keyed, earlier = self.keyed, self.earlier
+        self.keyed, self.earlier = {}, {}
+        taken = {group: [*earlier.get(group, ())] for group in sorted({*earlier, *keyed})}
+        for group, block in keyed.items():
+            taken[group].append(block)
+        return taken
+
     def release(self) -> None:
         """Let go of the local files."""
         for native in self.native:

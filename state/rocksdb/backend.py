@@ -367,12 +367,13 @@ class RocksDBKeyedStateBackend(KeyedStateBackend):
 
     def _restore_blocks(self, snapshot: OperatorSnapshot) -> None:
         """What the heap backend reads of the blocks, a group at a time."""
-        for group in sorted({*snapshot.earlier, *snapshot.keyed}):
+        blocks = snapshot.take_blocks()
+        for group in list(blocks):
+            *earlier, newest = blocks.pop(group)
             heap = HeapKeyedStateBackend(
                 self.max_parallelism, self.key_group_range, self.operator_name
             )
-            blocks = {group: snapshot.keyed[group]} if group in snapshot.keyed else {}
-            heap.restore(blocks, {group: snapshot.earlier.get(group, ())})
+            heap.restore({group: newest}, {group: earlier})
             self.watermarks |= heap.watermarks
             self.shares_mutable |= heap.shares_mutable
             for found in heap.tables():

@@ -26,6 +26,7 @@ from dataflow.errors import JobExecutionError, KeyTypeError, RestoreError
 from state.aliasing import detached
 from state.heap_backend import HeapKeyedStateBackend
 from state.keyed_state import HeapKeyedStateStore
+from state.snapshot import OperatorSnapshot
 
 ALL = KeyGroupRange(0, 128)
 
@@ -492,3 +493,33 @@ def test_the_collector_has_forgotten_tuples_when_they_are_loaded_and_keeps_an_ey
         assert all(map(gc.is_tracked, lists.values()))
     finally:
         gc.enable()
+
+
+def test_encoded_state_is_let_go_of_as_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else both forms of all of it would be in memory, and what ran would not start again."""
+    gone: list[int] = []
+
+    class Block(bytes):
+        def __del__(self) -> None:
+            gone.append(len(self))
+
+    backend = HeapKeyedStateBackend(8, KeyGroupRange(0, 8))
+    backend.table("t", "kind").namespace(None).update({key: key for key in range(100)})
+    blocks = backend.snapshot()
+    snapshot = OperatorSnapshot(
+        {group: Block(block) for group, block in blocks.items()},
+        earlier={group: [Block(block)] for group, block in blocks.items()},
+    )
+    seen: list[int] = []
+    load = HeapKeyedStateBackend._load
+
+    def counting(self: HeapKeyedStateBackend, *arguments: Any) -> None:
+        seen.append(len(gone))
+        load(self, *arguments)
+
+    monkeypatch.setattr(HeapKeyedStateBackend, "_load", counting)
+    restored = HeapKeyedStateBackend(8, KeyGroupRange(0, 8))
+    restored.restore_state(snapshot)
+    assert seen == [n - n % 2 for n in range(16)], "both of a key group are there until it is done"
+    assert (snapshot.keyed, snapshot.earlier) == ({}, {})
+    assert restored.snapshot() == blocks

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +225,7 @@ def test_what_cannot_evolve_names_operator_state_and_remedy(
     snapshot = kept(define, "a: int", 1)
     define(source)
     with pytest.raises(RestoreError, match=rf"operator 'under test' does not fit.*{reason}"):
-        read(snapshot)
+        read(replace(snapshot))
     for only in (OperatorSnapshot(snapshot.keyed), OperatorSnapshot(operator=snapshot.operator)):
         with pytest.raises(RestoreError, match=r"^state '(value|operator)' of operator") as raised:
             read(only)

@@ -17,15 +17,18 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import io
 import logging
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import InitVar, dataclass, field
 from enum import Enum
 from itertools import groupby
-from typing import Any
+from typing import Any, BinaryIO
 
 from dataflow.errors import ConfigError, CorruptObject, ObjectNotFound, RestoreError, StorageError
 from dataflow.filesystem.base import FileSystem
+from dataflow.filesystem.streams import sha256_of
 from state import checkpoint_protocol as protocol
 from state.checkpoint_metadata import (
     MANIFEST_BYTES_MAX,
@@ -236,18 +239,26 @@ class CheckpointStore:
         return seal("job", body, self._key) + b"\n"
 
     def write_state(
-        self, generation: int, checkpoint_id: int, name: str, data: bytes, sha256: str | None = None
+        self,
+        generation: int,
+        checkpoint_id: int,
+        name: str,
+        state: bytes | BinaryIO,
+        sha256: str | None = None,
     ) -> StateHandle:
         """Upload state of one subtask; ``name`` tells the subtasks of a checkpoint apart.
 
-        ``sha256`` is the handle's, if what it stands for is not the SHA-256 of the content.
+        Not all of a seekable file is in memory meanwhile. ``sha256`` is the handle's, if what it
+        stands for is not the SHA-256 of the content.
         """
-        digest = sha256 or hashlib.sha256(data).hexdigest()
+        source = io.BytesIO(state) if isinstance(state, bytes) else state
+        size = source.seek(0, os.SEEK_END)
+        digest = sha256 or sha256_of(source)
         path = JobPaths.state((generation, checkpoint_id), name, digest)
-        self._fs.put(self._path(path), data)
+        self._fs.put_from(self._path(path), source)
         if self.local is not None:
-            self.local.put(path, data)
-        return StateHandle(path, len(data), digest)
+            self.local.put_from(path, source)
+        return StateHandle(path, size, digest)
 
     def read_state(self, handle: StateHandle) -> bytes:
         """Whole, and verified before a byte is used. Raises ObjectNotFound, CorruptObject.

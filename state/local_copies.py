@@ -12,9 +12,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import shutil
 import threading
 from collections.abc import Hashable, Iterable
 from pathlib import Path
+from typing import BinaryIO
+
+from dataflow.filesystem.streams import CHUNK_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +36,13 @@ class LocalCopies:
         self._kept: dict[Hashable, frozenset[str]] = {}
         self._present: set[str] = set()
 
-    def put(self, path: str, data: bytes) -> None:
-        """What was written to the store under ``path``."""
+    def put_from(self, path: str, source: BinaryIO) -> None:
+        """What was written to the store under ``path``; the source is seekable."""
         local = self._local(path)
         try:
-            local.write_bytes(data)
+            source.seek(0)
+            with local.open("wb") as file:
+                shutil.copyfileobj(source, file, CHUNK_BYTES)
         except FileNotFoundError:
             log.debug("no local copy of %s: the folder is gone, as its process ends", path)
             return

@@ -127,6 +127,13 @@ def encode(snapshot: TaskSnapshot, references: Mapping[str, References] | None =
 
     ``references``, by operator uid, name what is in other files.
     """
+    return b"".join(encoded(snapshot, references))
+
+
+def encoded(
+    snapshot: TaskSnapshot, references: Mapping[str, References] | None = None
+) -> list[bytes]:
+    """As ``encode``, in pieces; the blocks of the snapshot are among them as they are."""
     parts, position = [MAGIC], len(MAGIC)
     references = references or {}
 
@@ -171,13 +178,12 @@ def encode(snapshot: TaskSnapshot, references: Mapping[str, References] | None =
         ]
     index = json.dumps(content, separators=(",", ":")).encode()
     digest = hashlib.sha256(index).digest()
-    # Joined once: state that is copied while it grows takes its size once more.
-    return b"".join([*parts, index, _FOOTER.pack(len(index), digest, MAGIC)])
+    return [*parts, index, _FOOTER.pack(len(index), digest, MAGIC)]
 
 
-def digest_of(data: bytes) -> str:
-    """The SHA-256 that the handle of an encoded snapshot has."""
-    digest: bytes = _FOOTER.unpack_from(data, len(data) - _FOOTER.size)[1]
+def digest_of(end: bytes) -> str:
+    """The SHA-256 that the handle of an encoded snapshot has; ``end`` is its last piece, or all."""
+    digest: bytes = _FOOTER.unpack_from(end, len(end) - _FOOTER.size)[1]
     return digest.hex()
 
 

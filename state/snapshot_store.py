@@ -11,7 +11,6 @@ An incremental snapshot refers to files of earlier checkpoints. Two rules keep t
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
@@ -19,11 +18,12 @@ from functools import partial
 from io import BufferedRandom
 from pathlib import Path
 from threading import Lock
-from typing import Protocol
+from typing import BinaryIO, Protocol, cast
 
 from dataflow.common.config_options import ConfigOptions
 from dataflow.common.keys import KeyGroupRange
 from dataflow.errors import CorruptObject, ObjectNotFound, StorageError
+from dataflow.filesystem.streams import Pieces, sha256_of
 from state.backends import leave_out
 from state.checkpoint_store import CheckpointManifest, CheckpointStore, StateHandle
 from state.local_folder import LocalFolder
@@ -41,13 +41,12 @@ from state.snapshot_format import (
     References,
     SnapshotFile,
     digest_of,
-    encode,
+    encoded,
 )
 from state.transfer import transfer, transfer_in_parts
 
 #: What is asked of the store at once.
 CHUNK_BYTES = 8 << 20
-_HASHED_BYTES = 1 << 20  # at a time
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,12 @@ class StateWriter(Protocol):
     transfers: int
 
     def write_state(
-        self, generation: int, checkpoint_id: int, name: str, data: bytes, sha256: str | None = None
+        self,
+        generation: int,
+        checkpoint_id: int,
+        name: str,
+        state: bytes | BinaryIO,
+        sha256: str | None = None,
     ) -> StateHandle: ...
 
 
@@ -80,11 +84,16 @@ class InBoth:
         self.transfers = second.transfers
 
     def write_state(
-        self, generation: int, checkpoint_id: int, name: str, data: bytes, sha256: str | None = None
+        self,
+        generation: int,
+        checkpoint_id: int,
+        name: str,
+        state: bytes | BinaryIO,
+        sha256: str | None = None,
     ) -> StateHandle:
         first, second = self._stores
-        first.write_state(generation, checkpoint_id, name, data, sha256)
-        return second.write_state(generation, checkpoint_id, name, data, sha256)
+        first.write_state(generation, checkpoint_id, name, state, sha256)
+        return second.write_state(generation, checkpoint_id, name, state, sha256)
 
 
 class SnapshotWriter:
@@ -153,11 +162,11 @@ class SnapshotWriter:
     ) -> Stored:
         snapshot = snapshot.completed()
 
-        def write(data: bytes, sha256: str | None = None) -> StateHandle:
+        def write(source: BinaryIO, sha256: str | None = None) -> StateHandle:
             if given_up():
                 raise StorageError(f"checkpoint {checkpoint_id} was given up meanwhile")
             return self._store.write_state(
-                self._generation, checkpoint_id, self._name, data, sha256
+                self._generation, checkpoint_id, self._name, source, sha256
             )
 
         try:
@@ -186,8 +195,8 @@ class SnapshotWriter:
                 )
                 for native, of_one in zip(state.native, uploaded, strict=True):
                     shared.update({(uid, name): of_one[name] for name in native.shared})
-            data = encode(snapshot, references)
-            root = write(data, digest_of(data))
+            pieces = encoded(snapshot, references)
+            root = write(cast(BinaryIO, Pieces(pieces)), digest_of(pieces[-1]))
         finally:
             for state in snapshot.operators.values():
                 state.release()
@@ -199,7 +208,7 @@ class SnapshotWriter:
 
     def _upload(
         self,
-        write: Callable[[bytes], StateHandle],
+        write: Callable[[BinaryIO], StateHandle],
         uid: str,
         native: NativeState,
         completed: Written,
@@ -211,7 +220,7 @@ class SnapshotWriter:
             if known is not None:
                 return known
             with open(native.files[name], "rb") as file:
-                return write(file.read())
+                return write(file)
 
         names = sorted(native.files)
         return dict(zip(names, transfer(self._store.transfers, upload, names), strict=True))
@@ -386,7 +395,9 @@ class StoredSnapshot:
 
         def verify(number: int, _: list[None]) -> None:
             handle = handles[number]
-            if _sha256_of(paths[names[number]]) != handle.sha256:
+            with _opened(paths[names[number]]) as file:
+                found = sha256_of(file)
+            if found != handle.sha256:
                 raise CorruptObject(f"{self._store.location(handle)} is not what was written")
 
         transfer_in_parts(
@@ -422,14 +433,6 @@ class _Numbered:
 def _opened(path: str) -> BufferedRandom:
     """For reading and writing what is there; empty if nothing is."""
     return open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b")
-
-
-def _sha256_of(path: str) -> str:
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(_HASHED_BYTES))
-    with _opened(path) as file:
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
-    return digest.hexdigest()
 
 
 def _portions(sizes: Mapping[int, int]) -> Iterator[KeyGroupRange]:

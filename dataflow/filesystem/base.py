@@ -86,6 +86,14 @@ class FileSystem(ABC):
     def put(self, path: str, data: bytes) -> None:
         """Write an object whole, replacing any. Raises StorageError after bounded retries."""
 
+    def put_from(self, path: str, source: BinaryIO) -> None:
+        """As ``put``, with what ``source`` has from its beginning to its end.
+
+        It is seekable, and not all of a large one is in memory, where the store takes it in parts.
+        """
+        source.seek(0)
+        self.put(path, source.read())
+
     @abstractmethod
     def put_if_absent(self, path: str, data: bytes) -> bool:
         """Write unless there is one. True if *this* call's data is what is stored.

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -25,6 +27,7 @@ from dataflow.filesystem.base import (
     token_size,
     token_text,
 )
+from dataflow.filesystem.streams import CHUNK_BYTES
 
 _TEMPORARY = re.compile(r"\.(.*)\.inprogress\.([0-9a-f]{32})")
 _UPLOAD_ID = re.compile(r"[0-9a-f]{32}")
@@ -106,14 +109,21 @@ class LocalFileSystem(FileSystem):
     scheme = "file"
 
     def put(self, path: str, data: bytes) -> None:
+        self._put(path, io.BytesIO(data))
+
+    def put_from(self, path: str, source: BinaryIO) -> None:
+        source.seek(0)
+        self._put(path, source)
+
+    def _put(self, path: str, source: BinaryIO) -> None:
         target = _local(path)
-        with self._written(path, data) as temporary:
+        with self._written(path, source) as temporary:
             os.replace(temporary, target)
             _sync_folder(os.path.dirname(target))
 
     def put_if_absent(self, path: str, data: bytes) -> bool:
         target = _local(path)
-        with self._written(path, data) as temporary:
+        with self._written(path, io.BytesIO(data)) as temporary:
             try:
                 os.link(temporary, target)
             except FileExistsError:
@@ -134,14 +144,14 @@ class LocalFileSystem(FileSystem):
             return False
 
     @contextlib.contextmanager
-    def _written(self, path: str, data: bytes) -> Iterator[str]:
-        """A synced temporary file with ``data`` beside ``path``, gone afterwards."""
+    def _written(self, path: str, source: BinaryIO) -> Iterator[str]:
+        """A synced temporary file with what is in ``source`` beside ``path``, gone afterwards."""
         if os.path.isdir(_local(path)):
             raise StorageError(f"cannot write {_local(path)}: it is a folder")
         temporary = _temporary(_local(path), self._unique_name(path))
         try:
             with _create(temporary) as file:
-                file.write(data)
+                shutil.copyfileobj(source, file, CHUNK_BYTES)
                 _sync(file)
             yield temporary
         except OSError as error:

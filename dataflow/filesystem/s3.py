@@ -145,11 +145,19 @@ class S3FileSystem(FileSystem):
     def put(self, path: str, data: bytes) -> None:
         bucket, key = _split(path)
         if len(data) > PUT_BYTES_MAX:
-            self._put_in_parts(path, data)
+            self._put_in_parts(path, io.BytesIO(data), len(data))
         else:
             self._call("write", path, self.client.put_object, Bucket=bucket, Key=key, Body=data)
 
-    def _put_in_parts(self, path: str, data: bytes) -> None:
+    def put_from(self, path: str, source: BinaryIO) -> None:
+        size = source.seek(0, os.SEEK_END)
+        source.seek(0)
+        if size > PUT_BYTES_MAX:
+            self._put_in_parts(path, source, size)
+        else:
+            self.put(path, source.read())
+
+    def _put_in_parts(self, path: str, source: BinaryIO, size: int) -> None:
         """As one upload, which ends when it fails; only one whose process dies is left behind."""
         from boto3.s3.transfer import TransferConfig
 
@@ -160,7 +168,7 @@ class S3FileSystem(FileSystem):
                 "write",
                 path,
                 self.client.upload_fileobj,
-                Fileobj=io.BytesIO(data),
+                Fileobj=source,
                 Bucket=bucket,
                 Key=key,
                 ExtraArgs={"Metadata": {_UPLOAD_MARK: mark}},
@@ -173,7 +181,7 @@ class S3FileSystem(FileSystem):
             )
         except ObjectNotFound:
             # NoSuchUpload: aborted, or completed by a request whose answer got lost.
-            if not self._is_committed({"size": len(data), "mark": mark}, path):
+            if not self._is_committed({"size": size, "mark": mark}, path):
                 raise StorageError(
                     f"{self.location(path)} was not written: somebody has aborted its upload"
                 ) from None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, BinaryIO, cast
 from unittest import mock
 
 import botocore.endpoint
@@ -26,6 +26,7 @@ from dataflow.filesystem import s3 as s3_module
 from dataflow.filesystem.local import LocalFileSystem
 from dataflow.filesystem.memory import MemoryFileSystem
 from dataflow.filesystem.s3 import S3FileSystem
+from dataflow.filesystem.streams import Pieces
 
 MIB = 1 << 20
 LOST = "is lost|S3 answered 500"  # moto fails inside where S3 answers NoSuchUpload
@@ -110,6 +111,25 @@ def test_a_large_object_is_put_as_any_other(fs: FileSystem, root: str, in_parts:
         assert fs.read(f"{root}/x") == data
         assert [status.size for status in fs.list(root)] == [len(data)]
         assert list(fs.list_multipart(root)) == []
+
+
+def test_what_a_source_has_is_put_from_its_beginning(
+    fs: FileSystem, root: str, in_parts: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "large").write_bytes(in_parts)
+    cut = 6 * MIB
+    pieces = Pieces([in_parts[:3], in_parts[3:cut], in_parts[cut:]])
+    for name, data in (("small", b"small"), ("empty", b""), ("large", in_parts)):
+        (tmp_path / name).write_bytes(data)
+        with (tmp_path / name).open("rb") as file:
+            file.seek(2)
+            for _ in range(2):
+                fs.put_from(f"{root}/x", file)
+                assert fs.read(f"{root}/x") == data
+    fs.put(f"{root}/x", b"")
+    fs.put_from(f"{root}/x", cast(BinaryIO, pieces))
+    assert fs.read(f"{root}/x") == in_parts
+    assert list(fs.list_multipart(root)) == []
 
 
 def test_a_range_is_cut_at_the_end_of_the_object(fs: FileSystem, root: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 from task_harness import memory_store
@@ -164,10 +164,11 @@ def test_copies_of_what_no_checkpoint_needs_any_more_are_deleted(
 def test_a_full_disk_costs_no_checkpoint(
     store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: Path, data: bytes) -> int:
+    def full(source: BinaryIO, target: BinaryIO, length: int) -> None:
+        target.write(source.read(2))
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr("state.local_copies.shutil.copyfileobj", full)
     handle = Writing(store).checkpoint(1, OperatorSnapshot({0: b"state"}))
     assert list(tmp_path.iterdir()) == []
     assert restored(store, handle).keyed == {0: b"state"}

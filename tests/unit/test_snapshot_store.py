@@ -6,6 +6,7 @@ import gc
 import os
 import random
 import threading
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from task_harness import memory_store
 
 from dataflow.common.keys import KeyGroupRange
 from dataflow.errors import CorruptObject, ObjectNotFound, StorageError
+from dataflow.filesystem.local import LocalFileSystem
 from dataflow.filesystem.memory import MemoryFileSystem
 from state import snapshot_store
 from state.checkpoint_metadata import decode_manifest, encode_manifest
@@ -26,6 +28,7 @@ from state.checkpoint_store import (
     SubtaskState,
     VertexState,
 )
+from state.local_copies import LocalCopies
 from state.snapshot import NativeState, OperatorSnapshot, TaskSnapshot
 from state.snapshot_format import TAIL_BYTES
 from state.snapshot_store import SnapshotWriter, StoredSnapshot, verify_checkpoint
@@ -183,6 +186,21 @@ def test_the_local_files_are_released_once_they_are_sent_or_could_not_be(tmp_pat
     assert released == [1, 2]
 
 
+def test_what_is_written_is_not_in_memory_once_more(tmp_path: Path) -> None:
+    """Neither what is encoded nor files: the task needs its memory for its state."""
+    store = CheckpointStore(LocalFileSystem(), str(tmp_path / "store"), "job")
+    store.local = LocalCopies(tmp_path)
+    task = Writing(store)
+    files = native(tmp_path / "files", {"1.sst": os.urandom(24 << 20)})
+    blocks = {group: os.urandom(3 << 20) for group in range(8)}
+    tracemalloc.start()
+    try:
+        task.checkpoint(1, OperatorSnapshot(blocks, native=(files,)))
+        assert tracemalloc.get_traced_memory()[1] < 12 << 20
+    finally:
+        tracemalloc.stop()
+
+
 def test_of_a_checkpoint_that_was_given_up_no_more_is_sent(tmp_path: Path) -> None:
     task = Writing(memory_store())
     task.store.transfers = 1
@@ -191,7 +209,7 @@ def test_of_a_checkpoint_that_was_given_up_no_more_is_sent(tmp_path: Path) -> No
     released, prepared = [], []
 
     def write(*args: Any) -> StateHandle:
-        sent.append(args[3].decode())
+        sent.append(args[3].read().decode())
         return write_state(*args)
 
     def pre_commit() -> OperatorSnapshot:

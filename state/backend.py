@@ -297,7 +297,8 @@ class KeyedStateBackend(ABC):
         """Load the state of the subtask's key groups into an empty backend, before ``table``.
 
         From canonical blocks of any backend, or from what is ``native`` to this one: of one subtask
-        with the same groups, or of all that have some of them. Raises RestoreError.
+        with the same groups, or of all that have some of them. Blocks may be taken out of the
+        snapshot, so that they need not all be in memory until the end. Raises RestoreError.
         """
 
     def close(self) -> None:  # noqa: B027  # there may be nothing to free

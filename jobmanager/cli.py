@@ -484,7 +484,7 @@ def _status(options: argparse.Namespace) -> int:
 
     from jobmanager.cluster import attach
     from jobmanager.operator_latency import COLUMNS, row
-    from jobmanager.progress import format_watermark
+    from jobmanager.progress import format_restoring, format_watermark
 
     _connect(options)
     info = attach(options.job_id).info()
@@ -497,7 +497,11 @@ def _status(options: argparse.Namespace) -> int:
         return 0
     lines = [
         ("job", f"{info.name} ({info.job_id})"),
-        ("status", info.status.name),
+        (
+            "status",
+            info.status.name
+            + ("" if info.restoring is None else f", restoring {format_restoring(info)}"),
+        ),
         ("started", _when(info.started_ms)),
         ("parallelism", str(info.parallelism)),
         ("tasks", str(info.tasks)),

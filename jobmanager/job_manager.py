@@ -144,6 +144,7 @@ class JobInfo:
     parallelism: int = 0  # the largest of its operators
     restored_from: str | None = None  # the folder of the checkpoint, if not that of the job
     begun: bool = False  # it is known what it goes on from, or that it cannot
+    restoring: tuple[int, int] | None = None  # bytes of state that tasks have read, of so many
 
 
 def _notice(master: JobMaster, restarted: bool) -> str | None:
@@ -341,6 +342,7 @@ class JobManager:
             parallelism=max(v.parallelism for v in master.graph.job_graph.vertices),
             restored_from=master.restored_from,
             begun=not master.recovery.under_way,
+            restoring=master.restoring,
             accumulators=tuple(part for m in metrics for part in m.accumulators),
             **common,  # type: ignore[arg-type]
         )

@@ -57,6 +57,7 @@ from jobmanager.slot_pool import SlotPool, fault_of_version
 from jobmanager.watermark_alignment import WatermarkAlignment
 from taskmanager.elements import Attempt
 from taskmanager.messages import (
+    RESTORED_SIZE,
     AbortCheckpoint,
     AlignWatermark,
     Cancel,
@@ -273,6 +274,18 @@ class JobMaster:
         """The task's region if the report is of its present attempt."""
         region = self._regions.of_task.get(task)
         return region if region is not None and region.attempt == attempt else None
+
+    @property
+    def restoring(self) -> tuple[int, int] | None:
+        """Bytes of state: what tasks have read by now, and what there is; None if none restores."""
+        deploying = self._regions.within(RegionState.DEPLOYING)
+        total = self.recovery.state_size if deploying else 0
+        if not total:
+            return None
+        found = (self.metrics.get(task) for region in deploying for task in region.tasks)
+        read = sum(int(m.extra.get(RESTORED_SIZE, 0)) for m in found if m is not None)
+        # Files that go to several tasks are read more than once, others by nobody.
+        return min(read, total), total
 
     def _measured(self, region: Region | None, task: TaskId, metrics: TaskMetrics | None) -> None:
         """Tasks that only commit again have nothing to say about what they did before."""
@@ -506,6 +519,9 @@ class JobMaster:
         self._attempts += 1
         attempt = Attempt(self.generation, self._attempts)
         region.deploy(attempt)
+        if not region.recommits:
+            for task in region.tasks:
+                self.metrics.pop(task, None)
         messages = Deployment(self.graph, region, self.location).messages(
             self.job_id, attempt, self.restarts, self.recovery.plan, self._settings.history_id
         )

@@ -46,6 +46,12 @@ class JobRecovery:
         """Whether tasks may be deployed by ``plan``."""
         return self._found is not None and not self.under_way
 
+    @property
+    def state_size(self) -> int:
+        """Bytes of state in the checkpoint that tasks are deployed from; 0 if there is none."""
+        manifest = None if self._found is None else self._found.manifest
+        return 0 if manifest is None else manifest.state_size
+
     def exclude(self, checkpoint_id: int) -> None:
         """It was found damaged while it was restored."""
         self._excluded |= {checkpoint_id}

@@ -65,7 +65,7 @@ def describe(info: JobInfo, rates: tuple[float, float]) -> str:
     restarts.
     """
     parts = [
-        info.status.name,
+        info.status.name if info.restoring is None else f"restoring {format_restoring(info)}",
         f"in {_short(rates[0])}/s ({_short(info.records_read)})",
         f"out {_short(rates[1])}/s ({_short(info.records_written)})",
         f"watermark {format_watermark(info.watermark)}",
@@ -87,6 +87,13 @@ def describe(info: JobInfo, rates: tuple[float, float]) -> str:
     return " · ".join(parts)
 
 
+def format_restoring(info: JobInfo) -> str:
+    """How much of the state tasks have read."""
+    assert info.restoring is not None
+    read, total = info.restoring
+    return f"{_bytes(read)} of {_bytes(total)}"
+
+
 def format_watermark(watermark: int | None) -> str:
     """A watermark in ms as people read it."""
     if watermark is None:
@@ -98,6 +105,11 @@ def format_watermark(watermark: int | None) -> str:
     except (OverflowError, ValueError, OSError):
         return str(watermark)
     return moment.strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _bytes(number: float) -> str:
+    text = _short(number)
+    return f"{text}B" if " " in text else f"{text} B"
 
 
 def _short(number: float) -> str:

@@ -15,6 +15,7 @@ what ``recover`` has handed out, so every process may make its own.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import hmac
 import io
@@ -154,6 +155,7 @@ class CheckpointStore:
         self.job_id = job_id
         self.transfers = transfers
         self.local: LocalCopies | None = None  # of what is written here, if there are to be any
+        self._on_read: Callable[[int], None] = _nobody_asks
         # generation -> the earlier generation's checkpoint it has recovered from
         self._recovered: dict[int, Attempt] = {}
 
@@ -276,15 +278,24 @@ class CheckpointStore:
             check_handle(handle)
         except ValueError as error:
             raise CorruptObject(f"not a handle to state: {error}") from None
-        if self.local is not None:
-            copy = self.local.read(handle.path, offset, length)
-            if copy is not None:
-                return copy
-        return self._fs.read(self._path(handle.path), offset, length)
+        data = None if self.local is None else self.local.read(handle.path, offset, length)
+        if data is None:
+            data = self._fs.read(self._path(handle.path), offset, length)
+        self._on_read(len(data))
+        return data
 
     def link_copy(self, handle: StateHandle, target: str) -> bool:
         """Make ``target`` the local copy, not verified and never to be changed; False: no copy."""
-        return self.local is not None and self.local.link(handle.path, target)
+        linked = self.local is not None and self.local.link(handle.path, target)
+        if linked:
+            self._on_read(handle.size)
+        return linked
+
+    def reporting(self, on_read: Callable[[int], None]) -> CheckpointStore:
+        """The same store; ``on_read`` is told, on any thread, how many bytes of state were read."""
+        store = copy.copy(self)
+        store._on_read = on_read
+        return store
 
     def location(self, handle: StateHandle) -> str:
         """Where it is, for people."""
@@ -641,6 +652,10 @@ class CheckpointStore:
         if (manifest.job_id, manifest.generation, manifest.checkpoint_id) != expected:
             raise CorruptObject(f"{self._path(path)} is the manifest of another checkpoint")
         return manifest
+
+
+def _nobody_asks(count: int) -> None:
+    """How much is read."""
 
 
 def list_jobs(fs: FileSystem, root: str) -> dict[str, dict[str, Any]]:

@@ -428,6 +428,10 @@ class ClientChunk:
     acknowledge: bool
 
 
+#: Among the ``extra`` of a task that restores state: bytes that it has read of it so far.
+RESTORED_SIZE = "restoredStateSizeBytes"
+
+
 @dataclass(frozen=True)
 class TaskMetrics:
     """Counters since the execution started; ``watermark`` None before the first one.

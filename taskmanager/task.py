@@ -54,6 +54,7 @@ from taskmanager.in_flight import Replay, load_in_flight
 from taskmanager.input_gate import InputGate
 from taskmanager.latency_markers import LatencyMarkers
 from taskmanager.messages import (
+    RESTORED_SIZE,
     ClientChunk,
     CommitSucceeded,
     DataMessage,
@@ -163,7 +164,10 @@ class Task:
     def metrics(self) -> TaskMetrics:
         """Counters as of about now."""
         if not self._opened:  # also when it failed before
-            return TaskMetrics(0, 0, 0, None)
+            restored = self._metrics.get(RESTORED_SIZE)
+            return TaskMetrics(
+                0, 0, 0, None, {} if restored is None else {RESTORED_SIZE: restored()}
+            )
         counters = self._chain.counters
         watermark = self._valve.watermark
         return TaskMetrics(
@@ -429,9 +433,15 @@ class Task:
 
     def _load_snapshot(self) -> tuple[TaskSnapshot, Written, Replay]:
         """On an I/O thread."""
-        state_folder = self._services.state_folder
-        snapshot, written = load_snapshot(self.descriptor, self._store, state_folder)
-        return snapshot, written, load_in_flight(self.descriptor, self._store, state_folder)
+        read: list[int] = []
+        self._metrics[RESTORED_SIZE] = lambda: sum(read)
+        store = None if self._store is None else self._store.reporting(read.append)
+
+        def state_folder(folder: str) -> CheckpointStore:
+            return self._services.state_folder(folder).reporting(read.append)
+
+        snapshot, written = load_snapshot(self.descriptor, store, state_folder)
+        return snapshot, written, load_in_flight(self.descriptor, store, state_folder)
 
     def _on_snapshot_loaded(
         self, loaded: tuple[TaskSnapshot, Written, Replay] | None, error: BaseException | None

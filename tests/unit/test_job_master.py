@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -49,6 +50,7 @@ from state.checkpoint_store import (
 )
 from taskmanager.elements import Attempt
 from taskmanager.messages import (
+    RESTORED_SIZE,
     AbortCheckpoint,
     AlignWatermark,
     Cancel,
@@ -839,6 +841,40 @@ def test_state_that_cannot_be_read_back_excludes_its_checkpoint() -> None:
     older = Recovery(manifest(6, script.graph, False), False, [(7, "its state is damaged")])
     script.on(Recovered(older, permit(6)), at=200)
     assert script.deployed() == ALL
+
+
+def large(checkpoint_id: int, graph: JobGraph) -> Recovery:
+    """100 bytes in each subtask."""
+    vertices = tuple(
+        replace(
+            vertex,
+            subtasks=tuple(replace(s, handle=replace(HANDLE, size=100)) for s in vertex.subtasks),
+        )
+        for vertex in manifest(checkpoint_id, graph).vertices
+    )
+    return Recovery(replace(manifest(checkpoint_id, graph), vertices=vertices), False, [])
+
+
+def test_how_much_state_tasks_have_read_is_known_while_they_restore() -> None:
+    def read(task: TaskId, count: int) -> Heartbeat:
+        metrics = TaskMetrics(0, 0, 0, None, {RESTORED_SIZE: count})
+        return Heartbeat(TM1, {(task, script.attempt_of(task)): metrics})
+
+    script = Script(checkpoints=True).with_taskmanagers()
+    total = 100 * len(ALL)
+    assert script.master.restoring is None
+    script.on(Recovered(large(7, script.graph), permit(7)))
+    assert script.master.restoring == (0, total)
+    script.on(read(A0, 30), read(ALL[1], 50))
+    assert script.master.restoring == (80, total)
+    script.on(read(ALL[1], 10 * total))
+    assert script.master.restoring == (total, total), "files may go to several tasks"
+    script.on(script.failed(A0))
+    script.each(TaskCanceled, ALL[1:])
+    script.on(Recovered(large(7, script.graph), permit(7)), at=200)
+    assert script.master.restoring == (0, total), "what an earlier attempt has read does not count"
+    script.each(TaskReady)
+    assert (script.status, script.master.restoring) == (JobStatus.RUNNING, None)
 
 
 def test_damaged_state_is_an_error_of_restoring_where_nothing_is_tried_again() -> None:

@@ -70,9 +70,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_the_line_tells_how_the_job_goes() -> None:
-    assert describe(INFO, (0.0, 0.0)) == (
-        "RUNNING · in 0/s (1.2 k) · out 0/s (5) · watermark -"
-    )
+    assert describe(INFO, (0.0, 0.0)) == ("RUNNING · in 0/s (1.2 k) · out 0/s (5) · watermark -")
     checkpointed = replace(
         INFO,
         watermark=1_700_000_000_000,
@@ -84,6 +82,14 @@ def test_the_line_tells_how_the_job_goes() -> None:
     assert describe(checkpointed, (2_500_000.0, 999.0)) == (
         "RUNNING · in 2.5 M/s (1.2 k) · out 999/s (5) · watermark 2023-11-14 22:13:20 · "
         "checkpoint 7 3 s ago, took 42 ms · 2 restarts"
+    )
+
+
+def test_while_state_is_restored_it_tells_how_much_of_it_is_read() -> None:
+    restoring = replace(INFO, status=JobStatus.CREATED, restoring=(3_240_000_000, 12_000_000_000))
+    assert describe(restoring, (0.0, 0.0)).startswith("restoring 3.2 GB of 12.0 GB · in 0/s")
+    assert describe(replace(INFO, restoring=(0, 999)), (0.0, 0.0)).startswith(
+        "restoring 0 B of 999 B"
     )
 
 

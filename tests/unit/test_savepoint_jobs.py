@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import threading
@@ -34,6 +35,7 @@ from dataflow.datastream.functions import MapFunction, ProcessWindowFunction
 from dataflow.datastream.state import ListStateDescriptor
 from dataflow.datastream.window import TumblingEventTimeWindows
 from dataflow.errors import JobExecutionError, JobRequestError
+from dataflow.filesystem.local import LocalFileSystem
 from jobmanager.local import LocalJobClient
 from jobmanager.requests import TakeCheckpoint
 
@@ -689,3 +691,29 @@ def test_the_state_of_another_kind_of_operator_is_refused_before_a_record_is_rea
     assert not GATE.read, "no task has started"
     dropped = {"execution.state-recovery.ignore-unclaimed-state": "true"}
     place.start("third", savepoint=path, program=counted, **backend, **dropped).wait()
+
+
+def test_how_much_state_is_read_is_seen_while_a_job_restores(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = place.start("first", ends=False)
+    read(150, first)
+    path = first.stop_with_savepoint(False, place.savepoints).result(PATIENCE_S)
+    go_on = threading.Event()
+    fetch = LocalFileSystem.read
+
+    reads = itertools.count()
+
+    def slow(self: LocalFileSystem, path: str, *part: Any) -> bytes:
+        if "/ckpt-" in path and next(reads):  # of state, not the first time
+            go_on.wait(PATIENCE_S)
+        return fetch(self, path, *part)
+
+    monkeypatch.setattr(LocalFileSystem, "read", slow)
+    second = place.start("second", savepoint=path)
+    until(lambda: (second.info().restoring or (0, 0))[0] > 0)
+    done, total = second.info().restoring or (0, 0)
+    assert 0 < done < total
+    go_on.set()
+    running(second)
+    assert second.info().restoring is None

@@ -50,6 +50,7 @@ def plan_restore(
                     folder,
                     tuple((uid, names[uid]) for uid in sorted(shared) if uid in names),
                     settled=folder is not None and not manifest.needs_commit,
+                    ended=old.has_ended,
                 )
             )
         plan[vertex.id] = tuple(descriptors)

@@ -1,15 +1,14 @@
 """Refuses a job that would put what has come to its end behind what goes on.
 
-A task that is restored drained takes nothing any more. That is right as long as all before it has
-come to its end as well, as in the job that the checkpoint was taken of. Where another source or a
-changed operator is before it, it would drop what that sends without a word. Flink refuses the same
-(VertexFinishedStateChecker).
+A task that is restored drained takes nothing any more (see ``RestoreDescriptor.ended``). That is
+right as long as all before it has come to its end as well, as in the job that the checkpoint was
+taken of. Where another source or a changed operator is before it, it would drop what that sends
+without a word. Flink refuses the same (VertexFinishedStateChecker).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import IntEnum
 
 from dataflow.common.config_options import ConfigOptions
 from dataflow.graph.job_graph import JobGraph, JobVertex, OperatorNode
@@ -18,24 +17,10 @@ from state.checkpoint_store import CheckpointManifest, VertexState
 #: Their state alone says what they send: without it they begin anew.
 _BEGINNING_KINDS = ("source", "enumerator")
 
+#: Whether all before something have come to their ends, and the operator that has not.
+_Before = tuple[bool, str]
 
-class _Ended(IntEnum):
-    """How many subtasks of a vertex have processed their last input."""
-
-    NONE = 0
-    SOME = 1
-    ALL = 2
-
-    @staticmethod
-    def of(vertex: VertexState) -> _Ended:
-        drained = [subtask.drained for subtask in vertex.subtasks]
-        return _Ended.ALL if all(drained) else _Ended.SOME if any(drained) else _Ended.NONE
-
-
-#: The operator that has come least far of all before something, and how far.
-_Least = tuple[_Ended, str]
-
-_NOTHING_BEFORE: _Least = (_Ended.ALL, "")
+_NOTHING_BEFORE: _Before = (True, "")
 
 
 def faults_of_end(
@@ -47,7 +32,7 @@ def faults_of_end(
     }
     mode = job_graph.configuration.get(ConfigOptions.CHECKPOINTING_MODE.key)
     edges = {edge.id: edge for edge in job_graph.edges if not edge.feedback}
-    before: dict[str, _Least] = {}  # by id of the vertex
+    before: dict[str, _Before] = {}  # by id of the vertex
     faults = []
     for vertex in job_graph.vertices:
         own = [_of_operator(o, saved, mode != "AT_LEAST_ONCE") for o in vertex.operators]
@@ -62,40 +47,26 @@ def faults_of_end(
                 elif target.edge in edges:
                     there = edges[target.edge].target
                     before[there] = min(before.get(there, _NOTHING_BEFORE), passed_on)
-        ended = _as_restored(vertex, saved)
-        least, name = min(reached[0], *own)
-        if ended > least:
+        # See ``load_snapshot``: a chain has come to its end if all had that it is put together of.
+        parts = [saved[operator.uid] for operator in vertex.operators if operator.uid in saved]
+        all_ended, name = min(reached[0], *own)
+        if parts and all(part.has_ended for part in parts) and not all_ended:
             faults.append(_fault(vertex, name, whence))
     return faults
 
 
 def _of_operator(
     operator: OperatorNode, saved: Mapping[str, VertexState], exactly_once: bool
-) -> _Least:
+) -> _Before:
     if operator.uid not in saved:
         anew = operator.kind in _BEGINNING_KINDS
-        return (_Ended.NONE if anew else _Ended.ALL), operator.name
+        return not anew, operator.name
     if operator.kind == "enumerator" or not exactly_once:
         # Readers come to their ends before their enumerator, each when it has been told of its last
         # split; the enumerator's state says which have been. And where no channel waits for a
         # barrier, a task may have read all that those before it send after that checkpoint.
         return _NOTHING_BEFORE
-    return _Ended.of(saved[operator.uid]), operator.name
-
-
-def _as_restored(vertex: JobVertex, saved: Mapping[str, VertexState]) -> _Ended:
-    """See ``load_snapshot``: a task has come to its end if all had that it is put together of."""
-    parts = [saved[operator.uid] for operator in vertex.operators if operator.uid in saved]
-    if not parts:
-        return _Ended.NONE
-    return min(_dealt(part, vertex) for part in parts)
-
-
-def _dealt(part: VertexState, vertex: JobVertex) -> _Ended:
-    ended = _Ended.of(part)
-    unchanged = part.parallelism == vertex.parallelism and not part.shares_state
-    # Whose state is dealt out anew, goes on unless all had come to their ends.
-    return ended if unchanged or ended is _Ended.ALL else _Ended.NONE
+    return saved[operator.uid].has_ended, operator.name
 
 
 def _fault(vertex: JobVertex, before: str, whence: str) -> str:

@@ -82,6 +82,11 @@ class VertexState:
     subtasks: tuple[SubtaskState, ...]
     shares_state: bool = False  # each restored subtask needs state of all (see ``snapshot``)
 
+    @property
+    def has_ended(self) -> bool:
+        """Every subtask had processed its last input."""
+        return all(subtask.drained for subtask in self.subtasks)
+
 
 @dataclass(frozen=True, slots=True)
 class CheckpointManifest:
@@ -107,7 +112,7 @@ class CheckpointManifest:
     @property
     def covers_end(self) -> bool:
         """Every task had processed its last input."""
-        return all(s.drained for vertex in self.vertices for s in vertex.subtasks)
+        return all(vertex.has_ended for vertex in self.vertices)
 
     @property
     def state_size(self) -> int:

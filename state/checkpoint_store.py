@@ -250,8 +250,8 @@ class CheckpointStore:
     ) -> StateHandle:
         """Upload state of one subtask; ``name`` tells the subtasks of a checkpoint apart.
 
-        Not all of a seekable file is in memory meanwhile. ``sha256`` is the handle's, if what it
-        stands for is not the SHA-256 of the content.
+        Not all of a file, which nobody changes any more, is in memory meanwhile. ``sha256`` is the
+        handle's, if what it stands for is not the SHA-256 of the content.
         """
         source = io.BytesIO(state) if isinstance(state, bytes) else state
         size = source.seek(0, os.SEEK_END)

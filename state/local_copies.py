@@ -37,12 +37,13 @@ class LocalCopies:
         self._present: set[str] = set()
 
     def put_from(self, path: str, source: BinaryIO) -> None:
-        """What was written to the store under ``path``; the source is seekable."""
+        """What was written to the store under ``path``; a file that nobody changes, or seekable."""
         local = self._local(path)
         try:
-            source.seek(0)
-            with local.open("wb") as file:
-                shutil.copyfileobj(source, file, CHUNK_BYTES)
+            if not _link(source, local):
+                source.seek(0)
+                with local.open("wb") as file:
+                    shutil.copyfileobj(source, file, CHUNK_BYTES)
         except FileNotFoundError:
             log.debug("no local copy of %s: the folder is gone, as its process ends", path)
             return
@@ -80,10 +81,13 @@ class LocalCopies:
             return False
         return True
 
-    def keep(self, owner: Hashable, paths: Iterable[str]) -> None:
-        """All that ``owner`` still needs; what nobody needs is deleted."""
+    def keep(self, owner: Hashable, paths: Iterable[str], past: Iterable[str] = ()) -> None:
+        """All that ``owner`` still needs; what else it needed, or has ``past``, is deleted.
+
+        Unless somebody else needs it.
+        """
         with self._lock:
-            before = self._kept.get(owner, frozenset())
+            before = self._kept.get(owner, frozenset()).union(past)
             self._kept[owner] = now = frozenset(paths)
             needed = frozenset().union(*self._kept.values())
         self.forget((before - now) - needed)
@@ -99,3 +103,17 @@ class LocalCopies:
 
     def _local(self, path: str) -> Path:
         return self._folder / hashlib.sha256(path.encode()).hexdigest()
+
+
+def _link(source: BinaryIO, target: Path) -> bool:
+    """A second name is as good as a copy, and costs nothing; False: it is no file of that disk."""
+    name = getattr(source, "name", None)
+    if not isinstance(name, str):
+        return False
+    try:
+        os.link(name, target)
+    except FileExistsError:
+        return True  # what has the same path has the same content
+    except OSError:
+        return False
+    return True

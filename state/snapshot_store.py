@@ -107,20 +107,24 @@ class SnapshotWriter:
         store: StateWriter,
         generation: int,
         name: str,
-        still_needed: Callable[[frozenset[str]], None] = lambda paths: None,
+        still_needed: Callable[[frozenset[str], frozenset[str]], None] = lambda paths, past: None,
     ) -> None:
-        """``still_needed`` is told what the task's last and coming checkpoints consist of."""
+        """``still_needed`` is told what the task's last and coming checkpoints consist of.
+
+        And what was written up to now, for checkpoints that were aborted too.
+        """
         self._store = store
         self._still_needed = still_needed
         self._generation = generation
         self._name = name
         self._stored: dict[int, Written] = {}  # newer than the completed one
+        self._sent: dict[int, set[str]] = {}  # whatever has become of it
         self._completed: tuple[int | None, Written] = (None, Written())
 
     def adopt(self, checkpoint_id: int, restored: Written) -> None:
         """Later snapshots may refer to what the task is restored from."""
         self._completed = checkpoint_id, restored
-        self._say_what_is_needed()
+        self._say_what_is_needed(frozenset())
 
     def prepare(
         self,
@@ -134,11 +138,13 @@ class SnapshotWriter:
         no more is uploaded: while the store is slow, what nobody waits for would hold up what
         comes after it, until that is given up as well. The asynchronous parts are due all the same.
         """
-        return partial(self._write, checkpoint_id, snapshot, given_up, *self._completed)
+        sent = self._sent.setdefault(checkpoint_id, set())
+        return partial(self._write, checkpoint_id, snapshot, given_up, sent, *self._completed)
 
     def stored(self, checkpoint_id: int, stored: Stored) -> None:
         """The snapshot is durable; the checkpoint may become completed."""
         self._stored[checkpoint_id] = stored.written
+        self._say_what_is_needed(frozenset())
 
     def completed(self, checkpoint_id: int) -> None:
         """From now on snapshots may refer to this checkpoint, and no more to earlier ones."""
@@ -146,17 +152,25 @@ class SnapshotWriter:
         if written is not None:
             self._completed = checkpoint_id, written
             self._stored = {n: w for n, w in self._stored.items() if n > checkpoint_id}
-            self._say_what_is_needed()
+            past = [n for n in self._sent if n <= checkpoint_id]
+            self._say_what_is_needed(frozenset().union(*map(self._sent.pop, past)))
 
-    def _say_what_is_needed(self) -> None:
+    def aborted(self, checkpoint_id: int) -> None:
+        """Neither this checkpoint nor those before it will complete, as far as the task knows."""
+        newer = (written.paths for n, written in self._stored.items() if n > checkpoint_id)
+        past = (paths for n, paths in self._sent.items() if n <= checkpoint_id)
+        self._still_needed(self._completed[1].paths.union(*newer), frozenset().union(*past))
+
+    def _say_what_is_needed(self, past: frozenset[str]) -> None:
         newer = (written.paths for written in self._stored.values())
-        self._still_needed(self._completed[1].paths.union(*newer))
+        self._still_needed(self._completed[1].paths.union(*newer), past)
 
     def _write(
         self,
         checkpoint_id: int,
         snapshot: TaskSnapshot,
         given_up: Callable[[], bool],
+        sent: set[str],
         completed_id: int | None,
         completed: Written,
     ) -> Stored:
@@ -165,9 +179,11 @@ class SnapshotWriter:
         def write(source: BinaryIO, sha256: str | None = None) -> StateHandle:
             if given_up():
                 raise StorageError(f"checkpoint {checkpoint_id} was given up meanwhile")
-            return self._store.write_state(
+            handle = self._store.write_state(
                 self._generation, checkpoint_id, self._name, source, sha256
             )
+            sent.add(handle.path)
+            return handle
 
         try:
             files = _Numbered()

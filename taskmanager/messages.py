@@ -84,6 +84,9 @@ class RestoreDescriptor:
     folder: str | None = None  # to which the handles are relative, if not that of the job
     renamed: tuple[tuple[str, str], ...] = ()  # operators: old uid, new uid
     settled: bool = False  # all its sinks have committed, perhaps long ago
+    #: All subtasks of the old vertex had processed their last input. If only some had, splits and
+    #: keys may be dealt out anew, and so those have more to do again.
+    ended: bool = False
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def load_snapshot(
             layers, files = referable.layers.items(), referable.files.items()
             written.layers.update({uids[u]: found for u, found in layers if u in uids})
             written.files.update({(uids[u], n): found for (u, n), found in files if u in uids})
-        drained.append(part.drained)
+        drained.append(restore.ended)
     # However the chains were cut: this one is done if every operator of it was.
     merged.drained = bool(drained) and all(drained)
     return merged, written

@@ -89,10 +89,10 @@ class SubtaskCheckpoints:
                 task._store, task.attempt.generation, self._name, self._keep_copies
             )
 
-    def _keep_copies(self, paths: frozenset[str]) -> None:
+    def _keep_copies(self, paths: frozenset[str], past: frozenset[str]) -> None:
         task = self._task
         if task._store is not None and task._store.local is not None:
-            task._store.local.keep(task.id, paths)
+            task._store.local.keep(task.id, paths, past)
 
     @property
     def _name(self) -> str:
@@ -320,6 +320,8 @@ class SubtaskCheckpoints:
     def forget(self, checkpoint_id: int) -> None:
         """The coordinator gave the checkpoint up; whatever the state of the task."""
         self._aborted = max(self._aborted, checkpoint_id)
+        if self._writer is not None:
+            self._writer.aborted(checkpoint_id)
         if self._taking is not None and self._taking.checkpoint_id <= checkpoint_id:
             self._give_up_taking()
 

@@ -150,7 +150,8 @@ class TaskHarness:
         if restore:
             ids = {acknowledged.checkpoint_id for acknowledged in restore}
             handles = tuple((ack.task.subtask, ack.handle) for ack in restore)
-            restored = RestoreDescriptor(ids.pop(), len(restore), handles)
+            ended = all(ack.drained for ack in restore)
+            restored = RestoreDescriptor(ids.pop(), len(restore), handles, ended=ended)
             descriptor = replace(descriptor, restore=(restored,))
         self.task = Task(descriptor, self.services, limits or ChannelLimits())
         self._inputs = inputs

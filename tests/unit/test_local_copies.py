@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,7 +22,7 @@ from dataflow.testing.scripted_source import Crash, ScriptedSource, WaitForCheck
 from state.checkpoint_store import CheckpointStore
 from state.local_copies import LocalCopies
 from state.snapshot import NativeState, OperatorSnapshot, TaskSnapshot
-from state.snapshot_store import SnapshotWriter
+from state.snapshot_store import SnapshotWriter, StoredSnapshot
 from taskmanager.elements import Attempt
 from taskmanager.messages import RestoreDescriptor, TaskDeploymentDescriptor, TaskId
 from taskmanager.restore import load_snapshot
@@ -43,18 +45,19 @@ class Remote:
 
 
 class Writing:
-    """A task whose checkpoints all complete."""
+    """A task whose checkpoints complete unless it is said otherwise."""
 
     def __init__(self, store: CheckpointStore, owner: str = "task") -> None:
         self.store = store
         local = store.local
         assert local is not None
-        self.writer = SnapshotWriter(store, 1, owner, lambda paths: local.keep(owner, paths))
+        self.writer = SnapshotWriter(store, 1, owner, partial(local.keep, owner))
 
-    def checkpoint(self, number: int, state: OperatorSnapshot) -> Any:
+    def checkpoint(self, number: int, state: OperatorSnapshot, completes: bool = True) -> Any:
         stored = self.writer.prepare(number, TaskSnapshot({"uid": state}))()
         self.writer.stored(number, stored)
-        self.writer.completed(number)
+        if completes:
+            self.writer.completed(number)
         return stored.handle
 
 
@@ -110,6 +113,8 @@ def test_files_that_never_change_are_taken_from_here_without_copying_them(
     native = NativeState("rocksdb", KeyGroupRange(0, 8), b"", paths, frozenset({"1.sst"}))
     handle = Writing(store).checkpoint(1, OperatorSnapshot(native=(native,)))
     copies = {p.read_bytes(): p for p in tmp_path.iterdir() if p.is_file()}
+    assert all(copies[(source / name).read_bytes()].samefile(source / name) for name in files)
+    shutil.rmtree(source)
     if damaged:
         copies[b"table"].write_bytes(b"tabel")
     remote = Remote(store, monkeypatch)
@@ -159,6 +164,27 @@ def test_copies_of_what_no_checkpoint_needs_any_more_are_deleted(
     assert len(list(tmp_path.iterdir())) == 3
     one.checkpoint(3, OperatorSnapshot({0: b"c"}))
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_copies_of_checkpoints_that_were_aborted_go_with_the_next_that_completes(
+    store: CheckpointStore, tmp_path: Path
+) -> None:
+    """Whether they were stored, or some of their files alone; and with an attempt that failed."""
+    task = Writing(store)
+    for number in range(1, 9, 2):
+        task.checkpoint(number, OperatorSnapshot({0: b"kept %d" % number}))
+        task.checkpoint(number + 1, OperatorSnapshot({0: b"gone %d" % number}), completes=False)
+        sent = task.writer.prepare(number + 1, TaskSnapshot({"uid": OperatorSnapshot({0: b"x"})}))
+        sent()
+    assert len(list(tmp_path.iterdir())) == 3
+    task.writer.aborted(8)
+    assert len(list(tmp_path.iterdir())) == 1, "without waiting for one that completes"
+    handle = task.checkpoint(9, OperatorSnapshot({0: b"kept"}))
+    assert len(list(tmp_path.iterdir())) == 1
+    task.checkpoint(10, OperatorSnapshot({0: b"of no use"}), completes=False)
+    again = Writing(store)
+    again.writer.adopt(9, StoredSnapshot(store, handle).written())
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_full_disk_costs_no_checkpoint(

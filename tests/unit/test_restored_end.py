@@ -133,16 +133,21 @@ def test_readers_come_to_their_ends_before_their_enumerator() -> None:
     assert len(faults(job, reader, total)) == 2, "it would deal out all splits again"
 
 
-def test_subtasks_that_have_ended_behind_those_that_have() -> None:
+def test_where_some_subtasks_have_ended_all_go_on() -> None:
+    """What is dealt out anew may go to those that have ended, and they take it."""
     job = JobGraph(
         "job",
         (source("in", "f", 2), chain(operator("f"), parallelism=2)),
         (edge("in", "f", Partitioning.FORWARD),),
     )
-    assert faults(job, saved("in", True, False), saved("f", True, False)) == []
-    assert len(faults(job, saved("in", False, False), saved("f", True, False))) == 1
-    one = JobGraph("job", (source("in", "f"), chain(operator("f"))), job.edges)
-    assert faults(one, saved("in", False, False), saved("f", True, False)) == [], "dealt out anew"
+    for ended in [(True, False), (False, False)]:
+        assert faults(job, saved("in", *ended), saved("f", True, False)) == []
+    assert faults(job, saved("f", True, False)) == []
+    assert len(faults(job, saved("in", True, False), saved("f", True, True))) == 1
+    joined = chain(operator("f"), operator("g"), parallelism=2)
+    job = JobGraph("job", (source("new", "f", 2), joined), (edge("new", "f"),))
+    assert faults(job, saved("f", True, False), saved("g", False, True)) == []
+    assert len(faults(job, saved("f", True, True), saved("g", True, True))) == 1
 
 
 def test_what_comes_back_in_a_loop_does_not_count() -> None:

@@ -37,7 +37,7 @@ from taskmanager.messages import CheckpointAcknowledged, CheckpointDeclined, Tas
 
 #: Completed checkpoints whose commits are under way; beyond them sinks have to catch up first.
 COMMITTING_MAX = 10
-RETRY_MS = 1_000  # of a savepoint at the end of a job that takes no other checkpoints
+RETRY_MS = 1_000  # of what is taken at the end of a job
 
 
 class AckResult(Enum):
@@ -383,7 +383,9 @@ class CheckpointCoordinator:
         assert pending is not None
         assert pending.publishing is None, "what may have been published is not aborted"
         self._pending = None
-        self._trigger_at = now + max(self._settings.interval or RETRY_MS, self._settings.min_pause)
+        wait = max(self._settings.interval or RETRY_MS, self._settings.min_pause)
+        # At the end there is nothing else to do: the job waits for this one alone.
+        self._trigger_at = now + (min(wait, RETRY_MS) if self._drained else wait)
         actions: list[CheckpointAction] = [Abort(pending.checkpoint_id, reason)]
         return actions + self._count_failure(f"checkpoint {pending.checkpoint_id}: {reason}")
 

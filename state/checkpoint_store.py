@@ -556,17 +556,26 @@ class CheckpointStore:
     def delete_checkpoints(self, generation: int) -> None:
         """Delete every checkpoint of a job that is canceled for good; the claims stay.
 
-        Epoch records go first: what is left after a crash is garbage, not half a checkpoint.
+        One after the other, oldest first, and its state last: what is left after a crash are the
+        newest, and none without a part of it. Who goes on from an older one writes again what
+        was committed since.
         """
         if not self.is_current(generation):
             return
-        paths = [status.path for status in self._fs.list(self._root)]
-        claims = {self._path(JobPaths.claim(g)) for g in self._listing().claims}
-        epochs = f"{self._root}/epochs/"
-        for path in paths:
-            if path.startswith(epochs):
+        left = {status.path for status in self._fs.list(self._root)}
+        listing = self._listing()
+        attempts = sorted(listing.files)
+        of_no_attempt = listing.epochs.difference(number for _, number in attempts)
+        records = [JobPaths.epoch(number) for number in sorted(of_no_attempt)]
+        for attempt in attempts:
+            records.append(JobPaths.epoch(attempt[1]))
+            records += JobPaths.committed(attempt), JobPaths.manifest(attempt)
+        for path in map(self._path, records):
+            if path in left:
                 self._fs.delete(path)
-        self._fs.delete_all([p for p in paths if p not in claims and not p.startswith(epochs)])
+                left.remove(path)
+        claims = {self._path(JobPaths.claim(g)) for g in listing.claims}
+        self._fs.delete_all(sorted(left - claims))
         self._abort_uploads(generation)
 
     def _manifests(

@@ -1140,6 +1140,31 @@ def test_the_checkpoints_of_a_canceled_job_can_be_deleted_but_never_its_claims(
     assert store.claim_generation("second") == generation + 1
 
 
+@pytest.mark.parametrize("deletes", range(14))
+def test_what_is_left_of_checkpoints_that_are_deleted_are_the_newest(
+    fs: MemoryFileSystem, store: CheckpointStore, deletes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a job under that id would write again what was committed since an older one."""
+    generation = store.claim_generation("first")
+    for number in (9, 10, 11):
+        publish(store, generation, number, needs_commit=True)
+        commit(store, generation, number)
+    delete, done = MemoryFileSystem.delete, iter(range(deletes))
+
+    def until_it_fails(self: MemoryFileSystem, path: str) -> None:
+        if next(done, None) is None:
+            raise StorageError("away")
+        delete(self, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryFileSystem, "delete", until_it_fails)
+        with contextlib.suppress(StorageError):
+            store.delete_checkpoints(generation)
+    again = CheckpointStore(fs, ROOT, JOB)
+    manifest = again.recover(again.claim_generation("second")).manifest
+    assert manifest is None or manifest.checkpoint_id == 11
+
+
 def test_a_fenced_jobmanager_deletes_nothing(fs: MemoryFileSystem, store: CheckpointStore) -> None:
     generation = store.claim_generation("first")
     publish(store, generation, 1)

@@ -1026,3 +1026,14 @@ def test_whatever_the_moment_the_next_tick_has_something_to_do(checkpoints: bool
     sound()
     script.on(CancelJob())
     sound()
+
+
+def test_the_last_checkpoint_is_tried_again_at_once_whatever_the_interval() -> None:
+    script = Script(checkpoints=CheckpointSettings(interval=3_600_000, timeout=5_000)).running()
+    script.each(TaskDrained)
+    (trigger, *_) = script.messages(TriggerCheckpoint)
+    declined = CheckpointDeclined(A0, script.attempt_of(A0), trigger.checkpoint_id, "a hiccup")
+    script.on(declined)
+    script.tick(1_000)
+    (again, *_) = script.messages(TriggerCheckpoint)
+    assert again.checkpoint_id > trigger.checkpoint_id

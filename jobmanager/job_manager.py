@@ -71,6 +71,7 @@ logger = logging.getLogger(__name__)
 EVENTS_MAX = 100_000
 ERROR_HISTORY_MAX = 20
 ANSWERS_MAX = 1_000
+QUERIES_MAX = 256  # whose answers may have a megabyte each
 STORE_ATTEMPTS_MAX = 300  # of a restarted JobManager, before the job is given up
 STORE_RETRY_S = 1.0
 SLOW_START_MS = 10_000  # a TaskManager takes a few seconds
@@ -179,6 +180,9 @@ class JobManager:
         self._store: CheckpointStore | None = None
         self._restore: RestorePoint | None = None  # what the job starts from at first
         self._answers: dict[str, Answer | None] = {}  # None: not yet
+        self._queries: dict[str, Answer | None] = {}  # the same for questions of state
+        self._starting: dict[str, threading.Timer] = {}  # TaskManagers that are to be started later
+        self._start_lock = threading.Lock()
         self._untold: set[str] = set()  # requests whose client has not got its answer
         self._retained = 1
         self._delete_when_canceled = (
@@ -204,8 +208,8 @@ class JobManager:
         """From a TaskManager; blocks when the JobMaster cannot keep up."""
         if isinstance(report, StateQueried):
             with self._lock:
-                if report.request_id in self._answers:
-                    self._answers[report.request_id] = answered(report)
+                if report.request_id in self._queries:
+                    self._queries[report.request_id] = answered(report)
             return
         self._put(report)
 
@@ -215,18 +219,27 @@ class JobManager:
     def request(self, request: ClientRequest) -> None:
         """Idempotent; see ``answer``."""
         with self._lock:
-            if request.request_id in self._answers:
+            if isinstance(request, AskState):
+                answers, limit = self._queries, QUERIES_MAX
+            else:
+                answers, limit = self._answers, ANSWERS_MAX
+            if request.request_id in answers:
                 return
-            self._answers[request.request_id] = None
+            if len(answers) >= limit:
+                # What is under way stays: its client would be told that nobody knows of it.
+                old = next((id_ for id_, answer in answers.items() if answer is not None), None)
+                if old is None:
+                    old = next(iter(answers))
+                    answers[old] = Answer(old, error=f"{limit} others came meanwhile; ask again")
+                else:
+                    del answers[old]
+                self._untold.discard(old)
+            answers[request.request_id] = None
             self._untold.add(request.request_id)
-            if len(self._answers) > ANSWERS_MAX:
-                oldest = next(iter(self._answers))
-                del self._answers[oldest]
-                self._untold.discard(oldest)
         if isinstance(request, AskState):
             answer = ask(request, self._master, self._cluster.send)
             if answer is not None:
-                self._answers[request.request_id] = answer
+                answers[request.request_id] = answer
             return
         try:
             if isinstance(request, TakeSavepoint):
@@ -250,8 +263,9 @@ class JobManager:
     def answer(self, request_id: str) -> Answer | None:
         """None while it is being done."""
         ended = self.ended.is_set()  # asked first: the last answers come just before it
-        answer = self._answers.get(request_id)
-        if answer is None and request_id not in self._answers:
+        answers = self._queries if request_id in self._queries else self._answers
+        answer = answers.get(request_id)
+        if answer is None and request_id not in answers:
             error = "its JobManager was restarted meanwhile, and does not know what became of it"
             answer = Answer(request_id, error=f"{error}; dataflow status shows how the job is")
         elif answer is None and ended:
@@ -449,10 +463,13 @@ class JobManager:
             raise JobExecutionError(
                 "its JobManager died, and without checkpoints there is nothing to go on from"
             )
-        if self._store.ended_before(master.generation):
+        submitted, ended = self._store.submitted_before(master.generation)
+        if ended:
             master.status = JobStatus.FINISHED
             return
         record = self._store.get_status() or {}
+        if record.get("generation", 0) < submitted:
+            return  # of an earlier run under the same id
         status = JobStatus.__members__.get(str(record.get("status")), JobStatus.CREATED)
         if status.is_globally_terminal_state():
             master.status, master.error = status, record.get("error")
@@ -489,7 +506,7 @@ class JobManager:
                 case StartTaskManager(taskmanager_id, resources, delay_ms):
                     self._start_taskmanager(taskmanager_id, dict(resources), delay_ms)
                 case StopTaskManager(taskmanager_id):
-                    self._cluster.stop_taskmanager(taskmanager_id)
+                    self._stop_taskmanager(taskmanager_id)
                 case JobStatusChanged(status, error):
                     self._on_status(status, error)
                 case StopFenced(reason):
@@ -510,12 +527,27 @@ class JobManager:
                 lambda reason: self._put(TaskManagerLost(taskmanager_id, reason)),
             )
 
+        def start_unless_stopped() -> None:
+            with self._start_lock:
+                if self._starting.pop(taskmanager_id, None) is not None:
+                    start()
+
         if delay_ms:
-            timer = threading.Timer(delay_ms / 1000, start)
+            timer = threading.Timer(delay_ms / 1000, start_unless_stopped)
             timer.daemon = True
+            with self._start_lock:
+                self._starting[taskmanager_id] = timer
             timer.start()
         else:
             start()
+
+    def _stop_taskmanager(self, taskmanager_id: str) -> None:
+        """Also one that is still to be started: nobody would know of it any more."""
+        with self._start_lock:
+            timer = self._starting.pop(taskmanager_id, None)
+        if timer is not None:
+            timer.cancel()
+        self._cluster.stop_taskmanager(taskmanager_id)
 
     def _on_status(self, status: JobStatus, error: str | None) -> None:
         logger.info("job %s is %s%s", self.job_id, status.name, f": {error}" if error else "")
@@ -542,10 +574,11 @@ class JobManager:
     def _put_status(self, status: JobStatus) -> None:
         """The job's record in the store, for ``dataflow list``; a hint, so failures are logged."""
         store = self._store
-        if store is None:
+        if store is None or self._master is None:
             return
         record = {
             "name": self._job_graph.name,
+            "generation": self._master.generation,
             "status": status.name,
             "started_ms": self._started_ms,
             "updated_ms": _wall_clock(),
@@ -561,6 +594,8 @@ class JobManager:
         self._store_thread.submit(put)
 
     def _end(self) -> None:
+        with self._start_lock:
+            self._starting.clear()
         self._store_thread.shutdown(wait=True)  # the end is known to the store before anybody else
         self._cluster.shutdown()
         with self._lock:
@@ -616,5 +651,3 @@ def _monotonic() -> int:
 
 def _wall_clock() -> int:
     return time.time_ns() // 1_000_000
-
-

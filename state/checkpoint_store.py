@@ -199,18 +199,19 @@ class CheckpointStore:
         data = seal("claim", body, self._key)
         return self._fs.put_if_absent(self._path(JobPaths.claim(generation + 1)), data)
 
-    def ended_before(self, generation: int) -> bool:
-        """Whether the job had been ended when ``generation`` was claimed in its JobManager's place.
+    def submitted_before(self, generation: int) -> tuple[int, bool]:
+        """When that was submitted whose JobManager's place ``generation`` has taken.
 
-        The claimants of all that came in between begin with ``IN_PLACE``.
+        The claimants of all generations in between begin with ``IN_PLACE``. True: it was no
+        submission but the end of the job.
         """
         while generation > 1:
             generation -= 1
             data = self._read(JobPaths.claim(generation))
             claimant = str(unseal("claim", data, self._key).get("claimant"))
             if not claimant.startswith(IN_PLACE):
-                return claimant == ENDED
-        return False
+                return generation, claimant == ENDED
+        return generation, False
 
     def history_id(self) -> str:
         """Names the history of this job in this store, from its first claim on."""

@@ -91,7 +91,7 @@ class SimJobManager(SimProcess):
         try:
             whose = IN_PLACE if cluster.jobmanagers else ""
             generation = store.claim_generation(f"{whose}{self.id}@{self.world.now}")
-            ended = cluster.requester is not None and store.ended_before(generation)
+            ended = cluster.requester is not None and store.submitted_before(generation)[1]
             settings = replace(self._settings, history_id=store.history_id())
             if cluster.rescales:
                 self._adopt_parallelism()

@@ -127,7 +127,7 @@ class Requester:
 
     def look_into_the_store(self, store: CheckpointStore) -> None:
         """The job has ended; perhaps because it was stopped, and nobody could say so any more."""
-        if self.savepoint is None and store.ended_before(max(store._listing().claims) + 1):
+        if self.savepoint is None and store.submitted_before(max(store._listing().claims) + 1)[1]:
             for folder in self._known:
                 if MemoryFileSystem().exists(f"{folder}/savepoint.json"):
                     self.savepoint = folder

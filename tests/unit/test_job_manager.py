@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from jobmanager import job_manager
 from jobmanager.job_events import Tick
 from jobmanager.job_manager import JobManager
 from jobmanager.local import LocalCluster
+from jobmanager.requests import Answer, AskState, TakeCheckpoint, TakeSavepoint
 from state.checkpoint_store import CheckpointStore
 from taskmanager.messages import Heartbeat
+from taskmanager.threaded import open_store
 
 
 def manager(storage: Path, restarted: bool) -> JobManager:
@@ -95,3 +98,62 @@ def test_what_waits_in_line_is_handled_as_of_when_it_came(
         (Heartbeat("tm3", {}), 2_000),  # never back
         (Tick(), 60_000),
     ]
+
+
+def test_what_became_of_an_earlier_run_under_the_same_id_is_not_this_ones(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path), "job")
+    store.claim_generation("a submission")
+    store.put_status({"status": "CANCELED", "generation": 1})
+    manager(tmp_path, restarted=False)._begin()  # submitted anew, and dies while it waits for slots
+    assert ended(manager(tmp_path, restarted=True)).status is JobStatus.FINISHED
+    store.put_status({"status": "CANCELED", "generation": 3})
+    assert ended(manager(tmp_path, restarted=True)).status is JobStatus.CANCELED, "of its own run"
+
+
+def test_questions_do_not_push_out_what_is_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_manager, "QUERIES_MAX", 3)
+    monkeypatch.setattr(job_manager, "ANSWERS_MAX", 2)
+    made = manager(tmp_path, restarted=False)  # its thread does not run: nothing is done
+    made.request(TakeSavepoint("stop", f"file://{tmp_path}/s", stop=True))
+    for number in range(9):
+        made.request(AskState(str(number), "uid", 0, b""))
+    assert made.answer("stop") is None
+    assert made.answer("8") is not None
+    assert len(made._queries) == 3
+    made.request(TakeCheckpoint("one"))
+    made._answers["one"] = Answer("one", result="7")
+    made.request(TakeCheckpoint("two"))
+    assert (made.answer("stop"), list(made._answers)) == (None, ["stop", "two"])
+    made.request(TakeCheckpoint("three"))
+    answer = made.answer("stop")
+    assert answer is not None
+    assert "2 others came meanwhile" in str(answer.error)
+
+
+def test_a_taskmanager_that_is_stopped_before_it_is_started_never_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timers: list[Callable[[], None]] = []
+
+    class Timer:
+        def __init__(self, seconds: float, start: Callable[[], None]) -> None:
+            timers.append(start)
+
+        def start(self) -> None: ...
+
+        def cancel(self) -> None: ...
+
+    monkeypatch.setattr("jobmanager.job_manager.threading.Timer", Timer)
+    made = manager(tmp_path, restarted=False)
+    started: list[str] = []
+    made._cluster.start_taskmanager = lambda id_, *_: started.append(id_)  # type: ignore[method-assign]
+    for name in ("stopped", "wanted", "late"):
+        made._start_taskmanager(name, {}, 50)
+    made._stop_taskmanager("stopped")
+    timers[0]()
+    timers[1]()
+    made._end()
+    timers[2]()
+    assert started == ["wanted"]

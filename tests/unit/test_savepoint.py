@@ -213,17 +213,17 @@ def test_whatever_fails_there_is_a_whole_savepoint_or_none(root: str, fault: Fau
 def test_the_end_of_a_job_is_claimed_like_a_generation(root: str) -> None:
     store = CheckpointStore(MemoryFileSystem(), f"{root}/jobs", "job")
     assert store.claim_generation("submitted") == 1
-    assert not store.ended_before(1)
+    assert not store.submitted_before(1)[1]
     assert store.claim_end(1)
     assert store.claim_end(1), "asked again, after an answer that was lost"
     assert not store.is_current(1)
     assert store.claim_generation(f"{IN_PLACE}a") == 3
-    assert store.ended_before(3)
+    assert store.submitted_before(3)[1]
     assert store.claim_generation(f"{IN_PLACE}b") == 4
-    assert store.ended_before(4), "the one before has died before it could say so"
+    assert store.submitted_before(4)[1], "the one before has died before it could say so"
     assert store.claim_generation("submitted again") == 5
     assert store.claim_generation(f"{IN_PLACE}c") == 6
-    assert not store.ended_before(6), "that job is another one"
+    assert not store.submitted_before(6)[1], "that job is another one"
 
 
 def test_a_job_that_was_taken_over_cannot_be_ended_by_the_one_before(root: str) -> None:
@@ -231,4 +231,4 @@ def test_a_job_that_was_taken_over_cannot_be_ended_by_the_one_before(root: str) 
     store.claim_generation("submitted")
     store.claim_generation(f"{IN_PLACE}a")
     assert not store.claim_end(1)
-    assert not store.ended_before(2)
+    assert not store.submitted_before(2)[1]

@@ -409,23 +409,32 @@ class JobMaster:
                 self._cancel_region(region, now, actions, gone)
             return
         if self.finishing and self._requests.ends_job:
-            self._terminate(JobStatus.FINISHED, actions)  # stopped, and everything is committed
-            return
+            if self.takes_checkpoints:
+                self._terminate(JobStatus.FINISHED, actions)  # stopped, and everything is committed
+                return
+            # Its sinks commit at the end alone. Some may have, so nothing can begin anew.
+            error = (
+                f"stopped, but not all output could be committed: {error}; its savepoint is "
+                "complete, and whoever starts from it commits the rest"
+            )
+            final = final or kind
         self._backoff.notify_failure(now)
         self.error = error
         if final is not None or not self._backoff.can_restart():
             self._end(JobStatus.FAILING, error, now, actions, gone, final or kind)
             return
-        if self.finishing or self._requests.holds_tasks:
+        held = self._requests.holds_tasks
+        if self.finishing or held:
             self.finishing = False
-            if self.takes_checkpoints:
-                # Tasks that have finished cannot take part in another checkpoint: all start again.
+            if self.takes_checkpoints or held:
+                # Tasks that have finished cannot take part in another checkpoint, and those that
+                # have stopped, or whose input was ended, would never go on: all start again.
                 regions = [region for region in self._regions if region.active]
         self.restarts += 1
         deploy_at = now + self._backoff.delay_ms()
         self._stop_checkpoints(error, now, actions)
         self._set_status(JobStatus.RESTARTING, actions, error)
-        failed = [region for region in regions if not region.can_recommit]
+        failed = [region for region in regions if held or not region.can_recommit]
         if failed and self.graph.blocking and not self._settings.failover_region:
             failed = list(self._regions)
         anew = to_restart(failed)

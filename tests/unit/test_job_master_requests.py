@@ -48,6 +48,7 @@ from taskmanager.messages import (
     TaskCanceled,
     TaskDrained,
     TaskFinished,
+    TaskId,
     TaskReady,
     TriggerCheckpoint,
 )
@@ -390,3 +391,65 @@ def test_a_job_can_be_canceled_at_any_time_of_it(after: str) -> None:
     assert JobStatusChanged(JobStatus.CANCELED) in script.actions
     assert len(answers) == 1
     assert answers[0].error
+
+
+# ------------------------------------------------------------------- jobs without checkpoints
+
+
+def without_checkpoints(script: Script, drain: bool = False) -> list[TaskId]:
+    """Up to the moment at which the tasks stand still, or their input ends."""
+    script.running()
+    script.on(TakeSavepoint("r", FOLDER, stop=True, drain=drain))
+    script.on(RequestStored("r"))
+    return list(script.master.graph.tasks)
+
+
+def all_saved(script: Script) -> None:
+    (trigger, *_) = script.messages(TriggerCheckpoint)
+    acknowledged = (
+        CheckpointAcknowledged(
+            task, script.attempt_of(task), trigger.checkpoint_id, HANDLE, (), False, True
+        )
+        for task in script.master.graph.tasks
+    )
+    script.on(*acknowledged)
+    assert [type(action) for action in script.actions] == [StoreSavepoint]
+
+
+def test_a_job_whose_sinks_could_not_commit_when_it_was_stopped_has_failed() -> None:
+    """Without checkpoints they commit at the end alone, and some of them may have."""
+    script = Script()
+    without_checkpoints(script)
+    all_saved(script)
+    script.on(RequestStored("r"))
+    assert script.tasks_of(Finish) == ALL
+    script.on(script.failed(ALL[0]))
+    assert script.statuses() == [JobStatus.FAILING]
+    (answer,) = script.wanted(Answer)
+    assert "the job did not end: stopped, but not all output could be committed" in str(
+        answer.error
+    )
+    script.each(TaskCanceled, ALL[1:])
+    assert script.status is JobStatus.FAILED
+    assert "its savepoint is complete" in str(script.master.error)
+
+
+@pytest.mark.parametrize("drain", [True, False])
+def test_where_tasks_stand_still_all_regions_begin_anew(drain: bool) -> None:
+    """Also one that has drained: its input was ended, wherever it was."""
+    script = Script(pipelines())
+    first, second = without_checkpoints(script, drain)
+    if drain:
+        assert script.tasks_of(Drain) == [first, second]
+        script.on(TaskDrained(first, script.attempt_of(first), b"of a part of the input"))
+    else:
+        all_saved(script)
+    before = script.attempt_of(first)
+    script.on(script.failed(second))
+    assert script.tasks_of(Cancel) == [first]
+    script.each(TaskCanceled, [first])
+    script.tick(script.now + 200)
+    assert script.deployed() == [first, second]
+    script.each(TaskReady)
+    assert script.status is JobStatus.RUNNING
+    assert script.attempt_of(first) != before

@@ -190,6 +190,7 @@ class JobMaster:
         times = [self._pool.next_silent_at()]
         if not self._ending:
             times.append(self._pool.next_overdue_at())
+            times.append(self._requests.next_tick_at)
         for region in self._regions.within(RegionState.CANCELING):
             times.append(region.canceling_since + self._settings.cancellation_timeout)
         times += [region.deploy_at for region in self._deployable()]

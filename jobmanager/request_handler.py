@@ -17,6 +17,7 @@ from jobmanager.job_events import Action, StopTaskManager
 from jobmanager.region import Regions, RegionState
 from jobmanager.requests import (
     Demand,
+    EndJob,
     GoOn,
     OfferSlots,
     Request,
@@ -43,7 +44,7 @@ class RequestHandler(Requests):
 
     def handle(self, event: Request | RequestStored, now: int, actions: list[Action]) -> None:
         if isinstance(event, RequestStored):
-            steps = self.stored(event.request_id, event.error)
+            steps = self.stored(event.request_id, event.error, now)
         else:
             steps = self.begin(event, self._refusal(event), self._master.graph.job_graph)
         self.carry_out(steps, now, actions)
@@ -78,6 +79,9 @@ class RequestHandler(Requests):
                 case OfferSlots(job_graph):
                     more = () if job_graph is None else ExecutionGraph(job_graph).slots
                     self._offer_slots(more, now, actions)
+                case EndJob():
+                    if not master._ending:
+                        master._terminate(JobStatus.FINISHED, actions)
                 case Switch(job_graph):
                     self._switch_to(ExecutionGraph(job_graph), now, actions)
                 case _:
@@ -104,6 +108,7 @@ class RequestHandler(Requests):
     def advance(self, now: int, actions: list[Action]) -> None:
         """Do whatever has become possible."""
         master = self._master
+        self.carry_out(self.tick(now), now, actions)
         if self._next is not None and master._regions.all_are(RegionState.WAITING):
             self._switch(self._next, now, actions)
         if master._pool.complete:

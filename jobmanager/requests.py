@@ -5,6 +5,7 @@ There is at most one request at a time, and each is answered exactly once:
 
     savepoint    PROBING → WAITING → TRIGGERED → COMMITTING → STORING → answered
     stop         … → STORING → ENDING → answered when the job has FINISHED
+                     STORING → STORING_WITHOUT_JOB → FINISHED after all, or answered and restarted
     rescale      GROWING → PREPARING → WAITING → TRIGGERED → STORING → SWITCHING → answered when it
                  runs again
 
@@ -121,7 +122,6 @@ class StoreSavepoint:
     folder: str
     manifest: CheckpointManifest
     ends_job: bool = False  # and see to it that no other JobManager goes on
-    delay_ms: int = 0
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,6 @@ class SaveJob:
 
     request_id: str
     job_graph: JobGraph
-    delay_ms: int = 0
 
 
 RequestOperation = ProbeSavepoint | StoreSavepoint | DiscardSavepoint | SaveJob
@@ -180,7 +179,12 @@ class Switch:
     job_graph: JobGraph
 
 
-Step = Answer | RequestOperation | Demand | GoOn | OfferSlots | Switch
+@dataclass(frozen=True)
+class EndJob:
+    """It has FINISHED, although tasks may have been canceled to restart."""
+
+
+Step = Answer | RequestOperation | Demand | GoOn | OfferSlots | Switch | EndJob
 
 
 # ------------------------------------------------------------------------------------- machine
@@ -200,6 +204,7 @@ class Phase(Enum):
     TRIGGERED = auto()
     COMMITTING = auto()
     STORING = auto()
+    STORING_WITHOUT_JOB = auto()  # its tasks failed while its savepoint, and its end, are stored
     ENDING = auto()
     SWITCHING = auto()
 
@@ -215,6 +220,8 @@ class Requests:
         self._rescaled: Rescaled | None = None
         self._present: JobGraph | None = None
         self._stores_left = 0  # how often a store operation that fails is tried again
+        self._store_again_at: int | None = None
+        self._interrupted = ""  # why its tasks were canceled
 
     @property
     def holds_end(self) -> bool:
@@ -238,6 +245,20 @@ class Requests:
         """Whether the job is to finish although its input has not ended."""
         return self._request is not None and self.phase is Phase.ENDING
 
+    @property
+    def next_tick_at(self) -> int | None:
+        """When ``tick`` has something to do."""
+        is_storing = self._request is not None and self.phase is Phase.STORING
+        return self._store_again_at if is_storing else None
+
+    def tick(self, now: int) -> list[Step]:
+        """Time has passed."""
+        due = self.next_tick_at
+        if due is None or now < due:
+            return []
+        self._store_again_at = None
+        return [self._store()]
+
     # ------------------------------------------------------------------------------ begin
 
     def begin(self, request: Request, refusal: str | None, job_graph: JobGraph) -> list[Step]:
@@ -255,7 +276,7 @@ class Requests:
                 return [Answer(request.request_id, error=str(error))]
         self._request, self._present = request, job_graph
         self._checkpoint_id = self._manifest = None
-        self._stores_left = STORE_RETRIES
+        self._stores_left, self._store_again_at = STORE_RETRIES, None
         match request:
             case TakeCheckpoint():
                 self.phase = Phase.WAITING
@@ -340,15 +361,15 @@ class Requests:
         self.phase, self._manifest = Phase.STORING, manifest
         return [self._store()]
 
-    def _store(self, delay_ms: int = 0) -> StoreSavepoint | SaveJob:
+    def _store(self) -> StoreSavepoint | SaveJob:
         request = self._request
         if isinstance(request, Rescale):
             assert self._rescaled is not None
-            return SaveJob(request.request_id, self._rescaled.job_graph, delay_ms)
+            return SaveJob(request.request_id, self._rescaled.job_graph)
         assert isinstance(request, TakeSavepoint)
         assert self._manifest is not None
         folder, ends = request.folder, request.stop
-        return StoreSavepoint(request.request_id, folder, self._manifest, ends, delay_ms)
+        return StoreSavepoint(request.request_id, folder, self._manifest, ends)
 
     def _is_ours(self, checkpoint_id: int) -> bool:
         return (
@@ -359,7 +380,7 @@ class Requests:
 
     # ------------------------------------------------------------------------ the store
 
-    def stored(self, request_id: str, error: str | None) -> list[Step]:
+    def stored(self, request_id: str, error: str | None, now: int = 0) -> list[Step]:
         """The outcome of a store operation."""
         request = self._request
         if request is None or request.request_id != request_id:
@@ -369,12 +390,18 @@ class Requests:
                 return self._fail(f"a savepoint cannot be written to {request.folder}: {error}")
             self.phase = Phase.WAITING
             return [Demand(_options(request), at_end=request.drain)]
+        if self.phase is Phase.STORING_WITHOUT_JOB:
+            if error is not None:
+                return [self._did_not_end("perhaps complete")]
+            self.phase = Phase.ENDING
+            return [EndJob()]
         if self.phase is not Phase.STORING:
             return []
         if error is not None:
             if self._stores_left > 0:
                 self._stores_left -= 1
-                return [self._store(STORE_RETRY_MS)]
+                self._store_again_at = now + STORE_RETRY_MS
+                return []
             return self._not_stored(request, error)
         if isinstance(request, TakeSavepoint):
             if not request.stop:
@@ -409,15 +436,17 @@ class Requests:
         if isinstance(request, TakeSavepoint) and self.phase in (Phase.STORING, Phase.ENDING):
             if not request.stop:
                 return []  # it goes on without the job
-            complete = "complete" if self.phase is Phase.ENDING else "perhaps complete"
-            self._request = None
-            return [
-                Answer(
-                    request.request_id,
-                    error=f"the job did not end: {reason}; its savepoint {request.folder} is "
-                    f"{complete}, and what the job does from now on is not in it",
-                )
-            ]
+            self._interrupted = reason
+            if self.phase is Phase.ENDING:
+                return [self._did_not_end("complete")]
+            assert self._manifest is not None
+            if self._manifest.needs_commit or self._store_again_at is not None:
+                return [self._did_not_end("perhaps complete")]
+            # All is committed, and what is under way in the store may be the end of the job: then
+            # nothing that goes on from here could take a checkpoint. It tells before a recovery
+            # does, which waits in the same line.
+            self.phase = Phase.STORING_WITHOUT_JOB
+            return []
         reason = f"the job was interrupted: {reason}"
         drains = isinstance(request, TakeSavepoint) and request.drain
         if drains and self.phase is Phase.COMMITTING:
@@ -426,6 +455,15 @@ class Requests:
                 "on to its end, without a savepoint"
             )
         return self._fail(reason)
+
+    def _did_not_end(self, complete: str) -> Answer:
+        request, self._request = self._request, None
+        assert isinstance(request, TakeSavepoint)
+        return Answer(
+            request.request_id,
+            error=f"the job did not end: {self._interrupted}; its savepoint {request.folder} is "
+            f"{complete}, and what the job does from now on is not in it",
+        )
 
     def job_running(self) -> list[Step]:
         """All tasks run (again)."""

@@ -16,9 +16,11 @@ from dataflow.errors import ConfigError
 from dataflow.graph.job_graph import JobEdge, JobGraph, JobVertex, OperatorNode, Partitioning
 from jobmanager.requests import (
     STORE_RETRIES,
+    STORE_RETRY_MS,
     Answer,
     Demand,
     DiscardSavepoint,
+    EndJob,
     GoOn,
     OfferSlots,
     Phase,
@@ -222,10 +224,13 @@ def test_what_an_aborted_savepoint_has_left_is_deleted(request_: TakeSavepoint) 
 
 def stored_badly(script: Script) -> list[Step]:
     """Again and again, until it gives up."""
-    for _ in range(STORE_RETRIES):
-        (again,) = script.stored("r", "full")
+    for now in range(STORE_RETRIES):
+        assert script.stored("r", "full", now) == []
+        assert script.next_tick_at == now + STORE_RETRY_MS
+        assert script.tick(now + STORE_RETRY_MS - 1) == []
+        (again,) = script.tick(now + STORE_RETRY_MS)
         assert isinstance(again, (StoreSavepoint, SaveJob))
-        assert again.delay_ms > 0
+        assert script.next_tick_at is None
     return script.stored("r", "full")
 
 
@@ -262,12 +267,35 @@ def test_a_failure_after_the_last_moment_says_what_is_there() -> None:
     script = Script().up_to(Phase.STORING, SAVEPOINT)
     assert script.job_stopped("boom") == [], "it does not need the job any more"
     assert script.stored("r", None) == [Answer("r", FOLDER)]
-    for phase, word in ((Phase.STORING, "perhaps complete"), (Phase.ENDING, "is complete")):
-        script = Script().up_to(phase, SUSPEND)
-        error = error_of(script.job_stopped("boom"))
-        assert "the job did not end: boom" in error
-        assert word in error
-        assert not script.ends_job
+    script = Script().up_to(Phase.ENDING, SUSPEND)
+    error = error_of(script.job_stopped("boom"))
+    assert "the job did not end: boom; its savepoint memory://x/savepoint is complete" in error
+    assert not script.ends_job
+
+
+def test_an_end_that_is_being_stored_when_the_job_fails_is_waited_for() -> None:
+    """Once it is stored no other can go on, this one neither."""
+    script = Script().up_to(Phase.STORING, SUSPEND)
+    assert script.job_stopped("boom") == []
+    assert script.stored("r", None) == [EndJob()]
+    assert script.job_ended(JobStatus.FINISHED, None) == [Answer("r", FOLDER)]
+    script = Script().up_to(Phase.STORING, SUSPEND)
+    assert script.job_stopped("boom") == []
+    error = error_of(script.stored("r", "timeout"))
+    assert (
+        "the job did not end: boom; its savepoint memory://x/savepoint is perhaps complete" in error
+    )
+
+
+@pytest.mark.parametrize("request_", [SUSPEND, Rescale("r", 3)])
+def test_what_is_to_be_stored_again_is_not_once_the_job_has_failed(request_: Request) -> None:
+    """It would end a job that goes on, or leave a parallelism that was not taken."""
+    script = Script().up_to(Phase.STORING, request_)
+    assert script.stored("r", "timeout", 100) == []
+    script.job_stopped("boom")
+    assert script.next_tick_at is None
+    assert script.tick(10**9) == []
+    assert script.stored("r", None) == []
 
 
 def test_a_failure_while_rescaling_takes_everything_back() -> None:

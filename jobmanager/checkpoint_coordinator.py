@@ -218,6 +218,11 @@ class CheckpointCoordinator:
 
     # ------------------------------------------------------------------------- the job
 
+    @property
+    def next_checkpoint_id(self) -> int:
+        """Of the next that is triggered."""
+        return self._next_id
+
     def job_running(
         self, attempts: dict[TaskId, Attempt], now: int, restored: int | None = None
     ) -> None:

@@ -499,8 +499,13 @@ class JobMaster:
             return
         if isinstance(found, Unrecoverable):
             self._end(JobStatus.FAILING, found.error, now, actions, kind=found.kind)
-        else:
-            actions.extend(found)
+            return
+        actions.extend(found)
+        if self.recovery.ready and self.takes_checkpoints:
+            newest = self.recovery.checkpoint_id
+            others = [r for r in self._regions if r.active and not r.goes_with(newest)]
+            error = f"checkpoint {newest} turned out to be complete, and they went on without it"
+            self._fail_regions(others, error, now, actions)
 
     def _fence(self, reason: str, actions: list[Action]) -> None:
         actions.extend(StopTaskManager(taskmanager_id) for taskmanager_id in self._pool.clear())
@@ -528,7 +533,7 @@ class JobMaster:
     def _deploy(self, region: Region, actions: list[Action]) -> None:
         self._attempts += 1
         attempt = Attempt(self.generation, self._attempts)
-        region.deploy(attempt)
+        region.deploy(attempt, self.recovery.checkpoint_id, self.coordinator.next_checkpoint_id)
         if not region.recommits:
             for task in region.tasks:
                 self.metrics.pop(task, None)

@@ -47,6 +47,12 @@ class JobRecovery:
         return self._found is not None and not self.under_way
 
     @property
+    def checkpoint_id(self) -> int:
+        """That tasks are deployed from; 0 if there is none."""
+        manifest = None if self._found is None else self._found.manifest
+        return 0 if manifest is None else manifest.checkpoint_id
+
+    @property
     def state_size(self) -> int:
         """Bytes of state in the checkpoint that tasks are deployed from; 0 if there is none."""
         manifest = None if self._found is None else self._found.manifest

@@ -34,6 +34,9 @@ class Region:
         self.attempt: Attempt | None = None
         self.deploy_at = 0
         self.canceling_since = 0
+        #: The checkpoint that its tasks go on from (0: none), and the first that they take part in.
+        self.base = 0
+        self.first_checkpoint = 0
         #: All and only the tasks that are: ready (DEPLOYING), drained or finished (RUNNING), not
         #: yet stopped (CANCELING).
         self.ready: set[TaskId] = set()
@@ -96,9 +99,18 @@ class Region:
         """All that it reads is there."""
         return self.recommits or all(exchange.complete for exchange in self.consumes)
 
-    def deploy(self, attempt: Attempt) -> None:
+    def goes_with(self, checkpoint_id: int) -> bool:
+        """Whether what it has done belongs to that checkpoint.
+
+        It does not if its tasks went on from an older one, and were not there when this was taken:
+        its record may have come into the store after they had asked.
+        """
+        return checkpoint_id == self.base or checkpoint_id >= self.first_checkpoint
+
+    def deploy(self, attempt: Attempt, base: int = 0, first_checkpoint: int = 0) -> None:
         self._become(RegionState.DEPLOYING)
         self.attempt = attempt
+        self.base, self.first_checkpoint = base, first_checkpoint
 
     def run(self) -> None:
         self._become(RegionState.RUNNING)

@@ -16,11 +16,13 @@ def plan_restore(
     ignore_unclaimed_state: bool,
     folder: str | None = None,
     renamed: Iterable[tuple[str, str]] = (),
+    committed: bool = False,
 ) -> tuple[dict[str, tuple[RestoreDescriptor, ...]], list[str]]:
     """Per vertex id what it restores, and every reason why the checkpoint does not fit.
 
     ``folder``: where the state lies, if not in the folder of the job. ``renamed``: old and new
     uids of operators; it may be given for good, so where the old uid is gone it does nothing.
+    ``committed``: the store knows that all sinks have committed it.
     """
     if manifest is None:
         return {}, []
@@ -49,7 +51,8 @@ def plan_restore(
                     old.shares_state,
                     folder,
                     tuple((uid, names[uid]) for uid in sorted(shared) if uid in names),
-                    settled=folder is not None and not manifest.needs_commit,
+                    # Whoever reads the output may have taken it away since.
+                    settled=committed or (folder is not None and not manifest.needs_commit),
                     ended=old.has_ended,
                 )
             )

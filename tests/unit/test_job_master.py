@@ -1037,3 +1037,32 @@ def test_the_last_checkpoint_is_tried_again_at_once_whatever_the_interval() -> N
     script.tick(1_000)
     (again, *_) = script.messages(TriggerCheckpoint)
     assert again.checkpoint_id > trigger.checkpoint_id
+
+
+def test_a_checkpoint_that_turns_out_to_be_complete_takes_along_who_went_on_without_it() -> None:
+    """What they had prepared for it is not committed, and they make it again."""
+    script = Script(pipelines(), checkpoints=True, restarts=9).running()
+    first, second = A0, A1
+    script.tick(1_000)
+    assert script.checkpointed() == 1
+    script.on(Published(1, PublishOutcome.PUBLISHED, permit(1)))
+    script.tick(2_000)
+    assert script.checkpointed() == 2
+    script.on(Published(2, None, None, "timeout"))
+    script.on(script.failed(first))
+    script.on(Recovered(Recovery(manifest(1, script.graph), False, []), permit(1)))
+    script.tick(script.now + 200)
+    script.each(TaskReady, [first])
+    assert script.status is JobStatus.RUNNING, "from 1; the other has taken part in 2"
+    script.on(script.failed(second))
+    script.on(Recovered(Recovery(manifest(2, script.graph), True, []), permit(2)))
+    assert script.tasks_of(Cancel) == [first]
+    script.each(TaskCanceled, [first])
+    script.on(Recovered(Recovery(manifest(2, script.graph), True, []), permit(2)))
+    script.tick(script.now + 200)
+    assert script.deployed() == [first, second]
+    script.each(TaskReady)
+    assert script.status is JobStatus.RUNNING
+    script.on(script.failed(second))
+    script.on(Recovered(Recovery(manifest(2, script.graph), True, []), permit(2)))
+    assert script.tasks_of(Cancel) == [], "both go on from 2"

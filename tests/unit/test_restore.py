@@ -149,6 +149,8 @@ def test_the_state_of_a_savepoint_is_read_where_it_lies() -> None:
     assert plan["v"][0].settled
     plan, _ = plan_restore(graph(vertex("v", "a")), settled, False)
     assert (plan["v"][0].folder, plan["v"][0].settled) == (None, False)
+    plan, _ = plan_restore(graph(vertex("v", "a")), old, False, committed=True)
+    assert (plan["v"][0].folder, plan["v"][0].settled) == (None, True)
 
 
 def test_a_renamed_operator_takes_the_state_of_its_old_uid() -> None:

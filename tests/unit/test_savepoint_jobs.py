@@ -432,6 +432,19 @@ def test_a_savepoint_of_a_job_without_checkpoints_holds_what_is_not_committed(
     assert place.lines() == expected()
 
 
+def test_output_that_is_committed_may_be_taken_away(place: Place) -> None:
+    """Nothing is committed again of what the store knows to be."""
+    first = place.start("same", **{"execution.checkpointing.interval": "1 h"})
+    read(250, first)
+    first.stop_with_savepoint(False, place.savepoints).result(PATIENCE_S)
+    assert place.lines() == expected(200)
+    shutil.rmtree(place.root / "out")
+    second = place.start("same", **{"execution.checkpointing.interval": "1 h"})
+    read(END, second)
+    second.get_job_execution_result().result(PATIENCE_S)
+    assert place.lines() == sorted(set(expected()) - set(expected(200)))
+
+
 def test_a_checkpoint_on_demand(place: Place) -> None:
     job = running(place.start("job", **{"execution.checkpointing.interval": "1 h"}))
     assert job.trigger_checkpoint().result(PATIENCE_S) == 1

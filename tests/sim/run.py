@@ -528,9 +528,10 @@ class _Run:
         job_id = self.cluster.job_id
         faults = audit(MemoryFileSystem(), self._root, job_id, zombies=zombies).faults
         if finished:
-            generation = self.cluster.newest.generation
             retain = int(self.settings["execution.checkpointing.num-retained"])
             store = CheckpointStore(MemoryFileSystem(), self._root, job_id)
+            # Whoever is current collects: what has finished may have been deposed by then.
+            generation = max(store._listing().claims)
             store.collect_garbage(generation, retain)
             faults += audit(
                 MemoryFileSystem(),

@@ -14,6 +14,7 @@ import stat
 import sys
 import tempfile
 import threading
+import time
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -274,6 +275,25 @@ class PollingJobClient(JobClient):
             self._raise_unless_finished(self._until_ended(lambda _: None))
         return info
 
+    def follow(self) -> None:
+        """Print what the job prints as it comes, on a thread, also if nobody asks for the result.
+
+        What is collected waits for who reads it, and what comes behind it waits in the job.
+        """
+
+        def follow() -> None:
+            pause = POLL_MIN_S
+            while not self._over:
+                try:
+                    found = not any(self._waiting.values()) and self._pump()
+                except DataflowError:
+                    return  # whoever asks for the result is told
+                pause = POLL_MIN_S if found else min(pause * 1.5, POLL_MAX_S)
+                if not found:
+                    time.sleep(pause)
+
+        threading.Thread(target=follow, name=f"output of {self.job_id}", daemon=True).start()
+
     def _tell_notice(self, info: JobInfo, progress: ProgressLine | None) -> None:
         if info.notice is None or info.notice == self._noticed:
             return
@@ -454,6 +474,8 @@ def execute_job_graph(
         detached = os.environ.get(DETACHED) == "1"
         client = submit(job_graph, job_id, python_files, requirements, detached)
     if not attached:
+        if not detached:
+            client.follow()
         return client
     return DetachedJobClient(client) if detached else AttachedJobClient(client)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import tempfile
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,3 +92,59 @@ def test_a_client_answers_after_the_end_without_its_jobmanager(
         client.get_job_execution_result().result(timeout=30)
     client.cancel().result(timeout=30)
     assert list(client._waiting) == []
+
+
+class Shown(io.StringIO):
+    """What is printed, and an event once all of it is."""
+
+    def __init__(self, lines: int) -> None:
+        super().__init__()
+        self._lines = lines
+        self.complete = threading.Event()
+
+    def write(self, text: str) -> int:
+        written = super().write(text)
+        if self.getvalue().count("\n") >= self._lines:
+            self.complete.set()
+        return written
+
+
+def test_what_a_job_prints_is_shown_also_if_nobody_asks_for_its_result(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DATAFLOW_LOCAL", "1")
+    shown = Shown(3)
+    monkeypatch.setattr("sys.stdout", shown)
+    env = StreamExecutionEnvironment.get_execution_environment()
+    env.set_parallelism(1)
+    env.from_collection([1, 2, 3]).print()
+    client = env.execute_async()
+    assert shown.complete.wait(30)
+    assert shown.getvalue() == "1\n2\n3\n"
+    client.get_job_execution_result().result()
+    assert shown.getvalue() == "1\n2\n3\n", "and not once more"
+
+
+def test_what_is_collected_is_not_fetched_ahead_of_who_reads_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DATAFLOW_LOCAL", "1")
+    env = StreamExecutionEnvironment.get_execution_environment()
+    env.set_parallelism(1)
+    with env.from_sequence(0, 10**9).execute_and_collect() as numbers:
+        client: Any = numbers._client
+        fetches = []
+        fetch = client._fetch
+
+        def counted(*arguments: Any) -> Any:
+            fetches.append(1)
+            return fetch(*arguments)
+
+        client._fetch = counted
+        assert next(numbers) == 0
+        while not any(client._waiting.values()):
+            threading.Event().wait(0.001)
+        before = len(fetches)
+        threading.Event().wait(0.3)
+        assert len(fetches) - before <= 1
+        assert sum(map(len, client._waiting.values())) < 100

@@ -14,7 +14,6 @@ import stat
 import sys
 import tempfile
 import threading
-import time
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -282,7 +281,7 @@ class PollingJobClient(JobClient):
         """
 
         def follow() -> None:
-            pause = POLL_MIN_S
+            pause, nothing = POLL_MIN_S, threading.Event()
             while not self._over:
                 try:
                     found = not any(self._waiting.values()) and self._pump()
@@ -290,7 +289,7 @@ class PollingJobClient(JobClient):
                     return  # whoever asks for the result is told
                 pause = POLL_MIN_S if found else min(pause * 1.5, POLL_MAX_S)
                 if not found:
-                    time.sleep(pause)
+                    nothing.wait(pause)
 
         threading.Thread(target=follow, name=f"output of {self.job_id}", daemon=True).start()
 

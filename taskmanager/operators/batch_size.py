@@ -12,7 +12,7 @@ from __future__ import annotations
 #: What a batch should take from its source through the functions in the same task.
 TARGET_MS = 8
 RECORDS_MAX = 8_192
-RECORDS_FIRST = 128
+RECORDS_FIRST = 16  # nobody knows yet how long one takes: a model, say, may take a second
 
 
 class BatchSize:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dataflow.common.batch import RowBatch
 from dataflow.datastream.connectors.base import InputStatus
 from dataflow.datastream.connectors.number_seq import NumberSequenceSource
-from taskmanager.operators.batch_size import RECORDS_FIRST, RECORDS_MAX, TARGET_MS, BatchSize
+from taskmanager.operators.batch_size import RECORDS_MAX, TARGET_MS, BatchSize
 
 
 def settled(ms_per_record: float, batches: int = 60) -> int:
@@ -27,7 +27,8 @@ def test_fast_functions_get_the_largest_batches() -> None:
 
 def test_slow_functions_get_small_ones_after_one_batch() -> None:
     size = BatchSize()
-    size.on_batch(RECORDS_FIRST, RECORDS_FIRST * 20)
+    size.records = 128
+    size.on_batch(128, 128 * 20)
     assert size.records == 1
     assert settled(20) == 1
 
@@ -51,12 +52,23 @@ def test_a_pause_is_forgotten_soon() -> None:
 
 def test_a_batch_that_was_not_full_says_nothing() -> None:
     size = BatchSize()
+    size.records = 128
     size.on_batch(3, 0)
-    assert size.records == RECORDS_FIRST
+    assert size.records == 128
+
+
+def test_the_first_one_is_small_for_nobody_knows_how_long_a_record_takes() -> None:
+    size = BatchSize()
+    took = [size.records]
+    while size.records < RECORDS_MAX:
+        size.on_batch(size.records, 0)
+        took.append(size.records)
+    assert took == [2**n for n in range(4, 14)]
 
 
 def test_the_source_measures_itself_with_what_is_chained_behind_it() -> None:
     operator, output, context = open_source(NumberSequenceSource(0, 1_000_000))
+    operator.batch_size.records = 128
     sizes: list[int] = []
 
     def slowly(batch: Any) -> None:
@@ -67,4 +79,4 @@ def test_the_source_measures_itself_with_what_is_chained_behind_it() -> None:
     output.emit = slowly  # type: ignore[method-assign]
     for _ in range(3):
         assert operator.poll() is InputStatus.MORE_AVAILABLE
-    assert sizes == [RECORDS_FIRST, 2, 2]
+    assert sizes == [128, 2, 2]

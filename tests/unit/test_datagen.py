@@ -88,6 +88,7 @@ def test_after_back_pressure_at_most_a_second_is_caught_up() -> None:
     context = Context()
     operator, output, _ = open_source(DataGeneratorSource(lambda i: i, None, 100), context)
     operator.poll()
+    operator.batch_size.records = 128
     context.now = 60_000
     assert operator.poll() is InputStatus.NOTHING_AVAILABLE
     assert len(output.rows) == 1 + 100

@@ -31,6 +31,7 @@ def test_more_subtasks_than_numbers_leave_some_without_work() -> None:
 
 def test_batches_are_as_large_as_the_engine_wants_them() -> None:
     operator, output, _ = open_source(NumberSequenceSource(1, 500))
+    operator.batch_size.records = 128
     assert operator.poll() is InputStatus.MORE_AVAILABLE
     assert operator.poll() is InputStatus.MORE_AVAILABLE
     assert operator.poll() is InputStatus.END_OF_INPUT

@@ -84,10 +84,18 @@ def _batches(*calls: tuple[Any, ...]) -> list[tuple[list[Any], list[int] | None]
     return [(b.rows, b.timestamps) for b in output.batches if isinstance(b, RowBatch)]
 
 
+@pytest.fixture
+def larger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of as many records as a source that has run for a while."""
+    monkeypatch.setattr("taskmanager.operators.batch_size.RECORDS_FIRST", 128)
+
+
+@pytest.mark.usefixtures("larger")
 def test_single_records_are_gathered_into_one_batch() -> None:
     assert _batches(("collect", 1), ("collect", 2)) == [([1, 2], None)]
 
 
+@pytest.mark.usefixtures("larger")
 def test_records_with_and_without_timestamp_share_a_batch() -> None:
     assert _batches(("collect", 1), ("collect", 2, 7)) == [([1, 2], [-(2**63), 7])]
 
@@ -101,6 +109,7 @@ def test_a_batch_belongs_to_one_split_and_order_is_kept() -> None:
     ) == [([1], [1]), ([2], [2]), ([3], [3]), ([4], [4])]
 
 
+@pytest.mark.usefixtures("larger")
 def test_collected_records_make_batches_of_the_size_that_the_engine_wants() -> None:
     assert [len(rows) for rows, _ in _batches(*[("collect", 0)] * 300)] == [128, 128, 44]
 
@@ -163,6 +172,7 @@ def test_a_watermark_never_goes_back_when_a_split_begins_earlier() -> None:
     assert output.watermarks == [99]
 
 
+@pytest.mark.usefixtures("larger")
 def test_the_assigner_replaces_timestamps_of_rows_and_of_arrow() -> None:
     strategy = MONOTONOUS.with_timestamp_assigner(lambda v, before: v["t"] + max(before, 0))
     columns = ArrowBatch(pa.RecordBatch.from_pydict({"t": [5, 6]}), pa.array([10, 20]))

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from dataflow.common.config_options import ConfigOptions
+from dataflow.common.configuration import Configuration
 from dataflow.graph.job_graph import JobGraph, JobVertex, OperatorNode
 from state.checkpoint_store import CheckpointManifest, VertexState
 
@@ -30,7 +31,7 @@ def faults_of_end(
     saved = {
         names.get(uid, uid): vertex for vertex in manifest.vertices for uid in vertex.operator_uids
     }
-    mode = job_graph.configuration.get(ConfigOptions.CHECKPOINTING_MODE.key)
+    mode = Configuration(job_graph.configuration).get(ConfigOptions.CHECKPOINTING_MODE)
     edges = {edge.id: edge for edge in job_graph.edges if not edge.feedback}
     before: dict[str, _Before] = {}  # by id of the vertex
     faults = []

@@ -43,7 +43,8 @@ def overtakes_in(configuration: dict[str, str]) -> int | None:
 
 
 def _is_exact(configuration: dict[str, str]) -> bool:
-    return configuration.get(ConfigOptions.CHECKPOINTING_MODE.key) != "AT_LEAST_ONCE"
+    mode = Configuration(configuration).get(ConfigOptions.CHECKPOINTING_MODE)
+    return mode != "AT_LEAST_ONCE"
 
 
 @dataclass

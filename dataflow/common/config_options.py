@@ -237,6 +237,7 @@ class ConfigOptions:
         "hashmap",
         "Where working state is kept: hashmap (in memory), rocksdb (on disk), or the name of an "
         "entry point; see state.md",
+        "state.backend",
     )
     STATE_CHANGELOG_ENABLED = _option(
         "state.changelog.enabled",
@@ -565,8 +566,27 @@ class TypedOptionBuilder(Generic[T]):
 
 #: What programs written for PyFlink set and what has no counterpart here, and why.
 _IGNORED = {
-    re.compile(r"python\.[a-z.-]+|pipeline\.(generic-types|force-kryo|force-avro)"): (
-        "there is no JVM"
+    re.compile(
+        r"python\.[a-z.-]+"
+        r"|pipeline\.(generic-types|force-kryo|force-avro|jars|classpaths|closure-cleaner-level)"
+        r"|(env\.java|env\.log|classloader|akka|pekko)\..+"
+    ): "there is no JVM",
+    re.compile(
+        r"(taskmanager|jobmanager)\.memory\..+|taskmanager\.network\.memory\..+|io\.tmp\.dirs"
+    ): "processes take the memory that they need, and RocksDB has a bound of its own",
+    re.compile(
+        r"(rest|web|blob|queryable-state|jobmanager\.rpc|high-availability|kubernetes|yarn"
+        r"|security|historyserver|cluster|jobmanager\.archive)\..+|high-availability"
+        r"|execution\.(target|attached|shutdown-on-attached-exit)"
+    ): "jobs run on Ray, which is set up by itself",
+    re.compile(r"metrics\.(reporter\..+|reporters|scope\..+)"): (
+        "metrics are read from the job's client and the dataflow command"
+    ),
+    re.compile(r"(state\.backend|execution\.checkpointing)\.incremental"): (
+        "checkpoints of rocksdb are incremental, and those of hashmap with a changelog"
+    ),
+    re.compile(r"task\.cancellation\.(interval|timers\.timeout)"): (
+        "a task is told once, and its process ends after task.cancellation.timeout"
     ),
 }
 

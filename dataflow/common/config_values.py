@@ -102,11 +102,12 @@ def _in_range(value: V, at_least: Any, at_most: Any, show: Callable[[Any], str])
 
 
 def one_of(*allowed: str, later: tuple[str, ...] = ()) -> Callable[[str], str]:
-    """``later`` are Flink's values that this engine does not have yet."""
+    """Whatever the case; ``later`` are Flink's values that this engine does not have yet."""
+    by_name = {value.lower(): value for value in allowed}
 
     def parse(text: str) -> str:
-        if text in allowed:
-            return text
+        if text.lower() in by_name:
+            return by_name[text.lower()]
         missing = "not supported yet; " if text in later else ""
         raise ValueError(f"{missing}{' or '.join(allowed)} is allowed")
 

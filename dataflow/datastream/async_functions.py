@@ -21,8 +21,13 @@ class AsyncFunction(Function):
         """The results of one record, any number of them; an exception fails the job."""
 
     def timeout(self, value: Any) -> list[Any]:
-        """The results of a record whose call took too long; here, that fails the job."""
-        raise TimeoutError(f"the asynchronous call has timed out for the record {value!r:.200}")
+        """The results of a record whose call took too long; here, that fails the job.
+
+        The record, which may be confidential, is not in the error.
+        """
+        raise TimeoutError(
+            "the asynchronous call for a record has timed out; override timeout() to go on without"
+        )
 
 
 class AsyncRetryPredicate(ABC):

@@ -110,7 +110,12 @@ class StreamExecutionEnvironment:
         return self
 
     def set_buffer_timeout(self, timeout_millis: DurationLike) -> StreamExecutionEnvironment:
-        """Accepted for Flink's sake: a batch leaves as soon as its channel is free anyway."""
+        """Accepted for Flink's sake: a batch leaves as soon as its channel is free anyway.
+
+        In Flink -1 waits until a buffer is full, which nothing does here.
+        """
+        if timeout_millis == -1:
+            return self
         self._configuration.set(ConfigOptions.BUFFER_TIMEOUT, to_millis(timeout_millis))
         return self
 

@@ -565,3 +565,13 @@ def records_before(elements: list[Any], marker: Any) -> bool:
 def test_the_operator_is_asked_for_its_end() -> None:
     """The chain looks at these only where an operator overrides them."""
     assert {"blocked", "has_in_flight", "next_timer_at"} <= vars(AsyncWaitOperator).keys()
+
+
+def test_the_error_of_a_call_that_takes_too_long_does_not_show_the_record() -> None:
+    class Slow(AsyncFunction):
+        async def async_invoke(self, value: Any) -> list[Any]:
+            return []
+
+    with pytest.raises(TimeoutError, match="has timed out; override timeout") as caught:
+        Slow().timeout("4111-1111")
+    assert "4111" not in str(caught.value)

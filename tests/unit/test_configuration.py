@@ -18,6 +18,7 @@ from dataflow.common import (
     ExecutionConfig,
     RestartStrategies,
 )
+from dataflow.common.config_options import ConfigOptions as Known
 from dataflow.common.config_options import all_options, validate
 from dataflow.common.config_values import (
     format_map,
@@ -179,6 +180,35 @@ def test_all_faults_are_reported_at_once() -> None:
 def test_what_pyflink_needs_for_its_workers_is_ignored_with_a_warning() -> None:
     with pytest.warns(UserWarning, match=r"python\.executable has no effect"):
         assert validate({"python.executable": "/usr/bin/python3"}) == []
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "pipeline.jars",
+        "env.java.opts.all",
+        "taskmanager.memory.managed.size",
+        "jobmanager.memory.process.size",
+        "rest.port",
+        "jobmanager.rpc.address",
+        "metrics.reporters",
+        "metrics.reporter.prom.port",
+        "state.backend.incremental",
+        "execution.target",
+        "task.cancellation.interval",
+    ],
+)
+def test_what_a_cluster_of_flink_needs_is_ignored_with_a_warning(key: str) -> None:
+    with pytest.warns(UserWarning, match=rf"{re.escape(key)} has no effect here: "):
+        assert validate({key: "1"}) == []
+
+
+def test_names_are_taken_in_any_case_and_told_in_one() -> None:
+    configuration = Configuration({"execution.runtime-mode": "batch", "state.backend": "rocksdb"})
+    assert configuration.get(Known.RUNTIME_MODE) == "BATCH"
+    assert configuration.get(Known.STATE_BACKEND) == "rocksdb"
+    with pytest.raises(ConfigError, match="STREAMING or BATCH"):
+        Configuration({"execution.runtime-mode": "batches"}).get(Known.RUNTIME_MODE)
 
 
 #: Options that nothing asks for, and why they are there all the same.

@@ -158,7 +158,7 @@ def test_what_comes_back_in_a_loop_does_not_count() -> None:
 
 
 def test_at_least_once_a_task_may_have_come_further_than_those_before_it() -> None:
-    job = replace(JOB, configuration={ConfigOptions.CHECKPOINTING_MODE.key: "AT_LEAST_ONCE"})
+    job = replace(JOB, configuration={ConfigOptions.CHECKPOINTING_MODE.key: "at_least_once"})
     assert faults(job, saved("in", False), saved("sum", True)) == []
     assert len(faults(job, saved("sum", True))) == 1
 

@@ -1,5 +1,7 @@
 """Where records come from and go to."""
 
+from typing import Any
+
 from dataflow.datastream.connectors.base import (
     AsyncCommitter,
     Boundedness,
@@ -35,3 +37,27 @@ __all__ = [
     "SplitEnumeratorContext",
     "WriterInitContext",
 ]
+
+#: Where what PyFlink also has in this package, from earlier times, is.
+_ELSEWHERE = {
+    "file_system": (
+        "BucketAssigner",
+        "BulkFormat",
+        "FileEnumeratorProvider",
+        "FileSink",
+        "FileSource",
+        "OutputFileConfig",
+        "RollingPolicy",
+        "StreamFormat",
+    ),
+    "number_seq": ("NumberSequenceSource",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    for module, names in _ELSEWHERE.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -168,7 +168,7 @@ def test_a_record_that_takes_too_long_is_given_to_timeout() -> None:
 def test_by_default_a_timeout_fails_the_job_and_names_operator_and_time() -> None:
     harness = wait(timeout_ms=50).rows("a")
     with pytest.raises(
-        UserFunctionError, match=r"(?s)operator 'under test' .*in timeout\(\), after 50 ms.*'a'"
+        UserFunctionError, match=r"(?s)operator 'under test' .*in timeout\(\), after 50 ms"
     ):
         harness.time(50)
 

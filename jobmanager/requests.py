@@ -431,7 +431,7 @@ class Requests:
     def job_stopped(self, reason: str) -> list[Step]:
         """Its tasks are canceled, to restart or to end."""
         request = self._request
-        if request is None or self.phase is Phase.SWITCHING:
+        if request is None or self.phase in (Phase.SWITCHING, Phase.STORING_WITHOUT_JOB):
             return []
         if isinstance(request, TakeSavepoint) and self.phase in (Phase.STORING, Phase.ENDING):
             if not request.stop:

@@ -380,6 +380,7 @@ EVENTS = st.one_of(
             ("slots", False),
             ("stopped", 0),
             ("running", 0),
+            ("tick", 0),
         ]
     ),
 )
@@ -417,6 +418,8 @@ def test_every_request_is_answered_exactly_once(events: list[tuple[str, Any]]) -
                 take(script.slots_there() if detail else script.slots_missing("none"))
             case "stopped":
                 take(script.job_stopped("boom"))
+            case "tick":
+                take(script.tick(10**9))
             case "running":
                 take(script.job_running())
         if open_ and not (script.holds_end or script.ends_job):

@@ -22,6 +22,7 @@ from dataflow.common.config_values import (
     parse_boolean,
     parse_float,
     parse_map,
+    restart_strategy,
     size,
     some_text,
     state_backend,
@@ -358,7 +359,7 @@ class ConfigOptions:
     # ------------------------------------------------------------------- restarts and failover
     RESTART_STRATEGY = _option(
         "restart-strategy.type",
-        one_of("none", "fixed-delay", "failure-rate", "exponential-delay"),
+        restart_strategy,
         None,
         "By default exponential-delay when checkpointing is on, else none",
         "restart-strategy",

@@ -114,6 +114,21 @@ def one_of(*allowed: str, later: tuple[str, ...] = ()) -> Callable[[str], str]:
     return parse
 
 
+_RESTART_STRATEGIES = one_of("none", "fixed-delay", "failure-rate", "exponential-delay")
+_RESTART_STRATEGIES_ALSO = {
+    "off": "none",
+    "disable": "none",
+    "fixeddelay": "fixed-delay",
+    "failurerate": "failure-rate",
+    "exponentialdelay": "exponential-delay",
+}
+
+
+def restart_strategy(text: str) -> str:
+    """By one of the names that Flink has for it."""
+    return _RESTART_STRATEGIES(_RESTART_STRATEGIES_ALSO.get(text.lower(), text))
+
+
 def state_backend(text: str) -> str:
     """One of ours, or of a package that is installed."""
     if text in ("hashmap", "rocksdb") or entry_points(group=STATE_BACKENDS_GROUP, name=text):

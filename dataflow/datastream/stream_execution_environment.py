@@ -215,7 +215,7 @@ class StreamExecutionEnvironment:
 
     def add_python_file(self, file_path: str) -> None:
         """Ship a module, package folder or zip file, importable wherever the job runs."""
-        path = os.path.abspath(os.fspath(file_path))
+        path = os.path.abspath(os.fspath(file_path).removeprefix("file://"))
         if not os.path.exists(path):
             raise ConfigError(f"add_python_file({file_path!r}): there is no such file or folder")
         self._python_files.append(path)

@@ -41,7 +41,7 @@ def _whole_job_faults(graph: StreamGraph) -> Iterator[str]:
             "env.from_collection() and end it with sink_to() or print()"
         )
         return
-    if not any(node.transformation.is_sink for node in graph.nodes):
+    if not any(node.transformation.is_sink or _acts(node) for node in graph.nodes):
         yield (
             "the job has no sink, so nothing would come of it: end a stream with sink_to(), "
             "print() or execute_and_collect() (sink_to(DiscardSink()) drops the records)"
@@ -52,6 +52,12 @@ def _whole_job_faults(graph: StreamGraph) -> Iterator[str]:
             f"the job has {subtasks} subtasks (the parallelisms of all its operators, added up), "
             f"and at most {SUBTASKS_MAX} are allowed"
         )
+
+
+def _acts(node: Node) -> bool:
+    """Whether it may be the end of a stream: process functions write somewhere themselves."""
+    kind = node.transformation.kind
+    return not node.outputs and (kind.endswith("process") or kind == "async_wait")
 
 
 def _node_faults(node: Node, graph: StreamGraph) -> Iterator[str]:

@@ -207,6 +207,8 @@ def test_names_are_taken_in_any_case_and_told_in_one() -> None:
     configuration = Configuration({"execution.runtime-mode": "batch", "state.backend": "rocksdb"})
     assert configuration.get(Known.RUNTIME_MODE) == "BATCH"
     assert configuration.get(Known.STATE_BACKEND) == "rocksdb"
+    for name, meant in [("off", "none"), ("FixedDelay", "fixed-delay"), ("none", "none")]:
+        assert Configuration({"restart-strategy": name}).get(Known.RESTART_STRATEGY) == meant
     with pytest.raises(ConfigError, match="STREAMING or BATCH"):
         Configuration({"execution.runtime-mode": "batches"}).get(Known.RUNTIME_MODE)
 

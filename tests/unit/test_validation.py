@@ -56,6 +56,25 @@ def test_a_program_without_a_sink_would_do_nothing() -> None:
     assert "the job has no sink" in only_fault(lambda env: env.from_sequence(1, 2).map(str))
 
 
+class Writes(ProcessFunction):
+    def process_element(self, value: Any, ctx: Any) -> Any:
+        WRITTEN.append(value)
+
+
+WRITTEN: list[int] = []
+
+
+def test_a_process_function_may_be_the_end_of_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATAFLOW_LOCAL", "1")
+    env = StreamExecutionEnvironment.get_execution_environment()
+    env.set_parallelism(1)
+    env.from_sequence(1, 3).process(Writes())
+    env.execute()
+    assert WRITTEN == [1, 2, 3]
+    unended = faults(lambda env: env.from_sequence(1, 2).process(Writes()).map(str))
+    assert any("the job has no sink" in fault for fault in unended)
+
+
 @pytest.mark.parametrize("parallelism", [0, -1, 40_000])
 def test_parallelism_out_of_range_is_refused(parallelism: int) -> None:
     found = faults(lambda env: env.from_sequence(1, 2).print().set_parallelism(parallelism))

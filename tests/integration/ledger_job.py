@@ -9,11 +9,12 @@ committed files and uses no code of the system but the file system.
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 
 from dataflow.common import Types, WatermarkStrategy
 from dataflow.datastream import (
@@ -38,6 +39,12 @@ TABLE_FILE_END = 0x88E241B785F4CFF7.to_bytes(8, "little")
 
 Row = dict[str, Any]
 Failpoints = Mapping[str, Failpoint]
+
+
+def is_table_file(source: BinaryIO) -> bool:
+    """Whether a file that a snapshot consists of is one of RocksDB's with rows."""
+    source.seek(max(0, source.seek(0, os.SEEK_END) - len(TABLE_FILE_END)))
+    return source.read() == TABLE_FILE_END
 
 
 @dataclass(frozen=True)
@@ -115,7 +122,7 @@ class Account(KeyedProcessFunction):
             )
         if "uploading" in self._failpoints:  # a table file of RocksDB, of a snapshot of several
             self._failpoints["uploading"].hit_after(
-                CheckpointStore, "write_state", lambda *args: args[4].endswith(TABLE_FILE_END)
+                CheckpointStore, "write_state", lambda *args: is_table_file(args[4])
             )
         if "uploaded" in self._failpoints:  # and not acknowledged
             self._failpoints["uploaded"].hit_after(CheckpointStore, "write_state")

@@ -577,7 +577,7 @@ _IGNORED = {
     ): "processes take the memory that they need, and RocksDB has a bound of its own",
     re.compile(
         r"(rest|web|blob|queryable-state|jobmanager\.rpc|high-availability|kubernetes|yarn"
-        r"|security|historyserver|cluster|jobmanager\.archive)\..+|high-availability"
+        r"|historyserver|cluster|jobmanager\.archive)\..+|high-availability"
         r"|execution\.(target|attached|shutdown-on-attached-exit)"
     ): "jobs run on Ray, which is set up by itself",
     re.compile(r"metrics\.(reporter\..+|reporters|scope\..+)"): (

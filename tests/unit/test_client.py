@@ -7,6 +7,7 @@ import os
 import stat
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,9 @@ def test_what_is_collected_is_not_fetched_ahead_of_who_reads_it(
 
         client._fetch = counted
         assert next(numbers) == 0
+        deadline = time.monotonic() + 30
         while not any(client._waiting.values()):
+            assert time.monotonic() < deadline
             threading.Event().wait(0.001)
         before = len(fetches)
         threading.Event().wait(0.3)

@@ -203,6 +203,11 @@ def test_what_a_cluster_of_flink_needs_is_ignored_with_a_warning(key: str) -> No
         assert validate({key: "1"}) == []
 
 
+def test_what_was_to_make_it_safe_is_not_ignored() -> None:
+    (fault,) = validate({"security.ssl.internal.enabled": "true"})
+    assert "unknown configuration key" in fault
+
+
 def test_names_are_taken_in_any_case_and_told_in_one() -> None:
     configuration = Configuration({"execution.runtime-mode": "batch", "state.backend": "rocksdb"})
     assert configuration.get(Known.RUNTIME_MODE) == "BATCH"

@@ -284,7 +284,7 @@ class PollingJobClient(JobClient):
             pause, nothing = POLL_MIN_S, threading.Event()
             while not self._over:
                 try:
-                    found = not any(self._waiting.values()) and self._pump()
+                    found = self._pump_ahead()
                 except DataflowError:
                     return  # whoever asks for the result is told
                 pause = POLL_MIN_S if found else min(pause * 1.5, POLL_MAX_S)
@@ -292,6 +292,10 @@ class PollingJobClient(JobClient):
                     nothing.wait(pause)
 
         threading.Thread(target=follow, name=f"output of {self.job_id}", daemon=True).start()
+
+    def _pump_ahead(self) -> bool:
+        """As ``_pump``, unless there is something that nobody has read yet."""
+        return not any(self._waiting.values()) and self._pump()
 
     def _tell_notice(self, info: JobInfo, progress: ProgressLine | None) -> None:
         if info.notice is None or info.notice == self._noticed:

@@ -275,13 +275,17 @@ class RayJobClient(PollingJobClient):
         time.sleep(seconds)
 
     def _release(self) -> None:
-        self.actor.release.remote()
+        if ray.is_initialized():
+            self.actor.release.remote()
 
     def _ask(self, method: str, *arguments: Any) -> Any:
         deadline = time.monotonic() + RESTART_WAIT_S
         while True:
             try:
-                return ray.get(getattr(self.actor, method).remote(*arguments))
+                self._check_connected()
+                reference = getattr(self.actor, method).remote(*arguments)
+                self._check_connected()
+                return ray.get(reference)
             except ray.exceptions.ActorDiedError as error:
                 lines = [line for line in str(error).splitlines() if line.strip()]
                 raise ClusterError(
@@ -299,6 +303,20 @@ class RayJobClient(PollingJobClient):
                         f"{RESTART_WAIT_S:.0f} s"
                     ) from None
                 time.sleep(0.1)
+            except BaseException:  # SystemExit, too: so Ray ends a get() that waits on a thread
+                self._check_connected()
+                raise
+
+    def _check_connected(self) -> None:
+        """Raises ClusterError after ``ray.shutdown()``.
+
+        Ray starts another Ray for whoever calls it then, and a thread that follows the job goes on
+        for a moment after its program has left.
+        """
+        if not ray.is_initialized():
+            raise ClusterError(
+                f"this program has left Ray (ray.shutdown()), and job {self.job_id} with it"
+            ) from None
 
 
 def _fault_in(report: str) -> str:

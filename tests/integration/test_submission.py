@@ -104,6 +104,12 @@ def test_required_packages_are_there_for_functions(address: str, tmp_path: Path)
     assert polite_lines(printed) == {"dear 1", "dear 2", "dear 3"}
 
 
+def test_a_program_that_leaves_ray_before_its_job_ends_starts_no_other_ray() -> None:
+    printed = python(str(PROGRAMS / "leave.py")).splitlines()[-2:]
+    assert printed[0].startswith("told: this program has left Ray (ray.shutdown()), and job ")
+    assert printed[1] == "connected: False"
+
+
 # --------------------------------------------------------------- other processes, the command
 
 

@@ -32,7 +32,7 @@ from dataflow.common.codec import dumps_data
 from dataflow.errors import JobExecutionError
 from state.aliasing import detached_rows
 from taskmanager.elements import Barrier, ChannelId, Control, Element, Watermark
-from taskmanager.serializer import control_of, serialize
+from taskmanager.serializer import control_of, deserialize, serialize
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,10 +204,10 @@ class OutputChannel:
         if len(rows) <= most:
             self._push(RowBatch(rows, timestamps), size * len(rows))
             return
+        batch = RowBatch(rows, timestamps)
         for start in range(0, len(rows), most):
-            part = rows[start : start + most]
-            stamps = None if timestamps is None else timestamps[start : start + most]
-            self._push(RowBatch(part, stamps), size * len(part))
+            part = batch.slice(start, most)
+            self._push(part, size * len(part))
 
     def _push(self, element: Element | bytes, size: int) -> None:
         self._pending.append((element, size))
@@ -368,6 +368,7 @@ class InputChannel:
         self._feedback_every = max(1, limits.elements_max // 2)
         self._feedback_every_bytes = max(1, limits.bytes_max // 2)
         self._queue: deque[tuple[Any, int]] = deque()  # payload or element, size
+        self._begun = 0  # records of the first in the queue that were taken already
         self._early: dict[int, tuple[Any, int]] = {}  # beyond a gap
         self._received = 0
         self.arrived = 0  # elements, without repetitions
@@ -400,14 +401,33 @@ class InputChannel:
     def __len__(self) -> int:
         return len(self._queue)
 
-    def consume(self) -> Any:
-        """The next item; its window is given back."""
-        item, size = self._queue.popleft()
+    def decode(self) -> None:
+        """Have the first in the queue there as an element. For who consumes; needs no lock."""
+        item, size = self._queue[0]
+        if isinstance(item, bytes):
+            self._queue[0] = deserialize(item), size
+
+    def consume(self, records_max: int) -> Element:
+        """The next element, decoded, or so many of its records; the others stay in the queue.
+
+        Its window is given back with the last of it.
+        """
+        element: Element
+        element, size = self._queue[0]
+        if isinstance(element, (RowBatch, ArrowBatch)):
+            begun, left = self._begun, len(element) - self._begun
+            if left > records_max:
+                self._begun += records_max
+                return element.slice(begun, records_max)
+            if begun:
+                self._begun = 0
+                element = element.slice(begun, left)
+        self._queue.popleft()
         self.consumed += 1
         self._consumed_bytes += size
         if self.in_flight:
             self.in_flight -= 1
-        return item
+        return element
 
     def capture(self, checkpoint_id: int) -> None:
         """Keep what is in the queue and what comes, up to the barrier of that checkpoint."""
@@ -416,6 +436,8 @@ class InputChannel:
         for position, (item, _) in enumerate(self._queue, 1):
             if self.capturing is None:
                 break
+            if position == 1 and self._begun:
+                item = item.slice(self._begun, len(item))
             self._capture(item, control_of(item), position)
 
     def captured(self) -> list[Any]:

@@ -1,4 +1,8 @@
-"""All input channels of a task: picks the next element, fairly, and never from a blocked one."""
+"""All input channels of a task: picks the next element, fairly, and never from a blocked one.
+
+Of a batch it takes as many records as are processed in a few milliseconds (``BatchSize``). The
+others stay where they are: in flight, as much as if they had not been looked at.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,12 @@ from typing import Any
 
 from dataflow.common.batch import RowBatch
 from state.aliasing import detached_rows
+from taskmanager.batch_size import BatchSize
 from taskmanager.channel import ChannelLimits, InputChannel
 from taskmanager.elements import Barrier, ChannelId, Element
-from taskmanager.serializer import deserialize
+
+#: The channels bound batches; here they are only cut.
+RECORDS_MAX = 1 << 30
 
 
 class InputGate:
@@ -32,6 +39,8 @@ class InputGate:
         self.arrived: deque[Barrier] = deque()
         watch = self.arrived.append if overtaking else None
         self.channels = [InputChannel(cid, index, limits, watch) for cid, index in channels]
+        inputs = 1 + max((index for _, index in channels), default=0)
+        self._sizes = [BatchSize(RECORDS_MAX) for _ in range(inputs)]
         self._captures = 0  # channels that capture
         self._index = {cid: position for position, (cid, _) in enumerate(channels)}
         #: Positions of all and only the channels with a queued element, except blocked ones.
@@ -70,20 +79,27 @@ class InputGate:
         """The next element with its channel's position, round-robin over the ready channels."""
         if not self._ready:
             return None
+        position = self._ready[0]  # and stays so, as only this thread takes from the left
+        channel = self.channels[position]
+        channel.decode()
+        records_max = self.records_max(position)
         with self._lock:
-            if not self._ready:
-                return None
-            position = self._ready.popleft()
-            channel = self.channels[position]
+            self._ready.popleft()
             in_flight = channel.in_flight
-            item = channel.consume()
+            element = channel.consume(records_max)
             if len(channel):
                 self._ready.append(position)
-        if isinstance(item, bytes):
-            return position, deserialize(item)
-        if in_flight and isinstance(item, RowBatch):
-            item = RowBatch(detached_rows(item.rows), item.timestamps)
-        return position, item
+        if in_flight and isinstance(element, RowBatch):
+            element = RowBatch(detached_rows(element.rows), element.timestamps)
+        return position, element
+
+    def records_max(self, position: int) -> int:
+        """How many records of that channel to process before looking at anything else."""
+        return self._sizes[self.channels[position].input_index].records
+
+    def processed(self, position: int, records: int, elapsed_ms: int) -> None:
+        """So many records of that channel took so long."""
+        self._sizes[self.channels[position].input_index].on_batch(records, elapsed_ms)
 
     def block(self, position: int) -> None:
         """Read no more from this channel either."""

@@ -260,7 +260,7 @@ class Task:
 
     def _process_input(self) -> bool:
         if self._replay:
-            self._process_element(*self._replay.popleft())
+            self._process_element(*self._next_of_replay())
             return True
         if self._process_gate():
             return True
@@ -278,6 +278,15 @@ class Task:
             return self._serve_split_requests(self._enumerator)
         return False
 
+    def _next_of_replay(self) -> tuple[int, Element]:
+        position, element = self._replay.popleft()
+        assert self._gate is not None
+        records_max = self._gate.records_max(position)
+        if isinstance(element, (RowBatch, ArrowBatch)) and len(element) > records_max:
+            self._replay.appendleft((position, element.slice(records_max, len(element))))
+            element = element.slice(0, records_max)
+        return position, element
+
     def _serve_split_requests(self, enumerator: EnumeratorOperator) -> bool:
         served = False
         for channel in self._outputs.channels.values():
@@ -294,7 +303,11 @@ class Task:
     def _process_element(self, position: int, element: Element) -> None:
         if isinstance(element, (RowBatch, ArrowBatch)):
             if self.state is TaskState.RUNNING:
+                assert self._gate is not None
+                began = self._services.processing_time()
                 self._into[position](element)
+                elapsed = self._services.processing_time() - began
+                self._gate.processed(position, len(element), elapsed)
             return
         match element:
             case Watermark(timestamp):

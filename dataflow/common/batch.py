@@ -33,6 +33,12 @@ class RowBatch:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def slice(self, start: int, size: int) -> RowBatch:
+        """Neighbouring records; fewer than ``size`` at the end."""
+        end = start + size
+        stamps = None if self.timestamps is None else self.timestamps[start:end]
+        return RowBatch(self.rows[start:end], stamps)
+
 
 @dataclass(slots=True)
 class ArrowBatch:
@@ -50,7 +56,7 @@ class ArrowBatch:
         return ArrowBatch(self.data.take(positions), stamps)
 
     def slice(self, start: int, size: int) -> ArrowBatch:
-        """Neighbouring records, without a copy."""
+        """Neighbouring records, without a copy; fewer than ``size`` at the end."""
         stamps = None if self.timestamps is None else self.timestamps.slice(start, size)
         return ArrowBatch(self.data.slice(start, size), stamps)
 

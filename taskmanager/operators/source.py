@@ -11,8 +11,8 @@ from dataflow.datastream.connectors.base import InputStatus, SourceReader
 from dataflow.graph.specs import SourceSpec
 from state.operator_state import read_item
 from state.snapshot import OperatorSnapshot
+from taskmanager.batch_size import BatchSize
 from taskmanager.operators.base import OperatorContext
-from taskmanager.operators.batch_size import BatchSize
 from taskmanager.operators.enumerator import SplitAssignment
 from taskmanager.operators.function_operator import FunctionOperator
 from taskmanager.operators.source_alignment import SourceAlignment

@@ -226,7 +226,7 @@ def test_elements_are_put_in_order_and_repetitions_dropped() -> None:
     assert channel.receive(1, "a", 1), "now there is something to read"
     assert not channel.receive(2, "again", 1)
     assert not channel.receive(1, "again", 1)
-    assert [channel.consume() for _ in range(len(channel))] == ["a", "b"]
+    assert [channel.consume(1) for _ in range(len(channel))] == ["a", "b"]
     assert not channel.receive(1, "again", 1), "also after it was consumed"
 
 
@@ -236,7 +236,7 @@ def test_an_element_beyond_the_window_breaks_the_protocol() -> None:
     with pytest.raises(ChannelProtocolError, match="element 3 is beyond the window, 0 consumed"):
         channel.receive(3, "c", 1)
     channel.receive(1, "a", 1)
-    channel.consume()
+    channel.consume(1)
     channel.receive(3, "c", 1)
 
 
@@ -244,13 +244,13 @@ def test_feedback_is_due_after_half_a_window_of_elements_or_bytes_or_on_demand()
     channel = InputChannel(CHANNEL, 0, ChannelLimits(elements_max=4, bytes_max=1_000))
     for sequence, size in ((1, 1), (2, 1), (3, 500)):
         channel.receive(sequence, "x", size)
-    channel.consume()
+    channel.consume(1)
     assert not channel.feedback_due()
-    channel.consume()
+    channel.consume(1)
     assert channel.feedback_due()
     assert channel.feedback() == (2, 0)
     assert not channel.feedback_due()
-    channel.consume()
+    channel.consume(1)
     assert channel.feedback_due()
     assert channel.feedback() == (3, 0)
     channel.demand += 1
@@ -357,12 +357,15 @@ class ChannelMachine(RuleBasedStateMachine):
 
     # ------------------------------------------------------------------------ receiver
 
-    @rule()
-    def consume(self) -> None:
+    @rule(records_max=st.integers(1, 4))
+    def consume(self, records_max: int = 3) -> None:
+        self.gate._sizes[0].records = records_max
         polled = self.gate.poll()
         if polled is None:
             return
         _, element = polled
+        if isinstance(element, (RowBatch, ArrowBatch)):
+            assert 1 <= len(element) <= records_max
         if isinstance(element, ArrowBatch):
             element = element.to_rows()
             element.rows = [(row["v"], "") for row in element.rows]

@@ -14,7 +14,7 @@ from dataflow.datastream.connectors.base import Boundedness, InputStatus
 from dataflow.datastream.connectors.datagen import DataGeneratorSource
 from dataflow.errors import DataflowError
 from state.snapshot import OperatorSnapshot
-from taskmanager.operators.batch_size import RECORDS_FIRST, RECORDS_MAX
+from taskmanager.batch_size import RECORDS_FIRST, RECORDS_MAX
 from taskmanager.operators.source import STATE, SourceOperator
 
 

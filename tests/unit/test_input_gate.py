@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dataflow.common.batch import ArrowBatch, RowBatch
 from taskmanager.channel import ChannelLimits, ChannelProtocolError
 from taskmanager.elements import Barrier, ChannelId, Watermark
 from taskmanager.input_gate import InputGate
@@ -55,6 +57,30 @@ def test_an_empty_gate_has_nothing_and_bytes_are_decoded() -> None:
     assert gate.poll() is None
     put(gate, 0, 1, serialize(Watermark(7)), Barrier(1))
     assert poll_all(gate) == [(0, Watermark(7)), (0, Barrier(1))]
+
+
+def test_of_a_batch_so_many_records_are_taken_as_are_processed_quickly() -> None:
+    gate = gate_of(2)
+    gate._sizes[0].records = 2
+    stamped = RowBatch(list("abcde"), [1, 2, 3, 4, 5])
+    put(gate, 0, 1, serialize(stamped), Watermark(7))
+    put(gate, 1, 1, ArrowBatch(pa.record_batch({"n": [1, 2, 3]})))
+    assert gate.poll() == (0, RowBatch(["a", "b"], [1, 2]))
+    assert gate.channels[0].consumed == 0, "the window is given back with the last of it"
+    assert gate.poll() == (1, ArrowBatch(pa.record_batch({"n": [1, 2]})))
+    assert poll_all(gate) == [
+        (0, RowBatch(["c", "d"], [3, 4])),
+        (1, ArrowBatch(pa.record_batch({"n": [3]}))),
+        (0, RowBatch(["e"], [5])),
+        (0, Watermark(7)),
+    ]
+    assert [channel.consumed for channel in gate.channels] == [2, 1]
+
+
+def test_each_input_has_a_size_of_its_own() -> None:
+    gate = InputGate([(channel(0), 0), (ChannelId("other", 0, 0), 1)], ChannelLimits())
+    gate.processed(1, 16, 16_000)
+    assert [gate.records_max(position) for position in (0, 1)] == [16, 1]
 
 
 def test_blocked_channels_are_not_read_until_they_are_free_again() -> None:

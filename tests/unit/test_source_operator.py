@@ -87,7 +87,7 @@ def _batches(*calls: tuple[Any, ...]) -> list[tuple[list[Any], list[int] | None]
 @pytest.fixture
 def larger(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of as many records as a source that has run for a while."""
-    monkeypatch.setattr("taskmanager.operators.batch_size.RECORDS_FIRST", 128)
+    monkeypatch.setattr("taskmanager.batch_size.RECORDS_FIRST", 128)
 
 
 @pytest.mark.usefixtures("larger")

@@ -188,6 +188,20 @@ def test_whoever_reads_what_a_snapshot_has_gets_rows_of_its_own() -> None:
     assert read[2] is third
 
 
+@pytest.mark.parametrize("as_bytes", [False, True])
+def test_a_gate_captures_what_is_left_of_a_batch(as_bytes: bool) -> None:
+    gate = gate_with([rows([1], [2], [3]), now(1)], as_bytes=as_bytes)
+    gate._sizes[0].records = 1
+    assert gate.poll() == (0, rows([1]))
+    gate.capture(1, [0])
+    polled = gate.poll()
+    assert polled == (0, rows([2]))
+    (captured,) = gate.captured()[ChannelId("e", 0, 0)]
+    assert captured == rows([2], [3])
+    assert captured.rows[0] is not polled[1].rows[0], "the snapshot's are not the function's"
+    assert [element for _, element in iter(gate.poll, None)] == [rows([3]), now(1)]
+
+
 def test_a_newer_barrier_ends_the_memory_but_not_the_wait() -> None:
     gate = gate_with([])
     gate.capture(1, [0])

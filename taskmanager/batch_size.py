@@ -46,15 +46,15 @@ class BatchSize:
         if elapsed_ms > _OTHER * max(known, TARGET_MS):
             self._took.clear()
             known = elapsed_ms
-        self._took[power] = min(elapsed_ms, known * 1.1 + 1)
-        if elapsed_ms > TARGET_MS:
-            self._after_a_slow(power, elapsed_ms)
+        took = self._took[power] = min(elapsed_ms, known * 1.1 + 1)
+        if took > TARGET_MS:
+            self._after_a_slow(power)
         elif records >= self.records and elapsed_ms <= TARGET_MS // 2:
             # One that was not full says nothing.
             self.records = min(2 * self.records, self._records_max)
 
-    def _after_a_slow(self, power: int, elapsed_ms: int) -> None:
-        smaller = self._as_small_as_pays(power, elapsed_ms)
+    def _after_a_slow(self, power: int) -> None:
+        smaller = self._as_small_as_pays(power)
         if smaller < power:
             self.records = min(self.records, 1 << smaller)
         elif self._larger_pays(power):
@@ -67,10 +67,10 @@ class BatchSize:
                 self._took.pop(neighbour, None)
         self._unchanged = 0
 
-    def _as_small_as_pays(self, power: int, elapsed_ms: int) -> int:
+    def _as_small_as_pays(self, power: int) -> int:
         """At once, not step by step: with a slow function one batch too large is long enough."""
-        wanted = max(1, (TARGET_MS << power) // elapsed_ms).bit_length() - 1
         took = self._took[power]
+        wanted = max(1, int((TARGET_MS << power) / took)).bit_length() - 1
         while power > wanted:
             half = self._took.get(power - 1, took / 2)
             if half > took * _HALF_PAYS:

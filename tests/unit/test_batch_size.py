@@ -15,7 +15,6 @@ from dataflow.datastream.connectors.base import InputStatus
 from dataflow.datastream.connectors.number_seq import NumberSequenceSource
 from taskmanager.batch_size import RECORDS_MAX, TARGET_MS, BatchSize
 
-
 Cost = Callable[[int], float]  # ms for so many records
 
 
@@ -92,6 +91,14 @@ def test_batches_that_are_never_full_stay_whole() -> None:
         size.on_batch(most, 50 + most // 5)
     assert most == 100
     assert size.records == 128
+
+
+def test_a_batch_that_had_to_wait_for_the_processor_changes_nothing() -> None:
+    size = BatchSize()
+    sizes(lambda n: 0.0003 * n, 20, size)
+    for elapsed in (20, 2, 30, 3, 12):
+        size.on_batch(RECORDS_MAX, elapsed)
+        assert size.records == RECORDS_MAX
 
 
 def test_a_pause_is_forgotten_soon() -> None:

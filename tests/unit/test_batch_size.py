@@ -69,6 +69,7 @@ def test_what_was_learned_of_a_function_is_tried_again_as_functions_change() -> 
     size = BatchSize()
     assert sizes(lambda _: 5_000, 1, size) == [16], "a model that is loaded by the first record"
     assert mode(sizes(lambda n: 50 + n / 5, 100, size)[-20:]) == 512
+    assert sizes(lambda n: 50 * n, 2, size)[1] == 1, "at once"
     assert mode(sizes(lambda n: 50 * n, 300, size)[-20:]) == 1
     assert mode(sizes(lambda n: 50 + n / 5, 300, size)[-20:]) == 512
     assert sizes(lambda n: 0, 20, size)[-1] == RECORDS_MAX

@@ -512,6 +512,7 @@ def test_a_parquet_batch_has_so_many_rows_and_wide_ones_come_by_few(root: str) -
         pq.write_table(table, sink, compression="none", use_dictionary=False)
         FS.put(f"{root}/a.parquet", sink.getvalue().to_pybytes())
         running = RunningSource(FileSource.parquet(f"{root}/a.parquet", as_arrow=True), 1)
+        running.readers[0].batch_size.records = 1 << 20
         running.run()
         return [len(batch) for batch in running.outputs[0].batches]
 

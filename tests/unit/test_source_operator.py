@@ -24,7 +24,7 @@ from dataflow.datastream.connectors.base import (
     SplitEnumerator,
     SplitEnumeratorContext,
 )
-from dataflow.datastream.connectors.fetching import FetchingReader, SplitReader
+from dataflow.datastream.connectors.fetching import BegunSplit, FetchingReader, SplitReader
 from dataflow.errors import UserFunctionError
 from dataflow.graph.specs import EnumeratorSpec
 from dataflow.testing import Record, ScriptedSource, Watermark
@@ -388,13 +388,14 @@ class _Range:
 
 
 class _RangeReader(SplitReader[_Range]):
-    def __init__(self) -> None:
+    def __init__(self, batch_rows: int = 2) -> None:
+        self.batch_rows = batch_rows
         self.closed: list[str] = []
 
     def read(self, split: _Range) -> Iterator[tuple[Batch | None, _Range]]:
         try:
             while split.next < split.end:
-                stop = min(split.next + 2, split.end)
+                stop = min(split.next + self.batch_rows, split.end)
                 rows = [(split.name, i) for i in range(split.next, stop)]
                 split = replace(split, next=stop)
                 yield RowBatch(rows), split
@@ -437,11 +438,12 @@ class _RangeEnumerator(SplitEnumerator[_Range]):
 
 
 class _Ranges(Source[Any, _Range]):
-    def __init__(self, splits: list[_Range]) -> None:
+    def __init__(self, splits: list[_Range], batch_rows: int = 2) -> None:
         self.splits = splits
+        self.batch_rows = batch_rows
 
     def create_reader(self, context: SourceReaderContext) -> SourceReader[Any, _Range]:
-        return FetchingReader(context, _RangeReader())
+        return FetchingReader(context, _RangeReader(self.batch_rows))
 
     def create_enumerator(
         self, context: SplitEnumeratorContext[_Range], checkpoint: Any = None
@@ -457,16 +459,20 @@ _NAMES = "abcdefg"
 def test_pulled_splits_survive_any_interleaving_of_steps_and_restores(data: st.DataObject) -> None:
     """Goal: every record once, in order per split, through enumerator, channel and fetcher.
     Method: random steps, checkpoints and restores at random parallelisms; records after the last
-    checkpoint are thrown away, as an exactly-once sink would."""
+    checkpoint are thrown away, as an exactly-once sink would. What is fetched at a time, and what
+    is emitted, changes."""
     lengths = data.draw(st.lists(st.integers(0, 7), max_size=7))
-    source = _Ranges([_Range(n, 0, length) for n, length in zip(_NAMES, lengths, strict=False)])
+    splits = [_Range(n, 0, length) for n, length in zip(_NAMES, lengths, strict=False)]
+    source = _Ranges(splits, data.draw(st.integers(1, 5)))
     running = RunningSource(source, data.draw(st.integers(1, 3)))
     durable: list[Any] = []
     checkpoint = None
     for action in data.draw(st.lists(st.sampled_from("ppppsc"), max_size=60)):
         parallelism = len(running.readers)
         if action == "p":
-            running.step(data.draw(st.integers(0, parallelism - 1)))
+            subtask = data.draw(st.integers(0, parallelism - 1))
+            running.readers[subtask].batch_size.records = data.draw(st.integers(1, 3))
+            running.step(subtask)
         elif action == "c":
             durable += running.rows
             checkpoint = running.snapshot()
@@ -476,6 +482,7 @@ def test_pulled_splits_survive_any_interleaving_of_steps_and_restores(data: st.D
             running.close()
             new = data.draw(st.integers(1, 3))
             restored = checkpoint and (checkpoint[0], redistributed(checkpoint[1], new))
+            source.batch_rows = data.draw(st.integers(1, 5))
             running = RunningSource(source, new, restored)
     durable += running.run()
     assert running.enumerator is not None
@@ -496,6 +503,20 @@ def test_a_position_moves_when_a_batch_is_emitted_not_when_it_is_fetched() -> No
     assert len(reader._fetched) == 2
     restored = RunningSource(_Ranges([]), restored=running.snapshot())
     assert emitted + restored.run() == [("a", i) for i in range(10)]
+
+
+def test_of_what_is_fetched_at_a_time_as_much_is_emitted_as_is_processed_quickly() -> None:
+    running = RunningSource(_Ranges([_Range("a", 0, 10)], batch_rows=7))
+    (reader,), (output,) = running.readers, running.outputs
+    for _ in range(3):
+        reader.batch_size.records = 3
+        running.step(0)
+    assert [len(batch) for batch in output.batches] == [3, 3]
+    (split,) = running.readers[0]._reader.snapshot_state(1)  # type: ignore[union-attr]
+    assert split == BegunSplit(_Range("a", 0, 10), 6)
+    assert split.split_id == "a"
+    restored = RunningSource(_Ranges([], batch_rows=2), restored=running.snapshot())
+    assert restored.run() == [("a", i) for i in range(6, 10)]
 
 
 def test_no_more_than_two_batches_are_fetched_ahead() -> None:

@@ -3,7 +3,9 @@
 A ``SplitReader`` is a generator over one split; it yields every batch together with the split
 that would go on after it. ``FetchingReader`` turns it into a ``SourceReader``: it runs the
 generator on an I/O thread, keeps what it yields in a short queue, and moves a split's position on
-when its batch is *emitted*, so that batches still in the queue are read again after a restore.
+when its batch is *emitted*, so that batches still in the queue are read again after a restore. What
+is read at a time is what reading is fast with; what is emitted at a time follows the functions
+behind. So a checkpoint may come in the middle of a batch, and counts the records before.
 """
 
 from __future__ import annotations
@@ -35,12 +37,27 @@ class SplitReader(ABC, Generic[SplitT]):
     def read(self, split: SplitT) -> Iterator[tuple[Batch | None, SplitT]]:
         """Yield ``(batch, split after the batch)`` until the split is finished.
 
+        From the same split the same records must come again, in the same order: a job that is
+        restored from within a batch reads it again, and leaves out those that it has emitted.
         Where there is nothing to read for now, yield None as the batch at least once a second,
         so that the thread can be had back.
         """
 
     def close(self) -> None:
         """Called once, after the generator of an unfinished split was closed."""
+
+
+@dataclass(frozen=True, slots=True)
+class BegunSplit(Generic[SplitT]):
+    """A split of which the next ``records`` have been emitted. In checkpoints only."""
+
+    split: SplitT
+    records: int
+
+    @property
+    def split_id(self) -> Any:
+        """Raises AttributeError if the split has none."""
+        return self.split.split_id  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +76,10 @@ class FetchingReader(SourceReader[Any, SplitT], Generic[SplitT]):
         self._context = context
         self._split_reader = split_reader
         self._shared = SharedUse(self._close_reader)
-        #: Unfinished splits by order of assignment, each after its last EMITTED batch.
+        #: Unfinished splits by order of assignment, each after the last batch EMITTED whole.
         self._splits: dict[int, SplitT] = {}
+        #: How many records behind that have been emitted too; only where there are any.
+        self._begun: dict[int, int] = {}
         self._next_key = 0
         #: Those of them whose reading has not begun.
         self._waiting: deque[int] = deque()
@@ -76,8 +95,11 @@ class FetchingReader(SourceReader[Any, SplitT], Generic[SplitT]):
     def start(self) -> None:
         self._fetch_ahead()
 
-    def add_splits(self, splits: Sequence[SplitT]) -> None:
+    def add_splits(self, splits: Sequence[SplitT | BegunSplit[SplitT]]) -> None:
         for split in splits:
+            if isinstance(split, BegunSplit):
+                self._begun[self._next_key] = split.records
+                split = split.split
             self._splits[self._next_key] = split
             self._waiting.append(self._next_key)
             self._next_key += 1
@@ -88,7 +110,8 @@ class FetchingReader(SourceReader[Any, SplitT], Generic[SplitT]):
 
     def poll_next(self, output: ReaderOutput[Any]) -> InputStatus:
         if self._fetched:
-            self._emit(self._fetched.popleft(), output)
+            if self._emit(self._fetched[0], output):
+                self._fetched.popleft()
         elif self._error is not None:
             raise self._error
         self._fetch_ahead()
@@ -98,21 +121,38 @@ class FetchingReader(SourceReader[Any, SplitT], Generic[SplitT]):
             return InputStatus.END_OF_INPUT
         return InputStatus.NOTHING_AVAILABLE
 
-    def snapshot_state(self, checkpoint_id: int) -> list[SplitT]:
-        return list(self._splits.values())
+    def snapshot_state(self, checkpoint_id: int) -> list[Any]:
+        begun = self._begun
+        return [
+            BegunSplit(split, begun[key]) if key in begun else split
+            for key, split in self._splits.items()
+        ]
 
     def close(self) -> None:
         self._shared.close()
 
-    def _emit(self, fetched: _Fetched[SplitT], output: ReaderOutput[Any]) -> None:
-        split_id = getattr(self._splits[fetched.key], "split_id", "")
-        if fetched.batch is not None and len(fetched.batch):
-            output.collect_batch(fetched.batch, split_id)
+    def _emit(self, fetched: _Fetched[SplitT], output: ReaderOutput[Any]) -> bool:
+        """Whether that was the last of it."""
+        key, batch = fetched.key, fetched.batch
+        split_id = getattr(self._splits[key], "split_id", "")
+        if batch is not None and len(batch):
+            begun = self._begun.pop(key, 0)
+            left, records = len(batch) - begun, output.batch_records
+            if left > records:
+                output.collect_batch(batch.slice(begun, records), split_id)
+                self._begun[key] = begun + records
+                return False
+            if left > 0:
+                output.collect_batch(batch.slice(begun, left) if begun else batch, split_id)
+            elif left < 0:  # in another batch before the restore
+                self._begun[key] = -left
         if fetched.split is None:
-            del self._splits[fetched.key]
+            del self._splits[key]
+            self._begun.pop(key, None)
             output.mark_split_finished(split_id)
         else:
-            self._splits[fetched.key] = fetched.split
+            self._splits[key] = fetched.split
+        return True
 
     def _fetch_ahead(self) -> None:
         """Keep one fetch under way while the queue has room and there is something to read."""

@@ -15,6 +15,7 @@ from state.snapshot import OperatorSnapshot
 from taskmanager.elements import Watermark, WatermarkStatus
 from taskmanager.operators.base import Operator, OperatorContext
 from taskmanager.operators.factory import create_operator
+from taskmanager.operators.typed_output import typed_output
 from taskmanager.result_partition import ResultPartition, TaskOutputs
 
 Emit = Callable[[Batch], None]
@@ -136,9 +137,10 @@ class OperatorChain:
         context_for: Callable[[OperatorNode], OperatorContext],
     ) -> None:
         self.nodes = vertex.operators
-        self.operators = [create_operator(loads_code(node.spec)) for node in vertex.operators]
+        specs = [loads_code(node.spec) for node in vertex.operators]
+        self.operators = [create_operator(spec) for spec in specs]
         self.counters = [RecordCounter() for _ in self.operators]  # records into each operator
-        for node, operator in zip(self.nodes, self.operators, strict=True):
+        for node, spec, operator in zip(self.nodes, specs, self.operators, strict=True):
             output = _ChainOutput()
             for target in node.targets:
                 if target.chained is not None:
@@ -148,7 +150,8 @@ class OperatorChain:
                 else:
                     assert target.edge is not None
                     output.connect(target, outputs.partitions[target.edge], self.counters[0])
-            operator.setup(context_for(node), output)
+            context = context_for(node)
+            operator.setup(context, typed_output(spec, output, context))
         self.head = self.operators[0]
         #: What takes the task's batches, by the input they are for.
         self.inputs: list[Emit] = [

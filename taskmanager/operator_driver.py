@@ -38,6 +38,7 @@ from state.snapshot_format import decode, encode
 from taskmanager.accumulators import TaskAccumulators
 from taskmanager.operators.base import Operator
 from taskmanager.operators.factory import create_operator
+from taskmanager.operators.typed_output import typed_output
 
 Event = tuple[str, Any, int | None]  # ("record" | "watermark" | "idle", value, timestamp)
 #: How often timers may set timers that are due at once, before the test is told.
@@ -179,7 +180,7 @@ class OperatorDriver:
         self.operators = []
         for index, context in enumerate(self.contexts):
             operator = create_operator(loads_code(blob) if blob else spec)
-            operator.setup(context, self._outputs[index])
+            operator.setup(context, typed_output(spec, self._outputs[index], context))
             self.operators.append(operator)
             part = None
             if old:

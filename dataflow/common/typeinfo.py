@@ -1,8 +1,8 @@
 """Type annotations as PyFlink has them: accepted everywhere, needed nowhere.
 
 Records are Python objects and keep their own types. A TypeInformation is what
-``DataStream.get_type`` gives back, makes rows of what ``from_collection`` is given, and says how
-``print`` writes a record.
+``DataStream.get_type`` gives back, what makes Rows, tuples and lists of what a function returns
+(``dataflow.common.conversion``), and says how ``print`` writes a record.
 """
 
 from __future__ import annotations
@@ -229,6 +229,11 @@ class RowTypeInfo(TypeInformation):
 
     def get_field_names(self) -> list[str]:
         return list(self._names or (f"f{i}" for i in range(len(self.field_types))))
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the names were given, as opposed to ``f0``, ``f1``, ..."""
+        return self._names is not None
 
     def get_field_index(self, field_name: str) -> int:
         """The position of a field, -1 if there is none of that name."""

@@ -22,10 +22,11 @@ class RowKind(Enum):
 def _create_row(
     fields: Sequence[str] | None, values: Sequence[Any], row_kind: RowKind | None = None
 ) -> Row:
-    row = Row(*values)
-    row._fields = None if fields is None else list(fields)
-    if row_kind is not None:
-        row._row_kind = row_kind
+    """``fields`` are shared if they are a list, which is not to be changed then."""
+    row = Row.__new__(Row)
+    _set_fields(row, fields if fields is None or type(fields) is list else list(fields))
+    _set_values(row, list(values))
+    _set_row_kind(row, row_kind or RowKind.INSERT)
     return row
 
 
@@ -39,6 +40,7 @@ class Row:
 
     __slots__ = ("_fields", "_row_kind", "_values")
 
+    #: Never changed in place: rows of a stream have one list, in memory as on the wire.
     _fields: list[str] | None
     _values: list[Any]
     _row_kind: RowKind
@@ -98,7 +100,7 @@ class Row:
         """A row with this one's values as its field names."""
         if len(args) > len(self):
             raise ValueError(f"{len(args)} values for the {len(self)} fields of {self!r}")
-        return _create_row(self._values, args, self._row_kind)
+        return _create_row(tuple(self._values), args, self._row_kind)
 
     def __getitem__(self, item: int | slice | str) -> Any:
         if isinstance(item, (int, slice)):
@@ -123,8 +125,7 @@ class Row:
         object.__setattr__(self, key, value)
 
     def __reduce__(self) -> Any:
-        fields = None if self._fields is None else tuple(self._fields)
-        return _create_row, (fields, tuple(self._values), self._row_kind)
+        return _create_row, (self._fields, tuple(self._values), self._row_kind)
 
     def __repr__(self) -> str:
         if self._fields is None:
@@ -154,6 +155,10 @@ class Row:
 
     def __len__(self) -> int:
         return len(self._values)
+
+
+# Past Row.__setattr__, which is most of what it takes to make one.
+_set_fields, _set_row_kind, _set_values = (vars(Row)[slot].__set__ for slot in Row.__slots__)
 
 
 def _as_plain(value: Any) -> Any:

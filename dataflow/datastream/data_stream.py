@@ -2,7 +2,8 @@
 
 Nothing runs here. Every method adds an operator, or a way to distribute records, to the
 environment's program; ``execute`` compiles it (``dataflow.graph``). ``output_type`` and the like
-are accepted wherever PyFlink has them and never needed.
+are accepted wherever PyFlink has them and never needed: what has one becomes a Row, a tuple or a
+list, if that is what the type says.
 """
 
 from __future__ import annotations
@@ -134,7 +135,8 @@ class DataStream(OperatorSettings):
     def filter(self, func: Callable[[Any], Any] | FilterFunction) -> DataStream:
         """The records for which ``func`` is true."""
         function = as_filter_function(require_plain("filter", func, "filter"))
-        return self._operate("filter", title_of("Filter", func), FilterSpec(function), self._type)
+        spec = FilterSpec(function)
+        return self._operate("filter", title_of("Filter", func), spec)._like(self)
 
     def project(self, *field_indexes: int) -> DataStream:
         """Tuples of these fields of every record, by position and in that order."""
@@ -174,7 +176,7 @@ class DataStream(OperatorSettings):
                 "and this is behind one; give that strategy to from_source"
             )
         spec = TimestampsSpec(strategy)
-        return self._operate("timestamps", "Timestamps/Watermarks", spec, self._type)
+        return self._operate("timestamps", "Timestamps/Watermarks", spec)._like(self)
 
     def full_window_partition(self) -> PartitionWindowedStream:
         """All records of each subtask as one piece; in BATCH mode only."""
@@ -208,8 +210,15 @@ class DataStream(OperatorSettings):
         stateful: bool = False,
     ) -> DataStream:
         transformation = Transformation(kind, title, spec, self._inputs, stateful=stateful)
+        if type_info is not None:
+            transformation.output_types[None] = type_info
         self._env._add(transformation)
         return DataStream(self._env, (Input(transformation),), transformation, type_info)
+
+    def _like(self, stream: DataStream) -> DataStream:
+        """This stream, with records of the other one, which have been converted to its type."""
+        self._type = stream._type
+        return self
 
     # -------------------------------------------------------------- which records go where
 
@@ -261,6 +270,12 @@ class DataStream(OperatorSettings):
         """What the operator emits to ``output_tag``."""
         operator = self._operator("get_side_output")
         tag = instance_of("get_side_output", output_tag, OutputTag)
+        declared = operator.output_types.setdefault(tag.tag_id, tag.type_info)
+        if declared != tag.type_info:
+            raise JobGraphError(
+                f"get_side_output({tag!r}): declared as {tag.type_info!r:.60}, and before as "
+                f"{declared!r:.60}; a side output has one type"
+            )
         return DataStream(self._env, (Input(operator, tag.tag_id),), None, tag.type_info)
 
     def rebalance(self) -> DataStream:
@@ -450,9 +465,8 @@ class KeyedStream(DataStream):
     def filter(self, func: Callable[[Any], Any] | FilterFunction) -> DataStream:
         """The records for which ``func`` is true; a FilterFunction may use keyed state."""
         if isinstance(func, FilterFunction) and has_open(func):
-            return self._keyed(
-                "filter", title_of("Filter", func), FilterAsProcess(func), self._type
-            )
+            title = title_of("Filter", func)
+            return self._keyed("filter", title, FilterAsProcess(func), None)._like(self)
         return super().filter(func)
 
     def process(  # type: ignore[override]

@@ -16,13 +16,13 @@ from typing import Any, TypeVar
 
 from dataflow.common.config_options import ConfigOption, ConfigOptions, validate
 from dataflow.common.configuration import Configuration
+from dataflow.common.conversion import batch_converter
 from dataflow.common.execution_config import ExecutionConfig
 from dataflow.common.job_client import JobClient
 from dataflow.common.job_execution_result import JobExecutionResult
 from dataflow.common.restart_strategy import RestartStrategyConfiguration
 from dataflow.common.time import DurationLike, to_millis
-from dataflow.common.typeinfo import RowTypeInfo, TypeInformation, Types
-from dataflow.common.types import Row
+from dataflow.common.typeinfo import TypeInformation, Types
 from dataflow.common.watermark_strategy import WatermarkStrategy
 from dataflow.datastream.checkpoint_config import CheckpointConfig
 from dataflow.datastream.checkpointing_mode import CheckpointingMode
@@ -289,7 +289,7 @@ class StreamExecutionEnvironment:
     ) -> DataStream:
         """The records of a collection, which travel with the job; always in one subtask.
 
-        With a row type tuples, lists and dicts become Rows with its field names.
+        With a type such as ``Types.ROW_NAMED`` or ``Types.TUPLE`` they become what it says.
         """
         from dataflow.datastream.connectors.collection import CollectionSource
 
@@ -297,10 +297,15 @@ class StreamExecutionEnvironment:
             raise JobGraphError(
                 f"from_collection({collection!r:.60}): a list or another iterable is needed"
             )
-        if isinstance(type_info, RowTypeInfo):
-            collection = [_as_row(record, type_info.get_field_names()) for record in collection]
-        source = CollectionSource(collection)
-        return self._source(source, None, "Collection Source", type_info).force_non_parallel()
+        convert = None if type_info is None else batch_converter(type_info)
+        if convert is not None:
+            try:
+                collection = convert(list(collection))
+            except TypeError as error:
+                raise JobGraphError(f"from_collection(): {error}") from None
+        stream = self._source(CollectionSource(collection), None, "Collection Source", None)
+        stream._type = type_info
+        return stream.force_non_parallel()
 
     def from_sequence(self, start: int, end: int) -> DataStream:
         """The integers from ``start`` to ``end``, both included."""
@@ -326,6 +331,8 @@ class StreamExecutionEnvironment:
     ) -> DataStream:
         spec = SourceSpec(source, watermarks)
         transformation = Transformation("source", f"Source: {name}", spec, stateful=True)
+        if type_info is not None:
+            transformation.output_types[None] = type_info
         return DataStream(self, (Input(transformation),), transformation, type_info)
 
     # --------------------------------------------------------------------------------- running
@@ -450,18 +457,6 @@ class StreamExecutionEnvironment:
         raise TypeError(
             "the environment is part of the program and cannot be used inside a function"
         )
-
-
-def _as_row(record: Any, names: list[str]) -> Row:
-    if isinstance(record, Mapping) and set(record) == set(names):
-        record = [record[name] for name in names]
-    if not isinstance(record, (tuple, list, Row)) or len(record) != len(names):
-        raise JobGraphError(
-            f"from_collection(): {record!r:.80} is no row with the fields {', '.join(names)}"
-        )
-    row = Row(*record)
-    row.set_field_names(names)
-    return row
 
 
 def _command_line_settings() -> dict[str, str]:

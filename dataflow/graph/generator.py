@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from dataflow.common.config_options import ConfigOptions
+from dataflow.common.conversion import converter
 from dataflow.datastream.output_tag import OutputTag
 from dataflow.datastream.windowing.assigners import GlobalWindows
 from dataflow.datastream.windowing.triggers import never_purges
@@ -90,11 +91,14 @@ class _Blobs:
 
 
 def operator_spec(transformation: Transformation, batch: bool) -> OperatorSpec:
-    """What the operator does, with its error policy; without one there is nothing to add."""
+    """What the operator does, with its error policy and the types that its records are to have."""
     spec, policy = transformation.spec, transformation.on_error
     if policy != "fail" and isinstance(spec, CAN_SKIP):  # otherwise validation has found the fault
         spec = OnErrorSpec(spec, policy if isinstance(policy, OutputTag) else None)
-    return in_batch(spec) if batch else spec
+    spec = in_batch(spec) if batch else spec
+    declared = transformation.output_types.items()
+    types = {tag: kind for tag, kind in declared if converter(kind) is not None}
+    return replace(spec, output_types=types) if types else spec
 
 
 _PARTS = {Partitioning.HASH: "key selector", Partitioning.CUSTOM: "partitioner or key selector"}

@@ -7,12 +7,13 @@ operator). Specs are cloudpickled on the client and unpickled only in TaskManage
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # at run time this module needs nothing, so that anything may import it
     from dataflow.cep.functions import PatternProcessFunction
     from dataflow.cep.pattern import Pattern
+    from dataflow.common.typeinfo import TypeInformation
     from dataflow.common.watermark_strategy import WatermarkStrategy
     from dataflow.datastream.aggregates import Aggregate
     from dataflow.datastream.connectors.base import Sink, Source
@@ -44,6 +45,10 @@ KeySelector = Callable[[Any], Any]
 @dataclass(frozen=True)
 class OperatorSpec:
     """Base of all specs."""
+
+    #: What the main output (None) and side outputs are declared to be, by the id of the tag; only
+    #: types that say something of the shape of a record.
+    output_types: Mapping[str | None, TypeInformation] = field(default_factory=dict, kw_only=True)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
+from dataflow.common.typeinfo import TypeInformation
 from dataflow.graph.job_graph import Partitioning
 from dataflow.graph.specs import OperatorSpec
 
@@ -61,6 +62,8 @@ class Transformation:
     resources: dict[str, float] = field(default_factory=dict)
     on_error: Any = "fail"  # or "skip" or an OutputTag
     stateful: bool = False
+    #: Declared for the main output (None) and for side outputs, by the id of the tag.
+    output_types: dict[str | None, TypeInformation] = field(default_factory=dict)
     #: The head of the iteration that it is a part of, and of a head what comes back to it.
     iteration: Transformation | None = field(default=None, repr=False)
     feedback: tuple[Input, ...] = field(default=(), repr=False)

@@ -27,7 +27,8 @@ class TaskOperatorContext:
         self.operator_uid = node.uid
         self.subtask_index = descriptor.task.subtask
         self.parallelism = vertex.parallelism
-        self.max_parallelism = vertex.max_parallelism
+        # The head has that of the vertex, and state by key; others are told their own.
+        self.max_parallelism = node.max_parallelism or vertex.max_parallelism
         self.key_group_range = KeyGroupRange.of(
             vertex.max_parallelism, vertex.parallelism, descriptor.task.subtask
         )

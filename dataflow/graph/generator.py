@@ -174,6 +174,7 @@ def _operator(node: Node, spec: bytes, targets: tuple[Target, ...]) -> OperatorN
         generated_uid=node.generated_uid,
         stateful=transformation.stateful,
         description=transformation.description or "",
+        max_parallelism=node.max_parallelism,
     )
 
 

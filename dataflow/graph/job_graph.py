@@ -69,6 +69,7 @@ class OperatorNode:
     generated_uid: bool = False
     stateful: bool = False
     description: str = ""  # for people; empty means the name says it all
+    max_parallelism: int | None = None  # what was set for it; None is that of the vertex
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,7 @@ def _encode_graph(graph: JobGraph) -> dict[str, Any]:
                         "generated_uid": o.generated_uid,
                         "stateful": o.stateful,
                         "description": o.description,
+                        "max_parallelism": o.max_parallelism,
                     }
                     for o in v.operators
                 ],
@@ -227,6 +229,7 @@ def _decode_graph(data: dict[str, Any]) -> JobGraph:
                     generated_uid=o["generated_uid"],
                     stateful=o["stateful"],
                     description=o["description"],
+                    max_parallelism=o.get("max_parallelism"),
                 )
                 for o in v["operators"]
             ),

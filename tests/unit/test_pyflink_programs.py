@@ -394,6 +394,21 @@ def test_windows_reduce_aggregate_and_apply() -> None:
 # ---------------------------------------------------------------------------- files and settings
 
 
+class KeyGroups(MapFunction):
+    def open(self, runtime_context: RuntimeContext) -> None:
+        self.count = runtime_context.get_max_number_of_parallel_subtasks()
+
+    def map(self, value: int) -> int:
+        return self.count
+
+
+def test_a_function_that_runs_with_its_source_is_told_its_own_max_parallelism() -> None:
+    of_one = environment().from_collection([1]).map(KeyGroups())
+    assert collected(of_one) == [128], "although the collection is read by one subtask only"
+    numbers = environment().from_sequence(1, 1)
+    assert collected(numbers.map(KeyGroups()).set_max_parallelism(64)) == [64]
+
+
 def test_a_word_count_from_files_to_files(tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("a b\na\n")
     env = environment()

@@ -27,9 +27,11 @@ from dataflow.graph.job_graph import Partitioning
 from state.checkpoint_store import CheckpointStore
 from state.snapshot import InFlight, InFlightChannel
 from state.snapshot_store import StoredSnapshot
+from taskmanager.accumulators import TaskAccumulators
 from taskmanager.elements import Barrier, ChannelId, Element, Watermark
 from taskmanager.input_gate import InputGate
 from taskmanager.messages import InFlightDescriptor, OutputDescriptor, TaskDeploymentDescriptor
+from taskmanager.operators.selectors import Selectors
 from taskmanager.restore import whole
 from taskmanager.result_partition import TaskOutputs, partitioner_of
 from taskmanager.serializer import control_of, deserialize, serialize
@@ -171,6 +173,14 @@ def _load_edge(
             found |= StoredSnapshot(store, handle).in_flight(partial(wanted, output))
     picks = before != now and _is_dealt_by_record(edge.partitioning)
     own = _Own(part, descriptor) if picks else None
+    try:
+        return _replay(found, part.unchanged, own)
+    finally:
+        if own is not None:
+            own.close()
+
+
+def _replay(found: InFlight, unchanged: bool, own: _Own | None) -> Replay:
     replay: Replay = []
     for channel in sorted(found):  # the receivers' ends come first
         channel_id = ChannelId(*channel[1:])
@@ -179,7 +189,7 @@ def _load_edge(
             if isinstance(element, (RowBatch, ArrowBatch)):
                 batches = [element] if own is None else own.of(element)
                 replay += ((channel_id, batch) for batch in batches)
-            elif part.unchanged:
+            elif unchanged:
                 replay.append((channel_id, element))
     return replay
 
@@ -196,12 +206,43 @@ class _Own:
             self._own if receiver == subtask else others for receiver in range(vertex.parallelism)
         ]
         self._partitioner = partitioner_of(sending, channels, 0, descriptor.attempt)
+        self._selectors = Selectors(self._partitioner.methods)
+        context: Any = _Context(descriptor)
+        self._selectors.open(context)
+
+    def close(self) -> None:
+        self._selectors.close()
 
     def of(self, element: Element) -> list[Element]:
         assert isinstance(element, (RowBatch, ArrowBatch))
         self._partitioner.emit(element)
         kept, self._own.batches = self._own.batches, []
         return kept
+
+
+class _Context:
+    """What a key selector or partitioner is told before there are operators.
+
+    What it counts comes from those that deal out what is new.
+    """
+
+    def __init__(self, descriptor: TaskDeploymentDescriptor) -> None:
+        vertex = descriptor.vertex
+        self.job_id = descriptor.job_id
+        self.operator_name = vertex.operators[0].name
+        self.subtask_index = descriptor.task.subtask
+        self.parallelism = vertex.parallelism
+        self.max_parallelism = vertex.max_parallelism
+        self.attempt_number = descriptor.attempt_number
+        self.configuration = descriptor.configuration
+        self.cached_files = descriptor.cached_files
+        self.accumulators = TaskAccumulators()
+
+    def processing_time(self) -> int:
+        return 0
+
+    def add_metric(self, name: str, value: Callable[[], float]) -> None:
+        pass
 
 
 class _Kept:

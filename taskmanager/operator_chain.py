@@ -140,8 +140,9 @@ class OperatorChain:
         specs = [loads_code(node.spec) for node in vertex.operators]
         self.operators = [create_operator(spec) for spec in specs]
         self.counters = [RecordCounter() for _ in self.operators]  # records into each operator
+        self._partitions: list[tuple[ResultPartition, OperatorContext]] = []
         for node, spec, operator in zip(self.nodes, specs, self.operators, strict=True):
-            output = _ChainOutput()
+            output, context = _ChainOutput(), context_for(node)
             for target in node.targets:
                 if target.chained is not None:
                     output.connect(
@@ -149,8 +150,9 @@ class OperatorChain:
                     )
                 else:
                     assert target.edge is not None
-                    output.connect(target, outputs.partitions[target.edge], self.counters[0])
-            context = context_for(node)
+                    partition = outputs.partitions[target.edge]
+                    output.connect(target, partition, self.counters[0])
+                    self._partitions.append((partition, context))
             operator.setup(context, typed_output(spec, output, context))
         self.head = self.operators[0]
         #: What takes the task's batches, by the input they are for.
@@ -173,7 +175,9 @@ class OperatorChain:
             operator.initialize_state(snapshot, None if snapshot is None else checkpoint_id)
 
     def open(self) -> None:
-        """Downstream first, so that nobody emits to an operator that is not open."""
+        """Downstream first, so that nobody emits to what is not open."""
+        for partition, context in self._partitions:
+            partition.open(context)
         for operator in reversed(self.operators):
             operator.open()
             operator.after_open()
@@ -238,9 +242,10 @@ class OperatorChain:
     def close(self) -> BaseException | None:
         """Close all, whatever happens; the first error is returned."""
         first: BaseException | None = None
-        for operator in self.operators:
+        partitions = [partition.close for partition, _ in self._partitions]
+        for close in (*(operator.close for operator in self.operators), *partitions):
             try:
-                operator.close()
+                close()
             except BaseException as error:  # user code may raise anything
                 first = first or error
         return first

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from heapq import heappop, heappush
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -38,6 +39,7 @@ from state.snapshot_format import decode, encode
 from taskmanager.accumulators import TaskAccumulators
 from taskmanager.operators.base import Operator
 from taskmanager.operators.factory import create_operator
+from taskmanager.operators.selectors import Selectors
 from taskmanager.operators.typed_output import typed_output
 
 Event = tuple[str, Any, int | None]  # ("record" | "watermark" | "idle", value, timestamp)
@@ -188,6 +190,12 @@ class OperatorDriver:
                 part = whole.operators[self.uid]
             operator.initialize_state(part, 1 if old else None)
             operator.open()
+        # Of one subtask nobody asks which one a record goes to.
+        dealt = [read.function for read in inputs if parallelism > 1 and read.function is not None]
+        self._selectors = Selectors(
+            chain.from_iterable(f if isinstance(f, tuple) else (f,) for f in dealt)
+        )
+        self._selectors.open(self.contexts[0])
         self._settle()
 
     # -------------------------------------------------------------------------------- what comes
@@ -379,9 +387,9 @@ class OperatorDriver:
     def close(self) -> None:
         """All subtasks, whatever goes wrong in one; the first error is raised."""
         errors: list[BaseException] = []
-        for operator in self.operators:
+        for close in (*(operator.close for operator in self.operators), self._selectors.close):
             try:
-                operator.close()
+                close()
             except BaseException as error:
                 errors.append(error)
         with suppress(IndexError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,9 @@ from taskmanager.channel import OutputChannel
 
 class Partitioner:
     """Puts every record of a batch on its channel(s)."""
+
+    #: What it calls of the user's, by which it was made.
+    methods: Sequence[Callable[..., Any]] = ()
 
     def __init__(self, channels: list[OutputChannel]) -> None:
         assert channels

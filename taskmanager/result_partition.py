@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from dataflow.common.batch import Batch
 from dataflow.common.codec import loads_code
@@ -12,7 +12,9 @@ from dataflow.graph.job_graph import Partitioning
 from taskmanager.channel import ChannelLimits, OutputChannel, encode
 from taskmanager.elements import Attempt, Barrier, ChannelId, Control, Element
 from taskmanager.messages import DataMessage, Feedback, OutputDescriptor
+from taskmanager.operators.base import OperatorContext
 from taskmanager.operators.function_operator import user_traceback
+from taskmanager.operators.selectors import Selectors
 from taskmanager.partition_file import PartitionFile
 from taskmanager.partitioner import (
     BroadcastPartitioner,
@@ -56,20 +58,37 @@ class ResultPartition:
             self.channels = self.channels[: channels_on_disk(descriptor)]
         self.overtakable = descriptor.edge.partitioning.overtakable
         self._partitioner = partitioner_of(descriptor, self.channels, subtask, attempt)
+        self._selectors = Selectors(self._partitioner.methods)
+
+    def open(self, context: OperatorContext) -> None:
+        """Start the user's key selector or partitioner, for the operator whose output this is."""
+        try:
+            self._selectors.open(context)
+        except BaseException as error:
+            self._fail(error, "in open()")
+
+    def close(self) -> None:
+        try:
+            self._selectors.close()
+        except BaseException as error:
+            self._fail(error, "in close()")
 
     def emit(self, batch: Batch) -> None:
         if not len(batch):
             return
         try:
             self._partitioner.emit(batch)
-        except (DataflowError, KeyboardInterrupt):
-            raise
         except BaseException as error:  # user code may raise anything
-            keyed = self.descriptor.edge.partitioning is Partitioning.HASH
-            raise JobExecutionError(
-                f"the {'key selector' if keyed else 'partitioner'} failed on a record it put out\n"
-                f"{user_traceback(error)}"
-            ) from error
+            self._fail(error, "on a record it put out")
+
+    def _fail(self, error: BaseException, where: str) -> NoReturn:
+        if isinstance(error, (DataflowError, KeyboardInterrupt)):
+            raise error
+        keyed = self.descriptor.edge.partitioning is Partitioning.HASH
+        raise JobExecutionError(
+            f"the {'key selector' if keyed else 'partitioner'} failed {where}\n"
+            f"{user_traceback(error)}"
+        ) from error
 
     def broadcast(self, element: Control) -> None:
         for channel in self.channels:
@@ -97,11 +116,16 @@ def partitioner_of(
             return ChoosingPartitioner(channels, lambda assignment: int(assignment.subtask))
         case Partitioning.HASH:
             assert edge.function is not None
-            return HashPartitioner(channels, loads_code(edge.function), descriptor.max_parallelism)
+            select = loads_code(edge.function)
+            by_key = HashPartitioner(channels, select, descriptor.max_parallelism)
+            by_key.methods = (select,)
+            return by_key
         case Partitioning.CUSTOM:
             assert edge.function is not None
-            partition, key_selector = loads_code(edge.function)
-            return ChoosingPartitioner(channels, custom_chooser(partition, key_selector, count))
+            partition, select = methods = loads_code(edge.function)
+            custom = ChoosingPartitioner(channels, custom_chooser(partition, select, count))
+            custom.methods = methods
+            return custom
 
 
 class Link:

@@ -15,6 +15,7 @@ from state.keyed_state import HeapKeyedStateStore
 from state.snapshot import OperatorSnapshot
 from taskmanager.operators.base import OperatorContext, Output
 from taskmanager.operators.function_operator import FunctionOperator
+from taskmanager.operators.selectors import Selectors
 
 
 class KeyedOperator(FunctionOperator):
@@ -29,6 +30,7 @@ class KeyedOperator(FunctionOperator):
         super().__init__(function)
         self.key_selectors = key_selectors
         self.key_selector = key_selectors[0]
+        self._selectors = Selectors(key_selectors)
 
     def setup(self, context: OperatorContext, output: Output) -> None:
         super().setup(context, output)
@@ -36,6 +38,13 @@ class KeyedOperator(FunctionOperator):
 
     def keyed_state_store(self) -> KeyedStateStore | None:
         return HeapKeyedStateStore(self.backend)
+
+    def open(self) -> None:
+        try:
+            self._selectors.open(self.context)
+        except BaseException as error:
+            self.fail(error, "in open() of its key selector")
+        super().open()
 
     def select_keys(self, rows: list[Any], input_index: int = 0) -> list[Any]:
         """The key of every row of an input. Fails as the operator itself would on a bad one."""
@@ -106,3 +115,10 @@ class KeyedOperator(FunctionOperator):
         finally:
             if hasattr(self, "backend"):
                 self.backend.close()
+            self._close_selectors()
+
+    def _close_selectors(self) -> None:
+        try:
+            self._selectors.close()
+        except BaseException as error:
+            self.fail(error, "in close() of its key selector")

@@ -12,6 +12,7 @@ from task_harness import Map, TaskHarness, memory_store
 from dataflow.common.batch import RowBatch
 from dataflow.common.codec import dumps_code
 from dataflow.datastream.connectors.discard import DiscardSink
+from dataflow.datastream.functions import KeySelector, RuntimeContext
 from dataflow.filesystem.memory import MemoryFileSystem
 from dataflow.graph.job_graph import JobEdge, JobGraph, JobVertex, Partitioning
 from dataflow.graph.specs import MapSpec, SinkSpec, SourceSpec
@@ -441,6 +442,28 @@ def test_in_flight_records_come_before_anything_new() -> None:
     run.run().io()
     assert replayed(run, store) == [1, 2, 3, 4, Watermark(8), 5, "new"]
     assert replayed(run, store, unchanged=False) == [1, 2, 3, 4, 5, "new"], "no watermarks"
+
+
+class Opened(KeySelector):
+    """Selects the record itself, once it has been opened."""
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        self.where = runtime_context.get_task_name_with_subtasks()
+        runtime_context.get_metrics_group().counter("opened").inc()
+
+    def get_key(self, value: Any) -> Any:
+        assert self.where == "op 0 (1/1)"
+        return value
+
+
+def test_a_key_selector_is_opened_to_deal_out_anew_what_was_in_flight() -> None:
+    store = memory_store()
+    run = harness(store=store)
+    run.put(0, rows(1, 2), now(1))
+    run.put(1, now(1))
+    run.run().io()
+    edge = replace(HASH, function=dumps_code(Opened().get_key))
+    assert replayed(run, store, edge=edge, receivers=2, unchanged=False) == [1, 2, "new"]
 
 
 def test_damaged_in_flight_data_excludes_its_checkpoint() -> None:

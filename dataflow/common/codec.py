@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import io
 import pickle
+import sys
 import types
 from collections import ChainMap
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import cloudpickle
 
@@ -59,8 +61,48 @@ def loads_code(blob: bytes) -> Any:
 
 
 def dumps_data(value: Any) -> bytes:
-    """Pickle plain data; classes travel by reference."""
-    return pickle.dumps(value, protocol=PROTOCOL)
+    """Pickle plain data; classes travel by reference, those that nobody can import by value."""
+    try:
+        return pickle.dumps(value, protocol=PROTOCOL)
+    except (AttributeError, pickle.PicklingError):  # as for a class within a function
+        with io.BytesIO() as file:
+            _LocalClassPickler(file, protocol=PROTOCOL).dump(value)
+            return file.getvalue()
+
+
+class _LocalClassPickler(pickle.Pickler):
+    """With the definition of every class that is local to a function, pickled once per process.
+
+    cloudpickle knows a class again that it has seen, such as in the functions of the job, so that
+    ``isinstance`` holds at the other end.
+    """
+
+    def reducer_override(self, value: Any) -> Any:
+        if not isinstance(value, type) or _is_importable(value):
+            return NotImplemented
+        definition = _definitions.get(value)
+        if definition is None:
+            definition = _definitions[value] = dumps_code(value)
+            _local_classes[definition] = value
+        return _local_class, (definition,)
+
+
+_definitions: WeakKeyDictionary[type, bytes] = WeakKeyDictionary()
+_local_classes: WeakValueDictionary[bytes, type] = WeakValueDictionary()
+
+
+def _is_importable(kind: type) -> bool:
+    found: Any = sys.modules.get(kind.__module__)
+    for name in kind.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is kind
+
+
+def _local_class(definition: bytes) -> type:
+    found = _local_classes.get(definition)
+    if found is None:
+        found = _local_classes[definition] = loads_code(definition)
+    return found
 
 
 def loads_data(blob: bytes | memoryview) -> Any:
@@ -85,10 +127,23 @@ class _StateUnpickler(pickle.Unpickler):
 
 
 def dumps_state(value: Any) -> bytes:
-    """As ``dumps_data``, with dataclass instances by the names of their fields."""
+    """As ``dumps_data``, with dataclass instances by the names of their fields.
+
+    Classes must be such that they are found again: raises PicklingError for those of a function.
+    """
     with io.BytesIO() as file:
-        _StatePickler(file, protocol=PROTOCOL).dump(value)
+        _dump_state(_StatePickler(file, protocol=PROTOCOL), value)
         return file.getvalue()
+
+
+def _dump_state(pickler: pickle.Pickler, value: Any) -> None:
+    try:
+        pickler.dump(value)
+    except (AttributeError, pickle.PicklingError) as error:
+        raise pickle.PicklingError(
+            f"{error}; state is read back by other processes, perhaps of a changed program: its "
+            "classes and functions must be at the top level of a module, or of the script"
+        ) from error
 
 
 def dumps_state_alike(value: Any) -> bytes:
@@ -99,7 +154,7 @@ def dumps_state_alike(value: Any) -> bytes:
     with io.BytesIO() as file:
         pickler = _StatePickler(file, protocol=PROTOCOL)
         pickler.fast = True
-        pickler.dump(value)
+        _dump_state(pickler, value)
         return file.getvalue()
 
 

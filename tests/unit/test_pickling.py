@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import functools
+import pickle
 import subprocess
 import sys
 import textwrap
 import threading
+from collections import namedtuple
 from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dataflow.common.codec import dumps_code, loads_code
+from dataflow.common.codec import (
+    dumps_code,
+    dumps_data,
+    dumps_state,
+    dumps_state_alike,
+    loads_code,
+    loads_data,
+)
 from dataflow.datastream import MapFunction, StreamExecutionEnvironment
 from dataflow.errors import FunctionPicklingError
 from dataflow.graph.pickling import BLOB_BYTES_MAX, dump_function
@@ -205,3 +216,91 @@ def test_functions_keep_the_name_of_their_file_for_tracebacks() -> None:
     loaded = loads_code(dumps_code(outer))
     assert loaded.__code__.co_filename == __file__
     assert loaded().__code__.co_filename == __file__
+
+
+def local_kinds() -> tuple[Any, Any, Any]:
+    @dataclass(frozen=True)
+    class Flight:
+        origin: str
+
+        def shout(self) -> str:
+            return self.origin.upper()
+
+    class Color(Enum):
+        RED = 1
+
+    return Flight, Color, namedtuple("Pair", "one other")
+
+
+def test_records_of_a_class_within_a_function_come_back_as_that_class() -> None:
+    for record in (lambda f, c, p: [f("ewr"), c.RED, p(1, c.RED), f])(*local_kinds()):
+        with pytest.raises((AttributeError, pickle.PicklingError)):
+            pickle.dumps(record)
+        again = loads_data(dumps_data([record, record]))
+        assert again == [record, record]
+        assert type(again[0]) is type(record)
+
+
+def test_the_class_of_a_record_is_pickled_once_and_what_it_has_counted_stays() -> None:
+    class Counting:
+        made = 0
+
+    blob = dumps_data(Counting())
+    Counting.made = 5
+    assert isinstance(loads_data(blob), Counting)
+    assert len(dumps_data([Counting() for _ in range(100)])) < len(blob) + 1_000
+    assert type(loads_data(dumps_data(Counting()))).made == 5
+
+
+def test_a_class_that_cannot_be_pickled_says_why() -> None:
+    class Holder:
+        lock = threading.Lock()
+
+    with pytest.raises(TypeError, match=r"cannot pickle '_thread\.lock' object"):
+        dumps_data(Holder())
+
+
+@pytest.mark.parametrize("dumps", [dumps_state, dumps_state_alike])
+def test_state_refuses_what_another_process_could_not_know(dumps: Any) -> None:
+    flight, color, pair = local_kinds()
+    for value in (flight("ewr"), color.RED, {1: pair(1, 2)}, lambda: 1):
+        with pytest.raises(pickle.PicklingError, match="must be at the top level of a module"):
+            dumps(value)
+
+
+def test_local_classes_of_functions_and_records_are_one_in_another_process(tmp_path: Path) -> None:
+    run_script(
+        tmp_path / "job.py",
+        f"""
+        from dataclasses import dataclass
+        from dataflow.common.codec import dumps_code, dumps_data
+
+        def main():
+            @dataclass(frozen=True)
+            class Flight:
+                origin: str
+
+            class Told:
+                def __init__(self, flight):
+                    self.flight = flight
+
+            code = dumps_code(lambda v: Told(v) if isinstance(v, Flight) else None)
+            open({str(tmp_path / "code")!r}, "wb").write(code)
+            open({str(tmp_path / "record")!r}, "wb").write(dumps_data([Flight("EWR")] * 3))
+
+        main()
+        """,
+    )
+    printed = run_script(
+        tmp_path / "worker.py",
+        f"""
+        from dataflow.common.codec import dumps_data, loads_code, loads_data
+
+        records = loads_data(open({str(tmp_path / "record")!r}, "rb").read())
+        function = loads_code(open({str(tmp_path / "code")!r}, "rb").read())
+        told = function(records[0])
+        again = loads_data(dumps_data([told, records[1]]))
+        print(records[0].origin, type(again[0]) is type(told), again[1] == records[2])
+        """,
+    )
+    assert printed.splitlines() == ["EWR True True"]

@@ -106,9 +106,9 @@ class ConfigOptions:
     )
     AUTO_WATERMARK_INTERVAL = _option(
         "pipeline.auto-watermark-interval",
-        duration(at_least=1),
+        duration(),
         200,
-        "How often watermark generators are asked for a watermark",
+        "How often watermark generators are asked for a watermark; 0: at the end only",
     )
     OBJECT_REUSE = _option(
         "pipeline.object-reuse",

@@ -36,7 +36,12 @@ class ExecutionConfig:
         return -1 if maximum is None else maximum
 
     def set_auto_watermark_interval(self, interval: DurationLike) -> ExecutionConfig:
-        return self._set(ConfigOptions.AUTO_WATERMARK_INTERVAL, to_millis(interval))
+        """How often watermark generators are asked for one; with 0 only at the end of the input.
+
+        Then no source becomes idle either. What a generator emits of its own goes on.
+        """
+        millis = to_millis(interval, "set_auto_watermark_interval")
+        return self._set(ConfigOptions.AUTO_WATERMARK_INTERVAL, millis)
 
     def get_auto_watermark_interval(self) -> int:
         """Milliseconds."""

@@ -57,8 +57,9 @@ class SourceWatermarks:
         now = context.processing_time()
         configuration = Configuration(context.configuration)
         self._interval_ms = configuration.get(ConfigOptions.AUTO_WATERMARK_INTERVAL)
-        #: Processing time (ms) of the next periodic watermark.
-        self.next_emission_at = None if strategy is None else now + self._interval_ms
+        #: Processing time (ms) of the next periodic watermark; None if there are none.
+        periodic = strategy is not None and self._interval_ms > 0
+        self.next_emission_at = now + self._interval_ms if periodic else None
         # Polled time: ms during which a record would have been read, had there been one.
         self._polled_ms = 0
         self._counted_until = now

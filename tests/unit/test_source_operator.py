@@ -150,6 +150,18 @@ def test_the_interval_is_configurable() -> None:
     assert operator.next_timer_at() == 1_005
 
 
+def test_with_an_interval_of_0_watermarks_come_at_the_end_only() -> None:
+    context = Context(configuration={"pipeline.auto-watermark-interval": "0"})
+    script = [Record(1, 10), Record(2, 20)]
+    operator, output, _ = open_source(ScriptedSource(script), context, watermarks=MONOTONOUS)
+    assert operator.next_timer_at() is None
+    operator.poll()
+    _time(operator, context, 10_000)
+    assert output.watermarks == []
+    _poll_all(operator)
+    assert output.events == [("row", 1), ("row", 2), ("watermark", 19)]
+
+
 def test_the_watermark_is_the_minimum_over_the_splits() -> None:
     source = ScriptedSource([Record("a", 100), Record("a", 200)], [Record("b", 10)])
     operator, output, context = open_source(source, watermarks=MONOTONOUS)

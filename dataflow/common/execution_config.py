@@ -22,7 +22,8 @@ class ExecutionConfig:
         return self
 
     def set_parallelism(self, parallelism: int) -> ExecutionConfig:
-        return self._set(ConfigOptions.PARALLELISM, parallelism)
+        """As many subtasks as nobody says otherwise; -1 is the default."""
+        return self._set(ConfigOptions.PARALLELISM, None if parallelism == -1 else parallelism)
 
     def get_parallelism(self) -> int:
         return self._configuration.get(ConfigOptions.PARALLELISM)

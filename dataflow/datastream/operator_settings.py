@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+from dataflow.common.keys import MAX_MAX_PARALLELISM
 from dataflow.common.time import DurationLike, to_millis
 from dataflow.datastream.output_tag import OutputTag
 from dataflow.datastream.slot_sharing_group import SlotSharingGroup
@@ -19,8 +20,8 @@ S = TypeVar("S", bound="OperatorSettings")
 class OperatorSettings:
     """Base of streams and sinks: settings of the operator that produces or ends the stream.
 
-    Every setter returns the object itself. Values are judged when the job is compiled, together
-    with everything else that is wrong with it.
+    Every setter returns the object itself. A parallelism that is none is refused at once, as in
+    Flink; the rest is judged when the job is compiled, together with everything else that is wrong.
     """
 
     _env: StreamExecutionEnvironment
@@ -55,15 +56,16 @@ class OperatorSettings:
         return self
 
     def set_parallelism(self: S, parallelism: int) -> S:
-        """Run the operator in this many subtasks."""
+        """Run the operator in this many subtasks; -1 in as many as the environment says."""
         operator = self._operator("set_parallelism")
-        operator.parallelism = require_int("set_parallelism", parallelism)
+        own = require_int("set_parallelism", parallelism) != -1
+        operator.parallelism = _subtasks("set_parallelism", parallelism) if own else None
         return self
 
     def set_max_parallelism(self: S, max_parallelism: int) -> S:
         """The number of key groups, which no later parallelism of the operator can exceed."""
         operator = self._operator("set_max_parallelism")
-        operator.max_parallelism = require_int("set_max_parallelism", max_parallelism)
+        operator.max_parallelism = _subtasks("set_max_parallelism", max_parallelism)
         return self
 
     def force_non_parallel(self: S) -> S:
@@ -141,6 +143,13 @@ class OperatorSettings:
         """
         self._operator("on_error").on_error = policy
         return self
+
+
+def _subtasks(setting: str, value: object) -> int:
+    number = require_int(setting, value)
+    if not 1 <= number <= MAX_MAX_PARALLELISM:
+        raise JobGraphError(f"{setting}({number}): 1 to {MAX_MAX_PARALLELISM} is allowed")
+    return number
 
 
 def require_int(setting: str, value: object) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from dataflow.common.keys import MAX_MAX_PARALLELISM
 from dataflow.datastream.connectors.base import Source
 from dataflow.datastream.functions import KeyedProcessFunction
 from dataflow.datastream.output_tag import OutputTag
@@ -46,7 +45,7 @@ def _whole_job_faults(graph: StreamGraph) -> Iterator[str]:
             "the job has no sink, so nothing would come of it: end a stream with sink_to(), "
             "print() or execute_and_collect() (sink_to(DiscardSink()) drops the records)"
         )
-    subtasks = sum(max(0, node.parallelism) for node in graph.nodes)
+    subtasks = sum(node.parallelism for node in graph.nodes)
     if subtasks > SUBTASKS_MAX:
         yield (
             f"the job has {subtasks} subtasks (the parallelisms of all its operators, added up), "
@@ -86,17 +85,7 @@ def _node_faults(node: Node, graph: StreamGraph) -> Iterator[str]:
 
 
 def _parallelism_faults(node: Node) -> Iterator[str]:
-    if not 1 <= node.max_parallelism <= MAX_MAX_PARALLELISM:
-        yield (
-            f"the max parallelism of {node.label} is {node.max_parallelism}; "
-            f"1 to {MAX_MAX_PARALLELISM} is allowed"
-        )
-    if not 1 <= node.parallelism <= MAX_MAX_PARALLELISM:
-        yield (
-            f"the parallelism of {node.label} is {node.parallelism}; "
-            f"1 to {MAX_MAX_PARALLELISM} is allowed"
-        )
-    elif node.parallelism > node.max_parallelism >= 1:
+    if node.parallelism > node.max_parallelism:
         yield (
             f"the parallelism of {node.label} is {node.parallelism}, above its max parallelism "
             f"of {node.max_parallelism}"

@@ -16,7 +16,7 @@ from dataflow.datastream import (
     StreamExecutionEnvironment,
 )
 from dataflow.datastream.connectors.base import Source, SourceReader
-from dataflow.errors import JobGraphError
+from dataflow.errors import ConfigError, JobGraphError
 
 
 class Keyed(KeyedProcessFunction):
@@ -75,18 +75,25 @@ def test_a_process_function_may_be_the_end_of_a_stream(monkeypatch: pytest.Monke
     assert any("the job has no sink" in fault for fault in unended)
 
 
-@pytest.mark.parametrize("parallelism", [0, -1, 40_000])
-def test_parallelism_out_of_range_is_refused(parallelism: int) -> None:
-    found = faults(lambda env: env.from_sequence(1, 2).print().set_parallelism(parallelism))
-    assert f"the parallelism of operator 'Sink: print' is {parallelism}; 1 to 32768" in found[-1]
+@pytest.mark.parametrize("setting", ["set_parallelism", "set_max_parallelism"])
+@pytest.mark.parametrize("value", [0, -2, 40_000])
+def test_parallelism_out_of_range_is_refused_at_once_and_the_program_goes_on(
+    setting: str, value: int
+) -> None:
+    env = StreamExecutionEnvironment()
+    sink = env.from_sequence(1, 2).print()
+    with pytest.raises(JobGraphError, match=rf"^{setting}\({value}\): 1 to 32768 is allowed$"):
+        getattr(sink, setting)(value)
+    with pytest.raises(ConfigError, match="1 to 32768 is allowed"):
+        getattr(env, setting)(value)
+    assert env.get_job_graph("job").vertices[-1].parallelism == 1
 
 
-def test_max_parallelism_out_of_range_is_refused() -> None:
-    for value in (0, 32_769):
-        fault = only_fault(
-            lambda env, v=value: env.from_sequence(1, 2).set_max_parallelism(v).print()
-        )
-        assert f"the max parallelism of operator 'Source: Sequence Source' is {value}" in fault
+def test_a_parallelism_of_minus_one_is_that_of_the_environment() -> None:
+    env = StreamExecutionEnvironment().set_parallelism(7).set_parallelism(-1)
+    assert env.get_parallelism() == 1
+    env.set_parallelism(3).from_sequence(1, 2).set_parallelism(2).set_parallelism(-1).print()
+    assert {vertex.parallelism for vertex in env.get_job_graph("job").vertices} == {3}
 
 
 def test_parallelism_above_max_parallelism_is_refused() -> None:
@@ -183,7 +190,7 @@ def test_every_fault_is_reported_at_once_also_what_cannot_be_pickled() -> None:
 
     def program(env: StreamExecutionEnvironment) -> None:
         stream = env.from_sequence(1, 2).uid("same").forward().map(lambda x: (x, lock))
-        stream.uid("same").set_parallelism(0)
+        stream.uid("same").set_parallelism(200).set_max_parallelism(128)
 
     found = faults(program, "")
     for part in ("job name", "no sink", "parallelism of", "uid 'same'", "forward()", "'lock'"):

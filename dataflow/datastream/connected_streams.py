@@ -64,24 +64,17 @@ class ConnectedStreams:
     ) -> DataStream:
         """Any number of results for each record, with its timestamp; with keys, state and timers.
 
-        On keyed streams a KeyedCoProcessFunction is needed, on others a CoProcessFunction.
+        On keyed streams both functions have them, and only the first cannot ask for the key.
         """
-        needed: type
-        other: type
-        if self._key_selectors() is None:
-            what = "Co-Process"
-            needed, other = CoProcessFunction, KeyedCoProcessFunction
-            hint = "call key_by() on both streams before process()"
-        else:
-            what = "Keyed Co-Process"
-            needed, other = KeyedCoProcessFunction, CoProcessFunction
-            hint = "make it a KeyedCoProcessFunction"
-        if isinstance(func, other) and not isinstance(func, needed):
+        keyed = self._key_selectors() is not None
+        what = "Keyed Co-Process" if keyed else "Co-Process"
+        if isinstance(func, KeyedCoProcessFunction) and not keyed:
             raise JobGraphError(
-                f"process({type(func).__name__}): it is a {other.__name__}, and these streams need "
-                f"a {needed.__name__}: {hint}"
+                f"process({type(func).__name__}): it is a KeyedCoProcessFunction, and these "
+                "streams need a CoProcessFunction: call key_by() on both before process()"
             )
-        instance_of("process", func, needed)
+        kinds: tuple[type, ...] = (CoProcessFunction,)
+        instance_of("process", func, *((KeyedCoProcessFunction, *kinds) if keyed else kinds))
         methods = ("process_element1", "process_element2", "on_timer")
         require_plain("process", func, *methods, may_yield=True)
         kind = what.lower().replace(" ", "_").replace("-", "_")

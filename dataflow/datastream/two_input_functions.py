@@ -45,7 +45,7 @@ class CoFlatMapFunction(Function):
 
 
 class CoProcessFunction(Function):
-    """As ProcessFunction, for two streams."""
+    """As ProcessFunction, for two streams. On keyed ones it has state and timers, as in Flink."""
 
     class Context(ABC):
         @abstractmethod
@@ -61,6 +61,10 @@ class CoProcessFunction(Function):
 
     @abstractmethod
     def process_element2(self, value: Any, ctx: Context) -> Iterable[Any] | None: ...
+
+    def on_timer(self, timestamp: int, ctx: Any) -> Iterable[Any] | None:
+        """A timer of the current key is due; ``ctx`` is as in a KeyedCoProcessFunction."""
+        return None
 
 
 class KeyedCoProcessFunction(Function):

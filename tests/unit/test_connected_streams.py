@@ -20,7 +20,7 @@ from dataflow.datastream.functions import (
     RuntimeContext,
 )
 from dataflow.datastream.process_adapters import CoFlatMapAsProcess, CoMapAsProcess
-from dataflow.datastream.state import ValueStateDescriptor
+from dataflow.datastream.state import ListStateDescriptor, ValueStateDescriptor
 from dataflow.datastream.time_domain import TimeDomain
 from dataflow.errors import JobGraphError, UserFunctionError
 from dataflow.graph.specs import CoProcessSpec
@@ -268,10 +268,10 @@ def test_what_cannot_be_connected_is_refused() -> None:
         connected.map(lambda value: value)  # type: ignore[arg-type]
     with pytest.raises(JobGraphError, match=r"flat_map\(\) needs a CoFlatMapFunction"):
         connected.flat_map(Signs())  # type: ignore[arg-type]
-    with pytest.raises(JobGraphError, match=r"call key_by\(\) on both streams"):
+    with pytest.raises(JobGraphError, match=r"call key_by\(\) on both before"):
         connected.process(Balance())
-    with pytest.raises(JobGraphError, match="make it a KeyedCoProcessFunction"):
-        connected.key_by(key_first, key_second).process(Faulty())
+    with pytest.raises(JobGraphError, match=r"process\(\) needs a KeyedCoProcessFunction"):
+        connected.key_by(key_first, key_second).process(Signs())  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------------------------ whole jobs
@@ -286,6 +286,34 @@ def local(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(stream: DataStream) -> list[Any]:
     with stream.execute_and_collect() as records:
         return list(records)
+
+
+class Waiting(CoProcessFunction):
+    """Holds what comes until a timer of its key."""
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        self.held = runtime_context.get_list_state(ListStateDescriptor("held"))
+
+    def process_element1(self, value: Any, ctx: CoProcessFunction.Context) -> Any:
+        self.held.add(value)
+        ctx.timer_service().register_event_time_timer(10)
+
+    process_element2 = process_element1
+
+    def on_timer(self, timestamp: int, ctx: Any) -> Any:
+        yield ctx.get_current_key(), timestamp, sorted(self.held.get())
+
+
+@pytest.mark.parametrize("parallelism", [1, 2])
+def test_a_co_process_function_has_state_and_timers_where_there_are_keys(parallelism: int) -> None:
+    env = new_env(parallelism)
+    numbers, others = of(env, 1, 2, 4), of(env, 3, 5)
+    found = run(numbers.connect(others).key_by(odd, odd).process(Waiting()))
+    assert sorted(found) == [(False, 10, [2, 4]), (True, 10, [1, 3, 5])]
+
+
+def odd(value: int) -> bool:
+    return value % 2 == 1
 
 
 @pytest.mark.parametrize("parallelism", [1, 2])

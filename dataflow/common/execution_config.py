@@ -49,14 +49,16 @@ class ExecutionConfig:
         return self._configuration.get(ConfigOptions.AUTO_WATERMARK_INTERVAL)
 
     def set_latency_tracking_interval(self, interval: DurationLike) -> ExecutionConfig:
-        return self._set(ConfigOptions.LATENCY_INTERVAL, to_millis(interval))
+        millis = to_millis(interval, "set_latency_tracking_interval")
+        return self._set(ConfigOptions.LATENCY_INTERVAL, millis)
 
     def get_latency_tracking_interval(self) -> int:
         """Milliseconds."""
         return self._configuration.get(ConfigOptions.LATENCY_INTERVAL)
 
     def set_task_cancellation_timeout(self, timeout: DurationLike) -> ExecutionConfig:
-        return self._set(ConfigOptions.TASK_CANCELLATION_TIMEOUT, to_millis(timeout))
+        millis = to_millis(timeout, "set_task_cancellation_timeout")
+        return self._set(ConfigOptions.TASK_CANCELLATION_TIMEOUT, millis)
 
     def get_task_cancellation_timeout(self) -> int:
         """Milliseconds."""

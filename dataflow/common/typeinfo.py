@@ -7,7 +7,7 @@ Records are Python objects and keep their own types. A TypeInformation is what
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -359,9 +359,12 @@ class Types:
 
 
 def _types(where: str, given: Sequence[TypeInformation]) -> tuple[TypeInformation, ...]:
-    for kind in given:
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise JobGraphError(f"{where}({given!r:.60}): a list of types is needed")
+    types = tuple(given)
+    for kind in types:
         if not isinstance(kind, TypeInformation):
             raise JobGraphError(
                 f"{where}: a type such as Types.STRING() is needed, and {kind!r:.60} is none"
             )
-    return tuple(given)
+    return types

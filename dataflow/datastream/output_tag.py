@@ -25,8 +25,13 @@ class OutputTag:
             )
         if type_info is None:
             type_info = Types.PICKLED_BYTE_ARRAY()
-        elif not isinstance(type_info, TypeInformation):
+        elif isinstance(type_info, (list, tuple)):
             type_info = Types.ROW(type_info)
+        elif not isinstance(type_info, TypeInformation):
+            raise JobGraphError(
+                f"OutputTag({tag_id!r:.60}, {type_info!r:.60}): a type such as Types.STRING() or a "
+                "list of types is needed"
+            )
         self.tag_id = tag_id
         self.type_info: TypeInformation = type_info
 

@@ -114,9 +114,9 @@ class StreamExecutionEnvironment:
 
         In Flink -1 waits until a buffer is full, which nothing does here.
         """
-        if timeout_millis == -1:
-            return self
-        self._configuration.set(ConfigOptions.BUFFER_TIMEOUT, to_millis(timeout_millis))
+        millis = to_millis(timeout_millis, "set_buffer_timeout", at_least=-1)
+        if millis != -1:
+            self._configuration.set(ConfigOptions.BUFFER_TIMEOUT, millis)
         return self
 
     def get_buffer_timeout(self) -> int:

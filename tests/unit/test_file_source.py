@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from connector_harness import RunningSource, redistributed
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dataflow.common import Duration
@@ -94,6 +94,15 @@ def test_local_paths_may_be_relative_and_are_made_absolute_where_the_program_run
 def test_a_missing_path_is_refused_at_the_start(root: str, path: str, message: str) -> None:
     with pytest.raises(ObjectNotFound, match=message):
         _read(FileSource.text(root + path))
+
+
+def test_a_folder_without_a_file_to_read_is_told_of(root: str, tmp_path: Path) -> None:
+    with pytest.raises(ObjectNotFound, match="or no file in that folder"):
+        _read(FileSource.text(str(tmp_path)))
+    FS.put(f"{root}/_a", b"1")
+    FS.put(f"{root}/.b", b"1")
+    with pytest.raises(ObjectNotFound, match=r"all names begin with '\.' or '_'"):
+        _read(FileSource.text(root))
 
 
 def test_arguments_are_checked_where_the_source_is_made() -> None:
@@ -202,6 +211,20 @@ def test_what_is_appended_after_the_listing_is_not_read(root: str) -> None:
 def test_line_ends_of_windows_and_a_byte_order_mark_are_no_part_of_the_text(root: str) -> None:
     FS.put(f"{root}/f", b"\xef\xbb\xbfa\r\n\r\nb\r\n")
     assert _read(FileSource.text(root)) == ["a", "", "b"]
+
+
+@given(
+    text=st.text("a\r\n", max_size=30),
+    split_bytes=st.integers(1, 8) | st.none(),
+)
+@example(text="a\rb\r\n\r\rc\r", split_bytes=None)
+def test_a_carriage_return_ends_a_line_too_as_in_flink(text: str, split_bytes: int | None) -> None:
+    """As Java's BufferedReader.readLine, and so Python's universal newlines, do."""
+    FS.put("memory://returns/f", text.encode())
+    source = FileSource(TextLineFormat(), ("memory://returns/f",), split_bytes=split_bytes)
+    lines = [line.removesuffix("\n") for line in io.StringIO(text, newline=None)]
+    assert _read(source) == lines
+    FS.drop("returns")
 
 
 def test_other_charsets_can_be_named(root: str) -> None:

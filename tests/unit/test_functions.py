@@ -156,6 +156,11 @@ def test_tags_are_known_by_their_id() -> None:
     assert late != OutputTag("early")
     assert again.type_info == Types.STRING()
     assert OutputTag("row", [Types.INT()]).type_info == Types.ROW([Types.INT()])
+    for wrong in (5, "text", Types.INT):
+        with pytest.raises(JobGraphError, match=r"OutputTag\('x', .*a list of types is needed"):
+            OutputTag("x", wrong)  # type: ignore[arg-type]
+    with pytest.raises(JobGraphError, match=r"Types.ROW\(Integer\): a list of types is needed"):
+        Types.ROW(Types.INT())  # type: ignore[arg-type]
     for wrong in ("", None, 3):
         with pytest.raises(JobGraphError, match="the id must be a text"):
             OutputTag(wrong)  # type: ignore[arg-type]

@@ -158,6 +158,9 @@ def test_what_has_no_effect_here_is_accepted() -> None:
     assert stream.get_execution_config() is env.get_config()
     with pytest.raises(ConfigError):
         stream.set_buffer_timeout(-2)
+    for wrong in (-2, "soon", 1.5):
+        with pytest.raises(ConfigError, match=r"^set_buffer_timeout: "):
+            env.set_buffer_timeout(wrong)  # type: ignore[arg-type]
     config = env.get_config().enable_closure_cleaner().disable_closure_cleaner()
     assert not config.is_closure_cleaner_enabled()
     assert env.is_chaining_of_operators_with_different_max_parallelism_enabled()

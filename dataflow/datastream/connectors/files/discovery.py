@@ -24,10 +24,21 @@ def discover(paths: Sequence[str], may_be_empty: bool) -> list[FileStatus]:
         fs, uri = parse(path)
         files = list(_below(fs, uri))
         if not files and not may_be_empty:
-            kind = "no file matches" if _SPECIAL.search(uri) else "there is no file or folder"
-            raise ObjectNotFound(f"{kind} {uri}")
+            raise ObjectNotFound(_nothing_at(fs, uri))
         found.update((file.path, file) for file in files)
     return [found[path] for path in sorted(found)]
+
+
+def _nothing_at(fs: FileSystem, uri: str) -> str:
+    if _SPECIAL.search(uri):
+        return f"no file matches {uri}"
+    if any(True for _ in fs.list(uri)):
+        return (
+            f"in the folder {uri} all names begin with '.' or '_', and such files are read only if "
+            "they are named"
+        )
+    # Stores of objects have no folders, so that one without a file is none.
+    return f"there is no file or folder {uri}, or no file in that folder"
 
 
 def _below(fs: FileSystem, uri: str) -> Iterable[FileStatus]:

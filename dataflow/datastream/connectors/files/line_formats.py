@@ -132,10 +132,10 @@ class TextLineFormat(StreamFormat):
         charset = self.charset_name
 
         def parse(lines: list[bytes]) -> Batch:
-            text = b"\n".join(lines).decode(charset).split("\n")
-            if any(line[-1:] == b"\r" for line in lines):
-                text = [line.removesuffix("\r") for line in text]
-            return RowBatch(text)
+            text = b"\n".join(lines).decode(charset)
+            if "\r" in text:  # which ends a line too, alone or before \n, as in Flink
+                text = text.removesuffix("\r").replace("\r\n", "\n").replace("\r", "\n")
+            return RowBatch(text.split("\n"))
 
         return parse
 

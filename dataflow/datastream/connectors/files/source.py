@@ -126,7 +126,7 @@ class FileSource(Source[Any, FileSplit]):
 
     def monitor_continuously(self, interval: Duration | timedelta | int) -> FileSource:
         """The same source, looking for new files at this interval (int: ms) and never ending."""
-        milliseconds = to_millis(interval)
+        milliseconds = to_millis(interval, "monitor_continuously")
         if milliseconds < 1:
             raise ConfigError(f"FileSource: the interval must be at least 1 ms, not {interval}")
         return replace(self, discovery_interval_ms=milliseconds)

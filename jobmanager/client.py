@@ -131,7 +131,7 @@ class PollingJobClient(JobClient):
         return _future(lambda: self.info().status)
 
     def get_accumulators(self) -> Future[dict[str, Any]]:
-        return _future(lambda: _accumulators(self.info()))
+        return _future(lambda: merged_results(self.info().accumulators))
 
     def cancel(self) -> Future[None]:
         def cancel() -> None:
@@ -255,9 +255,11 @@ class PollingJobClient(JobClient):
         return JobExecutionResult(
             JobID(self.job_id),
             info.ended_ms - info.started_ms,
-            _accumulators(info),
+            merged_results(info.accumulators),
             restarts=info.restarts,
             checkpoints=info.completed_checkpoints,
+            records_read=info.records_read,
+            records_written=info.records_written,
         )
 
     def wait_until_begun(self) -> JobInfo:
@@ -381,11 +383,6 @@ def _window(window: Any) -> tuple[int, int] | None:
         return index(start), index(end)
     except (TypeError, ValueError):
         raise ValueError(f"window= is the (start, end) of one in ms, not {window!r}") from None
-
-
-def _accumulators(info: JobInfo) -> dict[str, Any]:
-    counted = {"records_read": info.records_read, "records_written": info.records_written}
-    return {**counted, **merged_results(info.accumulators)}
 
 
 def _future(work: Callable[[], T], background: bool = False) -> Future[T]:

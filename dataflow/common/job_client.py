@@ -76,7 +76,7 @@ class JobClient(ABC):
 
     @abstractmethod
     def get_accumulators(self) -> Future[dict[str, Any]]:
-        """The job's counters so far, by name."""
+        """What the job's functions have added, as far as they are, by name."""
 
     @abstractmethod
     def get_job_execution_result(self) -> Future[JobExecutionResult]:

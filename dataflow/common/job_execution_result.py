@@ -17,6 +17,8 @@ class JobExecutionResult:
     accumulators: dict[str, Any] = field(default_factory=dict)
     restarts: int = 0
     checkpoints: int = 0  # completed
+    records_read: int = 0  # by the sources
+    records_written: int = 0  # by the sinks
 
     def get_job_id(self) -> JobID:
         return self.job_id
@@ -30,6 +32,7 @@ class JobExecutionResult:
         return self.accumulators.get(accumulator_name)
 
     def get_all_accumulator_results(self) -> dict[str, Any]:
+        """Those that the job's functions have added, and no others."""
         return dict(self.accumulators)
 
     def __str__(self) -> str:

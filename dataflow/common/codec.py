@@ -29,6 +29,7 @@ import cloudpickle
 from dataflow.common.dataclass_state import SchemaMismatch, reduce_dataclass
 
 PROTOCOL = 5
+DEFINITION_BYTES_MAX = 256 * 1024  # of a class that records of it bring along
 
 
 def _with_file_name(
@@ -82,13 +83,25 @@ class _LocalClassPickler(pickle.Pickler):
             return NotImplemented
         definition = _definitions.get(value)
         if definition is None:
-            definition = _definitions[value] = dumps_code(value)
-            _local_classes[definition] = value
+            definition = _definition_of(value)
         return _local_class, (definition,)
 
 
 _definitions: WeakKeyDictionary[type, bytes] = WeakKeyDictionary()
 _local_classes: WeakValueDictionary[bytes, type] = WeakValueDictionary()
+
+
+def _definition_of(kind: type) -> bytes:
+    definition = dumps_code(kind)
+    if len(definition) > DEFINITION_BYTES_MAX:
+        raise pickle.PicklingError(
+            f"the class {kind.__qualname__}, which is local to a function, has {len(definition)} "
+            f"bytes with all that it refers to, and goes along with every batch of records: at "
+            f"most {DEFINITION_BYTES_MAX} are allowed; put it at the top level of a module"
+        )
+    _definitions[kind] = definition
+    _local_classes[definition] = kind
+    return definition
 
 
 def _is_importable(kind: type) -> bool:

@@ -260,6 +260,17 @@ def test_a_class_that_cannot_be_pickled_says_why() -> None:
         dumps_data(Holder())
 
 
+def test_a_class_that_refers_to_much_cannot_go_with_every_batch() -> None:
+    model = b"x" * 300_000
+
+    class Scored:
+        def score(self) -> int:
+            return len(model)
+
+    with pytest.raises(pickle.PicklingError, match=r"Scored, .* at most 262144 are allowed"):
+        dumps_data(Scored())
+
+
 @pytest.mark.parametrize("dumps", [dumps_state, dumps_state_alike])
 def test_state_refuses_what_another_process_could_not_know(dumps: Any) -> None:
     flight, color, pair = local_kinds()

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataflow.common import Row, RowKind, Types
+from dataflow.common import Row, RowKind, Types, WatermarkStrategy
 from dataflow.common.conversion import batch_converter, converter
 from dataflow.common.typeinfo import RowTypeInfo, TypeInformation
 from dataflow.datastream import (
+    AggregateFunction,
     DataStream,
+    KeyedProcessFunction,
     MapFunction,
     OutputTag,
     ProcessFunction,
+    RuntimeExecutionMode,
     StreamExecutionEnvironment,
 )
+from dataflow.datastream.connectors.file_system import FileSource
 from dataflow.errors import JobExecutionError, JobGraphError
+from dataflow.testing import OperatorTestHarness
 
 PAIR = [Types.STRING(), Types.INT()]
 PERSON = Types.ROW_NAMED(["name", "age"], PAIR)
@@ -225,6 +231,59 @@ def test_the_next_function_gets_the_declared_type_whether_chained_or_not(
     tuples = numbers(env).map(lambda v: Row(v, v), Types.TUPLE([Types.INT()] * 2))
     with exchange(tuples).map(Kind()).execute_and_collect() as results:
         assert sorted(results) == [("tuple", (n, n)) for n in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("mode", list(RuntimeExecutionMode))
+def test_keyed_functions_and_windows_give_the_declared_type_in_every_mode(
+    env: StreamExecutionEnvironment, mode: RuntimeExecutionMode
+) -> None:
+    env.set_runtime_mode(mode)
+    keyed = numbers(env).key_by(lambda value: value % 2)
+    pairs = keyed.process(PairUp(), PERSON).map(lambda row: (row.name, row.age))
+    with pairs.execute_and_collect() as results:
+        assert sorted(results) == [(0, 2), (1, 1), (1, 3)]
+    counted = numbers(env).key_by(lambda value: value % 2).count_window(1)
+    sums = counted.aggregate(Total(), output_type=Types.TUPLE([Types.INT()])).map(Kind())
+    with sums.execute_and_collect() as results:
+        assert sorted(results) == [("tuple", (n,)) for n in (1, 2, 3)]
+
+
+class PairUp(KeyedProcessFunction):
+    def process_element(self, value: int, ctx: KeyedProcessFunction.Context) -> Any:
+        yield ctx.get_current_key(), value
+
+
+class Total(AggregateFunction):
+    def create_accumulator(self) -> int:
+        return 0
+
+    def add(self, value: int, accumulator: int) -> int:
+        return accumulator + value
+
+    def get_result(self, accumulator: int) -> list[int]:
+        return [accumulator]
+
+    def merge(self, a: int, b: int) -> int:
+        return a + b
+
+
+def test_columns_that_are_declared_as_rows_become_rows(
+    env: StreamExecutionEnvironment, tmp_path: Path
+) -> None:
+    (tmp_path / "people.csv").write_text("age,name\n11,Ann\n")
+    source = FileSource.csv(str(tmp_path), as_arrow=True)
+    strategy = WatermarkStrategy.no_watermarks()
+    people = env.from_source(source, strategy, "people", PERSON)
+    with people.map(lambda row: (row.name, row[1])).execute_and_collect() as results:
+        assert list(results) == [("Ann", 11)]
+
+
+def test_a_test_harness_shows_the_declared_type() -> None:
+    def pairs(stream: DataStream) -> DataStream:
+        return stream.map(lambda value: (value, 1), PERSON)
+
+    with OperatorTestHarness.of(pairs) as harness:
+        assert harness.process("Ann").values == [Row(name="Ann", age=1)]
 
 
 class Sides(ProcessFunction):

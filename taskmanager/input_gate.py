@@ -13,12 +13,9 @@ from typing import Any
 
 from dataflow.common.batch import RowBatch
 from state.aliasing import detached_rows
-from taskmanager.batch_size import BatchSize
+from taskmanager.batch_size import RECORDS_BOUND, BatchSize
 from taskmanager.channel import ChannelLimits, InputChannel
 from taskmanager.elements import Barrier, ChannelId, Element
-
-#: The channels bound batches; here they are only cut.
-RECORDS_MAX = 1 << 30
 
 
 class InputGate:
@@ -40,7 +37,7 @@ class InputGate:
         watch = self.arrived.append if overtaking else None
         self.channels = [InputChannel(cid, index, limits, watch) for cid, index in channels]
         inputs = 1 + max((index for _, index in channels), default=0)
-        self._sizes = [BatchSize(RECORDS_MAX) for _ in range(inputs)]
+        self._sizes = [BatchSize(RECORDS_BOUND) for _ in range(inputs)]
         self._captures = 0  # channels that capture
         self._index = {cid: position for position, (cid, _) in enumerate(channels)}
         #: Positions of all and only the channels with a queued element, except blocked ones.

@@ -30,13 +30,12 @@ def test_more_subtasks_than_numbers_leave_some_without_work() -> None:
 
 
 def test_batches_are_as_large_as_the_engine_wants_them() -> None:
-    operator, output, _ = open_source(NumberSequenceSource(1, 500))
-    operator.batch_size.records = 128
+    operator, output, _ = open_source(NumberSequenceSource(1, 100))
     assert operator.poll() is InputStatus.MORE_AVAILABLE
     assert operator.poll() is InputStatus.MORE_AVAILABLE
     assert operator.poll() is InputStatus.END_OF_INPUT
-    assert [len(batch) for batch in output.batches] == [128, 256, 116]
-    assert operator.records_read == 500
+    assert [len(batch) for batch in output.batches] == [16, 32, 52]
+    assert operator.records_read == 100
 
 
 @pytest.mark.parametrize(("start", "end"), [(5, 4), (0.5, 2), ("1", 2)])

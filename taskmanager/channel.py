@@ -7,7 +7,7 @@ cumulative, so feedback may be repeated or reordered without harm. The receiver 
 seen and holds back what comes too early, so the transport may repeat and reorder too; what it may
 not do is lose a message without saying so.
 
-A barrier may *overtake* what waits here, and then the window does not hold it back: a few of them
+A barrier may *overtake* what waits here, and then the window does not hold it back: some of them
 may be on their way at any time. What it overtakes at either end is part of the snapshot, which
 keeps references. So whoever reads such a batch before that is written gets rows of its own.
 
@@ -49,8 +49,10 @@ class ChannelLimits:
 PENDING_MAX = 2
 
 
-#: Overtaking barriers that may be sent beyond the window, by sizes 0.
-BARRIERS_MAX = 4
+#: Overtaking barriers that may be sent beyond the window, by sizes 0. They stay in the queue of the
+#: receiver, which has acted on them, until it has processed what they have overtaken: a thousand
+#: checkpoints may be taken while it processes one batch.
+BARRIERS_MAX = 1_024
 
 _CONTROL_BYTES = 16
 

@@ -134,6 +134,18 @@ def test_what_was_overtaken_is_sent_with_rows_of_its_own() -> None:
     assert after.rows[0] is later[0], "the rest is not copied"
 
 
+def test_hundreds_of_checkpoints_pass_while_the_receiver_processes_one_batch() -> None:
+    channel = OutputChannel(CHANNEL, ChannelLimits())
+    channel.append_rows([1], None)
+    receiver = InputChannel(CHANNEL, 0, ChannelLimits(), lambda barrier: None)
+    for number in range(1, 601):
+        channel.overtake(now(number))
+        first, items, sizes = channel.take(lambda element, size: (element, size))
+        for offset, item in enumerate(items):
+            receiver.receive(first + offset, item, sizes[offset])
+    assert receiver.arrived == 601
+
+
 # ----------------------------------------------------------------------------- input channel, gate
 
 

@@ -21,13 +21,14 @@ Threading: an ``OutputChannel`` belongs to its task's thread but for ``on_feedba
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NoReturn
 
 import pyarrow as pa
 
-from dataflow.common.batch import ArrowBatch, RowBatch
+from dataflow.common.batch import ArrowBatch, Batch, RowBatch
 from dataflow.common.codec import dumps_data
 from dataflow.errors import JobExecutionError
 from state.aliasing import detached_rows
@@ -336,6 +337,21 @@ def refuse_record(size: int, limits: ChannelLimits) -> NoReturn:
     )
 
 
+def joined(batches: Sequence[Batch]) -> Batch:
+    """One batch of all records; for which ones that can be, see ``may_follow``."""
+    if len(batches) == 1:
+        return batches[0]
+    arrow = [batch for batch in batches if isinstance(batch, ArrowBatch)]
+    if arrow:
+        return _concat(arrow)
+    rows = [batch for batch in batches if isinstance(batch, RowBatch)]
+    stamps = [batch.timestamps for batch in rows if batch.timestamps is not None]
+    return RowBatch(
+        list(chain.from_iterable(batch.rows for batch in rows)),
+        list(chain.from_iterable(stamps)) if stamps else None,
+    )
+
+
 def _concat(batches: list[ArrowBatch]) -> ArrowBatch:
     data = pa.concat_batches([batch.data for batch in batches])
     if batches[0].timestamps is None:
@@ -409,8 +425,21 @@ class InputChannel:
         if isinstance(item, bytes):
             self._queue[0] = deserialize(item), size
 
+    def may_follow(self, batch: Batch, records_max: int) -> bool:
+        """Whether the first in the queue, decoded, can be joined to this batch as a whole."""
+        following = self._queue[0][0]
+        if isinstance(batch, RowBatch):
+            same = isinstance(following, RowBatch)
+        else:
+            same = isinstance(following, ArrowBatch) and following.data.schema == batch.data.schema
+        return (
+            same
+            and (following.timestamps is None) == (batch.timestamps is None)
+            and len(following) - self._begun <= records_max
+        )
+
     def consume(self, records_max: int) -> Element:
-        """The next element, decoded, or so many of its records; the others stay in the queue.
+        """The first in the queue, decoded, or so many of its records; the others stay there.
 
         Its window is given back with the last of it.
         """

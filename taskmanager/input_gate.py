@@ -1,7 +1,7 @@
 """All input channels of a task: picks the next element, fairly, and never from a blocked one.
 
-Of a batch it takes as many records as are processed in a few milliseconds (``BatchSize``). The
-others stay where they are: in flight, as much as if they had not been looked at.
+It takes as many records at a time as are processed in a few milliseconds (``BatchSize``), of one
+batch or of several. The others stay where they are: in flight, as if they had not been looked at.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
-from dataflow.common.batch import RowBatch
+from dataflow.common.batch import ArrowBatch, Batch, RowBatch
 from state.aliasing import detached_rows
 from taskmanager.batch_size import RECORDS_BOUND, BatchSize
-from taskmanager.channel import ChannelLimits, InputChannel
+from taskmanager.channel import ChannelLimits, InputChannel, joined
 from taskmanager.elements import Barrier, ChannelId, Element
 
 
@@ -36,6 +36,7 @@ class InputGate:
         self.arrived: deque[Barrier] = deque()
         watch = self.arrived.append if overtaking else None
         self.channels = [InputChannel(cid, index, limits, watch) for cid, index in channels]
+        self._batch_rows_max = limits.batch_rows_max
         inputs = 1 + max((index for _, index in channels), default=0)
         self._sizes = [BatchSize(RECORDS_BOUND) for _ in range(inputs)]
         self._captures = 0  # channels that capture
@@ -73,13 +74,40 @@ class InputGate:
             return channel.feedback(told=channel.arrived > arrived)
 
     def poll(self) -> tuple[int, Element] | None:
-        """The next element with its channel's position, round-robin over the ready channels."""
+        """The next element with its channel's position, round-robin over the ready channels.
+
+        Small batches that come next for the same input are one with it.
+        """
         if not self._ready:
             return None
+        position = self._ready[0]
+        records_max = self.records_max(position)
+        element = self._take(records_max)
+        if not isinstance(element, (RowBatch, ArrowBatch)):
+            return position, element
+        # No more than a batch has anyway: that is how much a task may put out beyond its room.
+        left = min(records_max, self._batch_rows_max) - len(element)
+        batches = [element]
+        while left > 0 and self._may_follow(position, element, left):
+            following = self._take(left)
+            assert isinstance(following, (RowBatch, ArrowBatch))
+            batches.append(following)
+            left -= len(following)
+        return position, joined(batches)
+
+    def _may_follow(self, position: int, batch: Batch, records_max: int) -> bool:
+        if not self._ready:
+            return False
+        channel = self.channels[self._ready[0]]
+        if channel.input_index != self.channels[position].input_index:
+            return False
+        channel.decode()
+        return channel.may_follow(batch, records_max)
+
+    def _take(self, records_max: int) -> Element:
         position = self._ready[0]  # and stays so, as only this thread takes from the left
         channel = self.channels[position]
         channel.decode()
-        records_max = self.records_max(position)
         with self._lock:
             self._ready.popleft()
             in_flight = channel.in_flight
@@ -88,7 +116,7 @@ class InputGate:
                 self._ready.append(position)
         if in_flight and isinstance(element, RowBatch):
             element = RowBatch(detached_rows(element.rows), element.timestamps)
-        return position, element
+        return element
 
     def records_max(self, position: int) -> int:
         """How many records of that channel to process before looking at anything else."""

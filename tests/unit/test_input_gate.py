@@ -77,6 +77,46 @@ def test_of_a_batch_so_many_records_are_taken_as_are_processed_quickly() -> None
     assert [channel.consumed for channel in gate.channels] == [2, 1]
 
 
+def test_small_batches_that_are_there_are_one() -> None:
+    gate = InputGate(
+        [(channel(0), 0), (channel(1), 0), (ChannelId("other", 0, 0), 1)], ChannelLimits()
+    )
+    put(gate, 0, 1, serialize(RowBatch([1], [10])), RowBatch([2, 3], [20, 30]), Watermark(7))
+    put(gate, 1, 1, RowBatch([4], [40]), RowBatch([5], [50]), RowBatch([6]))
+    gate.receive(ChannelId("other", 0, 0), 1, [RowBatch([7])], [1])
+    assert poll_all(gate) == [
+        (0, RowBatch([1, 4], [10, 40])),  # then comes the other input's turn
+        (2, RowBatch([7])),
+        (0, RowBatch([2, 3, 5], [20, 30, 50])),
+        (0, Watermark(7)),
+        (1, RowBatch([6])),  # without timestamps
+    ]
+    assert [each.consumed for each in gate.channels] == [3, 3, 1]
+
+
+def test_batches_are_not_joined_beyond_what_is_processed_quickly_or_what_a_batch_may_have() -> None:
+    gate = gate_of(1, batch_rows_max=5)
+    rows = [RowBatch([1, 2]), RowBatch([3, 4]), RowBatch([5, 6]), RowBatch([7])]
+    put(gate, 0, 1, *rows)
+    gate._sizes[0].records = 3
+    assert [gate.poll() for _ in range(2)] == [(0, RowBatch([1, 2])), (0, RowBatch([3, 4]))]
+    gate._sizes[0].records = 16
+    assert poll_all(gate) == [(0, RowBatch([5, 6, 7]))]
+    put(gate, 0, 5, *rows)
+    assert [len(batch) for _, batch in poll_all(gate)] == [4, 3]
+
+
+def test_columns_are_joined_if_they_are_alike() -> None:
+    gate = gate_of(1)
+    one, two = pa.record_batch({"n": [1]}), pa.record_batch({"n": [2]})
+    other = pa.record_batch({"m": [3]})
+    put(gate, 0, 1, *(serialize(ArrowBatch(data)) for data in (one, two, other)))
+    assert poll_all(gate) == [
+        (0, ArrowBatch(pa.record_batch({"n": [1, 2]}))),
+        (0, ArrowBatch(other)),
+    ]
+
+
 def test_each_input_has_a_size_of_its_own() -> None:
     gate = InputGate([(channel(0), 0), (ChannelId("other", 0, 0), 1)], ChannelLimits())
     gate.processed(1, 16, 16_000)

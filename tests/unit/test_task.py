@@ -158,7 +158,7 @@ def test_feedback_is_sent_when_it_is_due() -> None:
     harness = TaskHarness(DOUBLE, inputs=1, limits=ChannelLimits(elements_max=4)).started()
     harness.feed(0, RowBatch([1]))
     assert harness.services.feedback == []
-    harness.feed(0, RowBatch([2]), RowBatch([3]), RowBatch([4]))
+    harness.feed(0, Watermark(2), RowBatch([3]), Watermark(4))
     consumed = [feedback.consumed for feedback in harness.services.feedback]
     assert consumed == [3], "every half window; 1 was told with the second message's answer"
 
@@ -290,7 +290,8 @@ def test_a_snapshot_is_taken_for_as_long_as_a_batch_takes(monkeypatch: pytest.Mo
     harness.feed(0, RowBatch([(str(n), n) for n in range(50)]))
     harness.emitted()
     monkeypatch.setattr(harness.services, "processing_time", processing_time)
-    harness.put(0, Barrier(1), *(RowBatch([("0", n)]) for n in range(5)))
+    batches = (RowBatch([("0", n)], [n] if n % 2 else None) for n in range(5))  # not to be joined
+    harness.put(0, Barrier(1), *batches)
     for _ in range(3):
         harness.task.step()
     assert harness.services.io == [], "no batch waits for more than a bit of it"

@@ -193,6 +193,7 @@ def test_a_gate_captures_up_to_the_barrier_wherever_it_is(as_bytes: bool) -> Non
 def test_whoever_reads_what_a_snapshot_has_gets_rows_of_its_own() -> None:
     first, second, third = rows([1]), rows([2]), rows([3])
     gate = gate_with([first, second, now(1), third])
+    gate._sizes[0].records = 1
     gate.poll()
     gate.capture(1, [0])
     read = [polled[1] for polled in iter(gate.poll, None)]

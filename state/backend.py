@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequenc
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final, Protocol
 
-from dataflow.common.keys import KeyGroupMemo, KeyGroupRange, key_groups
+from dataflow.common.keys import KeyGroupMemo, KeyGroupRange, key_groups, why_no_key
 from dataflow.errors import JobExecutionError, KeyTypeError, RestoreError
 from state.aliasing import all_immutable
 from state.snapshot import OperatorSnapshot
@@ -249,9 +249,7 @@ class KeyedStateBackend(ABC):
                 group = self._memo.learn(key)
         except TypeError:
             raise KeyTypeError(
-                f"operator {self.operator_name!r}: a key of type {type(key).__name__} is not "
-                "hashable; a key is a str, bytes, int, float, bool, date, datetime, an Enum, or a "
-                "tuple of these"
+                f"operator {self.operator_name!r}: {why_no_key(key, 'is not hashable')}"
             ) from None
         except KeyTypeError as error:
             raise KeyTypeError(f"operator {self.operator_name!r}: {error}") from None

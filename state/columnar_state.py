@@ -232,27 +232,32 @@ def _with_slice(rows: pa.Table, start: int) -> pa.Table:
 def concat(tables: Sequence[pa.Table], keys: Sequence[str] = ()) -> pa.Table:
     """One table of all rows in order; columns of several types become the one that fits all.
 
-    Raises ArrowTypeError if one of the columns ``keys`` is text here and binary there: the type
-    that fits both would make one key of two.
+    Raises ArrowTypeError if one of the columns ``keys`` is text here and binary there, or decimals
+    here and other numbers there: the type that fits both would make one key of two.
     """
     first = tables[0].schema
     if all(table.schema == first for table in tables):  # then names may even be there twice
         return pa.concat_tables(tables)
     for name in keys:
-        if len({_is_text(table.schema.field(name).type) for table in tables} - {None}) > 1:
+        families = sorted({_family(table.schema.field(name).type) for table in tables} - {""})
+        if len(families) > 1:
             raise pa.ArrowTypeError(
-                f"the key's column {name!r} is text in some batches and binary in others, and 'a' "
-                "is not the key b'a': cast it to one of them"
+                f"the key's column {name!r} is {' in some batches and '.join(families)} in others, "
+                "whose values may look alike and are different keys: cast it to one of them"
             )
     return pa.concat_tables(in_one_zone(tables), promote_options="permissive")
 
 
-def _is_text(kind: pa.DataType) -> bool | None:
-    """False for binary, None for anything else."""
+def _family(kind: pa.DataType) -> str:
+    """What types of a key's column must have in common, or "" for what Arrow itself sees to."""
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return True
+        return "text"
     is_binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-    return False if is_binary or pa.types.is_fixed_size_binary(kind) else None
+    if is_binary or pa.types.is_fixed_size_binary(kind):
+        return "binary"
+    if pa.types.is_decimal(kind):
+        return "decimal"
+    return "numbers" if pa.types.is_integer(kind) or pa.types.is_floating(kind) else ""
 
 
 def in_one_zone(tables: Sequence[pa.Table]) -> list[pa.Table]:

@@ -10,7 +10,13 @@ import numpy as np
 import pyarrow as pa
 
 from dataflow.common.batch import ArrowBatch, Batch, RowBatch
-from dataflow.common.keys import KeyGroupMemo, key_groups_of_columns, subtask_for
+from dataflow.common.keys import (
+    KeyGroupMemo,
+    is_hashable,
+    key_groups_of_columns,
+    subtask_for,
+    why_no_key,
+)
 from dataflow.errors import JobExecutionError, KeyTypeError
 from state.aliasing import detached_rows
 from taskmanager.channel import OutputChannel
@@ -207,13 +213,8 @@ class HashPartitioner(Partitioner):
 
 def _refuse_unhashable(key: Any) -> None:
     """Raise KeyTypeError if it was the key, not the user's selector, that raised TypeError."""
-    try:
-        _ = {key: None}
-    except TypeError:
-        raise KeyTypeError(
-            f"a key of type {type(key).__name__} is not hashable; return a str, bytes, int, "
-            "float, bool, date, datetime, time, an Enum, or a tuple of these from the key selector"
-        ) from None
+    if not is_hashable(key):
+        raise KeyTypeError(why_no_key(key, "is not hashable")) from None
 
 
 def _emit_rows(channels: list[OutputChannel], batch: RowBatch, chosen: list[int]) -> None:

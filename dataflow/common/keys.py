@@ -2,7 +2,9 @@
 
 A key's hash must be the same in every process and release, for rows and for Arrow columns alike,
 so Python's own ``hash`` (randomised per process) is never used. Keys that Python's ``==`` calls
-equal (``1``, ``1.0``, ``True``) get the same hash, because they are the same key of a dict.
+equal (``1``, ``1.0``, ``Decimal(1)``, ``True``) get the same hash, because they are the same key
+of a dict. That is also why a type that cannot be told from its fields when two of its instances
+are equal is refused.
 
 Integers are spread by Fibonacci hashing (Knuth, TAOCP 3, 6.4), which vectorises; text and bytes
 go through CRC-32 first.
@@ -10,19 +12,23 @@ go through CRC-32 first.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
+import decimal
 import enum
 import struct
+import uuid
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataflow.common.crc32 import crc32_of_array
+from dataflow.common.types import Row
 from dataflow.errors import KeyTypeError
 
 _MASK64 = (1 << 64) - 1
@@ -31,6 +37,16 @@ _PHI = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio, odd
 _EPOCH = datetime.datetime(1970, 1, 1)
 _EPOCH_UTC = _EPOCH.replace(tzinfo=datetime.timezone.utc)
 _MICROSECOND = datetime.timedelta(microseconds=1)
+
+#: What can be a key, for errors.
+KEY_TYPES: Final = (
+    "str, bytes, int, float, bool, Decimal, UUID, date, datetime, time, timedelta, an Enum, None, "
+    "or a tuple, Row, frozen dataclass or frozenset of these"
+)
+
+#: Digits of an int that Python makes text of, unless told otherwise; so many a Decimal may have
+#: before the point.
+_DIGITS_MAX = 4_300
 
 #: Keys from which on it takes less time to convert them to an array.
 _ONE_BY_ONE_MAX = 32
@@ -109,7 +125,7 @@ def _uncommon_hash(key: Any) -> int:
     if isinstance(key, (float, np.floating)):
         value = float(key)
         if value != value:
-            raise KeyTypeError("NaN cannot be a key: it is not equal to itself")
+            raise KeyTypeError(_NO_NAN)
         if value.is_integer():
             return stable_hash(int(value))
         return _spread(zlib.crc32(struct.pack("<d", value), 2))
@@ -122,6 +138,7 @@ def _uncommon_hash(key: Any) -> int:
     if isinstance(key, tuple):
         return stable_hash(tuple(key))
     if isinstance(key, datetime.datetime):
+        _refuse_nan(key)  # pandas' NaT
         # The instant, not its text: equal datetimes may be in different time zones.
         epoch = _EPOCH if key.utcoffset() is None else _EPOCH_UTC
         return stable_hash((key - epoch) // _MICROSECOND)
@@ -131,10 +148,136 @@ def _uncommon_hash(key: Any) -> int:
         return stable_hash((since_midnight - offset) // _MICROSECOND)
     if isinstance(key, datetime.date):
         return stable_hash(key.isoformat())
-    raise KeyTypeError(
-        f"a key of type {type(key).__name__} has no stable hash; use str, bytes, int, float, "
-        "bool, date, datetime, time, an Enum, or a tuple of these"
-    )
+    if isinstance(key, datetime.timedelta):
+        return stable_hash(key // _MICROSECOND)
+    if key is None:
+        return _NONE_HASH
+    if isinstance(key, decimal.Decimal):
+        number = _equal_number(key)
+        return _spread(zlib.crc32(_decimal_text(key), 3)) if number is None else stable_hash(number)
+    if isinstance(key, uuid.UUID):
+        return stable_hash(key.int)
+    if isinstance(key, frozenset):
+        return stable_hash(tuple(sorted(map(stable_hash, key))))
+    if isinstance(key, Row):
+        return stable_hash(tuple([value for _, value in _row_fields(key)]))
+    return stable_hash(_dataclass_values(key))
+
+
+#: Of None and of null in a column.
+_NONE_HASH = _spread(zlib.crc32(b"", 3))
+
+
+_NO_NAN: Final = "NaN cannot be a key: it is not equal to itself"
+
+
+def _refuse_nan(value: Any) -> None:
+    if value != value:
+        raise KeyTypeError(_NO_NAN)
+
+
+def is_hashable(key: Any) -> bool:
+    """Whether a dict can have it for a key."""
+    try:
+        return bool({key})
+    except TypeError:
+        return False
+
+
+def why_no_key(key: Any, what: str = "has no stable hash") -> str:
+    """A sentence on what cannot be a key, and what to use in its place."""
+    bad = _innermost_unhashable(key)
+    within = "" if bad is key else f": it holds a {type(bad).__name__}"
+    remedy = f"use {KEY_TYPES}"
+    if dataclasses.is_dataclass(type(bad)):
+        remedy = "make the dataclass frozen=True"
+    for kind, better in _BETTER.items():
+        if isinstance(bad, kind):
+            remedy = f"use {better}"
+    return f"a key of type {type(key).__name__} {what}{within}; {remedy}"
+
+
+_BETTER = {
+    list: "a tuple",
+    dict: "a tuple of its items, or a Row",
+    set: "a frozenset",
+    bytearray: "bytes",
+    np.ndarray: "a tuple",
+    np.datetime64: "a datetime",
+}
+
+
+def _innermost_unhashable(key: Any) -> Any:
+    """What makes a key unhashable, or the key itself."""
+    parts: tuple[Any, ...] = ()
+    if isinstance(key, (tuple, Row)):
+        parts = tuple(key)
+    elif dataclasses.is_dataclass(type(key)):
+        parts = tuple([getattr(key, field.name) for field in dataclasses.fields(key)])
+    bad = next((part for part in parts if not is_hashable(part)), None)
+    return key if bad is None else _innermost_unhashable(bad)
+
+
+def _equal_number(key: decimal.Decimal) -> int | float | None:
+    """The int or float that a Decimal is equal to, if any. Raises KeyTypeError."""
+    if key.is_nan():
+        raise KeyTypeError(_NO_NAN)  # not compared: a signaling one raises
+    if not key:
+        return 0
+    if key.is_finite() and key.adjusted() >= _DIGITS_MAX:
+        raise KeyTypeError(
+            f"a Decimal of {key.adjusted() + 1:,} digits before the point cannot be a key; at most "
+            f"{_DIGITS_MAX:,} are allowed"
+        )
+    if key.is_finite() and key == key.to_integral_value():
+        return int(key)
+    number = float(key)
+    return number if number == key else None
+
+
+def _decimal_text(key: decimal.Decimal) -> bytes:
+    """The same for equal ones, whatever zeros they end with."""
+    sign, digits, exponent = key.as_tuple()
+    assert isinstance(exponent, int)  # it is finite
+    text = "".join(map(str, digits))
+    short = text.rstrip("0")
+    return f"{'-' if sign else ''}{short}E{exponent + len(text) - len(short)}".encode()
+
+
+def _row_fields(row: Row) -> list[tuple[str | None, Any]]:
+    """Names and values, in an order that is the same for equal rows. Raises KeyTypeError."""
+    if row._fields is None:
+        return [(None, value) for value in row._values]
+    if len(row._fields) != len(row._values):
+        raise KeyTypeError(
+            f"a Row of {len(row._values)} values and {len(row._fields)} field names cannot be a "
+            "key; give each value a name, or none"
+        )
+    return list(row._by_name())
+
+
+def _dataclass_values(key: Any) -> tuple[Any, ...]:
+    """What ``==`` compares of a frozen dataclass. Raises KeyTypeError, also for anything else."""
+    kind = type(key)
+    parameters = getattr(kind, "__dataclass_params__", None)
+    if parameters is None or not parameters.frozen:
+        raise KeyTypeError(why_no_key(key))
+    made = getattr(kind.__eq__, "__code__", None)
+    if not parameters.eq or made is None or made.co_filename != _MADE_BY_DATACLASS:
+        raise KeyTypeError(
+            f"a key of type {kind.__name__} has no stable hash: the dataclass does not compare its "
+            "fields; leave out eq=False and an __eq__ of its own"
+        )
+    return tuple([getattr(key, field.name) for field in dataclasses.fields(key) if field.compare])
+
+
+@dataclass(frozen=True)
+class _Sample:
+    pass
+
+
+#: What Python gives as the file of methods that the decorator has written.
+_MADE_BY_DATACLASS = _Sample.__eq__.__code__.co_filename
 
 
 def canonical_key(key: Any) -> bytes:
@@ -153,7 +296,7 @@ def canonical_key(key: Any) -> bytes:
         value = float(key)
         if value.is_integer():
             return b"i%d" % int(value)
-        stable_hash(value)  # refuses NaN
+        _refuse_nan(value)
         return b"f" + struct.pack("<d", value)
     if isinstance(key, (bytes, bytearray)):
         return b"b" + bytes(key)
@@ -161,9 +304,11 @@ def canonical_key(key: Any) -> bytes:
         parts = [canonical_key(item) for item in key]
         return b"t" + b"".join(len(part).to_bytes(8, "big") + part for part in parts)
     if isinstance(key, datetime.datetime):
+        _refuse_nan(key)
         aware = key.utcoffset() is not None
         epoch = _EPOCH_UTC if aware else _EPOCH
-        return (b"z%d" if aware else b"n%d") % ((key - epoch) // _MICROSECOND)
+        instant = (b"z%d" if aware else b"n%d") % ((key - epoch) // _MICROSECOND)
+        return instant + _nanoseconds(key, "nanosecond")
     if isinstance(key, datetime.time):
         since = datetime.datetime.combine(_EPOCH, key.replace(tzinfo=None)) - _EPOCH
         offset = key.utcoffset()
@@ -172,8 +317,28 @@ def canonical_key(key: Any) -> bytes:
         return b"o%d" % ((since - offset) // _MICROSECOND)
     if isinstance(key, datetime.date):
         return b"d" + key.isoformat().encode()
-    stable_hash(key)  # raises for what cannot be a key
-    raise AssertionError(f"a key of type {type(key).__name__} has a hash but no canonical form")
+    if isinstance(key, datetime.timedelta):
+        return b"p%d" % (key // _MICROSECOND) + _nanoseconds(key, "nanoseconds")
+    if key is None:
+        return b"0"
+    if isinstance(key, decimal.Decimal):
+        number = _equal_number(key)
+        return b"m" + _decimal_text(key) if number is None else canonical_key(number)
+    if isinstance(key, uuid.UUID):
+        return b"u" + key.bytes
+    if isinstance(key, frozenset):
+        return b"S" + canonical_key(tuple(sorted(map(canonical_key, key))))
+    if isinstance(key, Row):
+        fields = canonical_key(tuple(_row_fields(key)))
+        return (b"r%d" if key._fields is None else b"R%d") % key.get_row_kind().value + fields
+    kind = type(key)
+    return b"D" + canonical_key((kind.__module__, kind.__qualname__, *_dataclass_values(key)))
+
+
+def _nanoseconds(key: Any, name: str) -> bytes:
+    """Those beyond a microsecond, which only pandas' times have."""
+    number = getattr(key, name, 0)
+    return b".%d" % number if number else b""
 
 
 def key_group(key: Any, max_parallelism: int) -> int:
@@ -231,12 +396,14 @@ def _hashes(column: pa.Array | pa.ChunkedArray) -> np.ndarray[Any, Any]:
     if pa.types.is_dictionary(column.type):
         # A dictionary may hold values that no row has, and the same one twice.
         column = column.dictionary_decode()
-    if column.null_count:
-        raise KeyTypeError("null cannot be a key")
-    numbers = _as_numbers(column)
-    if numbers is not None:
-        return _spread_all(numbers.astype(np.uint64))
     try:
+        if column.null_count:
+            hashes = np.full(len(column), _NONE_HASH, np.uint64)
+            hashes[column.is_valid().to_numpy(zero_copy_only=False)] = _hashes(column.drop_null())
+            return hashes
+        numbers = _as_numbers(column)
+        if numbers is not None:
+            return _spread_all(numbers.astype(np.uint64))
         encoded = pc.dictionary_encode(column)
     except pa.ArrowNotImplementedError:  # few and rare types, such as string_view
         return np.asarray([stable_hash(value) for value in column.to_pylist()], np.uint64)
@@ -258,11 +425,14 @@ def _as_numbers(column: pa.Array) -> np.ndarray[Any, Any] | None:
     kind = column.type
     if pa.types.is_integer(kind) and kind != pa.uint64():
         return np.asarray(column.cast(pa.int64()))
-    if pa.types.is_timestamp(kind):
+    if pa.types.is_timestamp(kind) or pa.types.is_duration(kind):
         numbers = np.asarray(column.cast(pa.int64()))
         if kind.unit == "ns":
             return np.asarray(numbers // 1000)
-        return np.asarray(numbers * {"s": 1_000_000, "ms": 1000, "us": 1}[kind.unit])
+        factor = {"s": 1_000_000, "ms": 1000, "us": 1}[kind.unit]
+        if pa.types.is_duration(kind) and np.abs(numbers).max(initial=0) > (2**63 - 1) // factor:
+            return None  # Python's timedelta has more than 64 bits of microseconds
+        return np.asarray(numbers * factor)
     return None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from enum import Enum
-from typing import Any
+from typing import Any, NoReturn
 
 
 class RowKind(Enum):
@@ -27,6 +27,7 @@ def _create_row(
     _set_fields(row, fields if fields is None or type(fields) is list else list(fields))
     _set_values(row, list(values))
     _set_row_kind(row, row_kind or RowKind.INSERT)
+    _set_hash(row, None)
     return row
 
 
@@ -36,21 +37,27 @@ class Row:
     A field is reached as ``row["name"]``, ``row.name`` or ``row[0]``, and set by the first or
     last. A row of names makes rows: ``Person = Row("name", "age"); Person("Ann", 11)``.
     Rows with names are equal if they agree by name, whatever the order of the fields.
+
+    A row of hashable values can be a key, of state as of a dict. From then on it cannot be changed,
+    because nobody would find it again; a copy (``copy.copy(row)``) can.
     """
 
-    __slots__ = ("_fields", "_row_kind", "_values")
+    __slots__ = ("_fields", "_hash", "_row_kind", "_values")
 
     #: Never changed in place: rows of a stream have one list, in memory as on the wire.
     _fields: list[str] | None
     _values: list[Any]
     _row_kind: RowKind
+    #: None until somebody has asked for it.
+    _hash: int | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if args and kwargs:
             raise ValueError("a Row takes either positional or named values, not both")
-        self._fields = list(kwargs) if kwargs else None
-        self._values = list(kwargs.values()) if kwargs else list(args)
-        self._row_kind = RowKind.INSERT
+        _set_fields(self, list(kwargs) if kwargs else None)
+        _set_values(self, list(kwargs.values()) if kwargs else list(args))
+        _set_row_kind(self, RowKind.INSERT)
+        _set_hash(self, None)
 
     @staticmethod
     def of_kind(row_kind: RowKind, *args: Any, **kwargs: Any) -> Row:
@@ -84,7 +91,7 @@ class Row:
         Raises KeyError for a name it does not have.
         """
         if self._fields is None:
-            return self._values
+            return list(self._values)
         return [self[name] for name in names]
 
     def _index(self, name: str) -> int:
@@ -108,6 +115,8 @@ class Row:
         return self._values[self._index(item)]
 
     def __setitem__(self, key: int | slice | str, value: Any) -> None:
+        if self._hash is not None:
+            self._refuse_change()
         if isinstance(key, (int, slice)):
             self._values[key] = value
         else:
@@ -122,7 +131,15 @@ class Row:
     def __setattr__(self, key: str, value: Any) -> None:
         if key not in Row.__slots__:
             raise AttributeError(f"set a field of a Row with row[{key!r}] = ...")
+        if self._hash is not None:
+            self._refuse_change()
         object.__setattr__(self, key, value)
+
+    def _refuse_change(self) -> NoReturn:
+        raise TypeError(
+            f"{self!r} is a key, or has been asked for its hash, and can no longer be changed; "
+            "change a copy of it: copy.copy(row)"
+        )
 
     def __reduce__(self) -> Any:
         return _create_row, (self._fields, tuple(self._values), self._row_kind)
@@ -147,8 +164,12 @@ class Row:
         return self._by_name() == other._by_name()
 
     def __hash__(self) -> int:
-        parts = self._values if self._fields is None else self._by_name()
-        return tuple(parts).__hash__()
+        found = self._hash
+        if found is None:
+            parts = self._values if self._fields is None else self._by_name()
+            found = tuple(parts).__hash__()
+            _set_hash(self, found)
+        return found
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._values)
@@ -158,7 +179,9 @@ class Row:
 
 
 # Past Row.__setattr__, which is most of what it takes to make one.
-_set_fields, _set_row_kind, _set_values = (vars(Row)[slot].__set__ for slot in Row.__slots__)
+_set_fields, _set_hash, _set_row_kind, _set_values = (
+    vars(Row)[slot].__set__ for slot in Row.__slots__
+)
 
 
 def _as_plain(value: Any) -> Any:

@@ -13,8 +13,11 @@ a namespace in it, and a key's list or map are ranges.
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import decimal
 import enum
 import struct
+import uuid
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -27,6 +30,7 @@ from dataflow.common.codec import (
     loads_state,
 )
 from dataflow.common.keys import canonical_key
+from dataflow.common.types import Row
 from dataflow.datastream.windowing.windows import GlobalWindow, TimeWindow
 from dataflow.errors import KeyTypeError
 
@@ -89,19 +93,42 @@ def _encode_uncommon(key: Any) -> bytes:
     if isinstance(key, (float, np.floating)):
         return b"f" + _DOUBLE.pack(float(key))
     try:
+        if isinstance(key, decimal.Decimal) and not is_enum and float(key) == key:  # 0.5
+            return encode_key(float(key))
         return b"c" + canonical_key(key)
-    except KeyTypeError:
+    except (KeyTypeError, ValueError):
         return _encode_any(key)
 
 
+def encode_map_key(key: Any) -> bytes:
+    """As ``encode_key``, for the key of an entry in a map, which is whatever a dict takes.
+
+    Types that could be one before ``canonical_key`` knew them keep the form that checkpoints have.
+    """
+    encoded = encode_key(key)
+    if type(key) in _PLAIN:
+        return encoded
+    tag = encoded[:1]
+    if tag == b"t" and not is_plain(key):
+        return b"t" + b"".join(with_length(encode_map_key(item)) for item in key)
+    if tag in (b"c", b"f") and not isinstance(key, enum.Enum) and _has_own_form_in_maps(key):
+        return _encode_any(key)
+    return encoded
+
+
+def _has_own_form_in_maps(key: Any) -> bool:
+    kinds = (decimal.Decimal, uuid.UUID, datetime.timedelta, Row, frozenset)
+    return isinstance(key, kinds) or dataclasses.is_dataclass(key)
+
+
 def _encode_any(key: Any) -> bytes:
-    """Of a map: whatever can be the key of a dict. Equal objects may have different pickles."""
+    """Equal objects may have different pickles."""
     if isinstance(key, frozenset):
-        return b"F" + encode_key(tuple(sorted(map(encode_key, key))))
+        return b"F" + encode_key(tuple(sorted(map(encode_map_key, key))))
     if dataclasses.is_dataclass(key):
         kind = type(key)
         values = [getattr(key, field.name) for field in dataclasses.fields(key)]
-        return b"D" + encode_key((kind.__module__, kind.__qualname__, *values))
+        return b"D" + encode_map_key((kind.__module__, kind.__qualname__, *values))
     return b"p" + dumps_state(key)
 
 

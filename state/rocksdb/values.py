@@ -33,6 +33,7 @@ from state.rocksdb.encoding import (
     decode_row,
     decode_value,
     encode_key,
+    encode_map_key,
     encode_pair,
     encode_value,
     is_plain,
@@ -561,7 +562,7 @@ class RocksDBMapEntries(RocksDBValues):
         return super()._groups_of([key for key, _ in keys])
 
     def _suffix(self, key: Any) -> bytes:
-        return with_length(encode_key(key[0])) + encode_key(key[1])
+        return with_length(encode_key(key[0])) + encode_map_key(key[1])
 
     def __setitem__(self, key: Any, value: Any) -> None:
         super().__setitem__(key, value)

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+from dataflow.common.keys import is_hashable, why_no_key
 from dataflow.datastream.checkpointed import CheckpointedFunction, CheckpointListener
 from dataflow.datastream.functions import KeyedStateStore
 from dataflow.errors import DataflowError, KeyTypeError, UserFunctionError
@@ -148,20 +149,12 @@ class FunctionOperator(Operator):
         self, error: BaseException, key: Any, rows: list[Any], pending: Iterator[Any]
     ) -> NoReturn:
         """``fail_in_batch``, or KeyTypeError when the key last selected cannot be one."""
-        if isinstance(error, TypeError) and not _is_hashable(key):
+        if isinstance(error, TypeError) and not is_hashable(key):
             raise KeyTypeError(
-                f"operator {self.context.operator_name!r}: a key of type {type(key).__name__} is "
-                f"not hashable ({at_record(rows, pending)}); a key is a str, bytes, int, float, "
-                "bool, date, datetime, an Enum, or a tuple of these"
+                f"operator {self.context.operator_name!r}: {why_no_key(key, 'is not hashable')} "
+                f"({at_record(rows, pending)})"
             ) from None
         self.fail(error, at_record(rows, pending))
-
-
-def _is_hashable(key: Any) -> bool:
-    try:
-        return bool({key})
-    except TypeError:
-        return False
 
 
 def at_record(rows: list[Any], pending: Iterator[Any]) -> str:

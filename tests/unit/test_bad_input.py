@@ -378,11 +378,11 @@ class Unkeyable:
 @pytest.mark.parametrize(
     ("key", "sentence"),
     [
-        (lambda n: None, "a key of type NoneType has no stable hash; use str, bytes, int"),
+        (lambda n: 1j, "a key of type complex has no stable hash; use str, bytes, int"),
         (lambda n: [n], "a key of type list is not hashable"),
         (lambda n: {}, "a key of type dict is not hashable"),
         (lambda n: (n, [n]), "a key of type tuple is not hashable"),
-        (lambda n: (n, None), "a key of type NoneType has no stable hash"),
+        (lambda n: (n, 1j), "a key of type complex has no stable hash"),
         (lambda n: float("nan"), "NaN cannot be a key"),
         (lambda n: Unkeyable(), "a key of type Unkeyable has no stable hash"),
         (lambda n: 1 // 0, "ZeroDivisionError"),

@@ -82,6 +82,44 @@ KEYS: dict[str, Parts] = {
         for unit in UNITS
         for zone in (None, "UTC", "Europe/Berlin")
     },
+    "null": [pa.nulls(2), pa.nulls(1)],
+    **{
+        f"null and {array.type}": [array, pa.nulls(1), array]
+        for array in (
+            pa.array([1, None, 1]),
+            pa.array([2**63, None], pa.uint64()),
+            *(pa.array([0.0, None, -0.0], kind) for kind in FLOATS),
+            pa.array(["a", None, "a"]),
+            pa.array(["a", None, "a"], pa.dictionary(pa.int8(), pa.string())),
+            pa.array([b"a", None]),
+            pa.array([True, None, False]),
+            pa.array([DAY, None]),
+            pa.array([DAY, None], pa.date64()),
+            pa.array([dt.time(1), None], pa.time64("ns")),
+            pa.array([1, None], pa.timestamp("ms", "UTC")),
+            pa.array([Decimal("1.5"), None]),
+            pa.array([dt.timedelta(1), None]),
+        )
+    },
+    **{
+        f"decimal{bits}": [pa.array([Decimal("1.50"), Decimal(2), Decimal("0.1")], kind)] * 2
+        for bits, kind in (
+            (32, pa.decimal32(5, 2)),
+            (64, pa.decimal64(5, 2)),
+            (128, pa.decimal128(5, 2)),
+            (256, pa.decimal256(5, 2)),
+        )
+    },
+    "decimals": [pa.array([Decimal("1.50")]), pa.array([Decimal("1.5"), Decimal("12.345")])],
+    **{
+        f"duration[{unit}]": [pa.array([0, -1_000_000, 1_000_000], pa.duration(unit))] * 2
+        for unit in UNITS
+    },
+    "durations": [
+        pa.array([n * 10 ** (3 * power)], pa.duration(unit))
+        for n in (1, 2)
+        for power, unit in enumerate(UNITS)
+    ],
     "timestamps in zones": [
         pa.array([0, 10], pa.timestamp(unit, zone))
         for unit, zone in (("ms", "UTC"), ("ms", "Europe/Berlin"), ("us", "Asia/Tokyo"))
@@ -93,12 +131,11 @@ KEYS: dict[str, Parts] = {
     ],
 }
 NO_KEYS: dict[str, pa.Array] = {
-    "null": pa.nulls(1),
-    "a null": pa.array([1, None]),
     "NaN": pa.array([1.0, NAN]),
+    "NaN beside null": pa.array([NAN, None], from_pandas=False),
     "NaN32": pa.array([1.0, NAN], pa.float32()),
-    "decimal": pa.array([Decimal("1.5")]),
-    "duration": pa.array([dt.timedelta(1)]),
+    "uuid": pa.array([bytes(16)], pa.uuid()),
+    "interval": pa.array([(1, 2, 3)], pa.month_day_nano_interval()),
     "list": pa.array([[1]]),
     "struct": pa.array([{"a": 1}]),
 }
@@ -187,6 +224,20 @@ def test_running_aggregates_group_as_python_does(name: str, parallelism: int | N
         if parallelism is not None:
             job.restart(parallelism)
     assert Counter((row["k"], row["n"]) for row in job.emitted) == Counter(so_far)
+
+
+def test_null_is_a_part_of_a_key_like_any_other() -> None:
+    k, j = pa.array([1, None, 1, None, None]), pa.array(["a", "a", None, None, None])
+    wanted = Counter(zip(k.to_pylist(), j.to_pylist(), strict=True))
+    pipeline, running = Pipeline(spec(N, keys=("k", "j")), downstream=2), Running(N, ("k", "j"))
+    for job in (pipeline, running):
+        job.send(arrow("kj", k, j))
+        job.restart(3)
+        job.send(arrow("kj", k, j))
+    pipeline.watermark(9)
+    for job in (pipeline, running):
+        last = {(row["k"], row["j"]): row["n"] for row in job.emitted}
+        assert last == {key: 2 * count for key, count in wanted.items()}
 
 
 @pytest.mark.parametrize("name", NO_KEYS)
@@ -752,17 +803,28 @@ def test_a_state_that_cannot_be_encoded_is_an_error_that_names_the_operator() ->
         for task in tasks:
             owned = task.context.key_group_range
             task.batch(arrow("k", part.filter(pa.array([group in owned for group in groups]))))
-    with pytest.raises(JobExecutionError, match=r"(?s)'under test'.*text in some batches"):
+    with pytest.raises(JobExecutionError, match=r"(?s)'under test'.*binary in some batches"):
         tasks[0].snapshot()
 
 
 @pytest.mark.parametrize("upstream", [1, 2])
-def test_a_key_that_is_text_here_and_binary_there_is_refused(upstream: int) -> None:
+@pytest.mark.parametrize(
+    ("first", "then", "message"),
+    [
+        (pa.array(["a"]), pa.array([b"a"], pa.large_binary()), "binary in some batches and text"),
+        (pa.array([0.1]), pa.array([Decimal("0.1")]), "decimal in some batches and numbers"),
+        (pa.array([Decimal("1.0")]), pa.array([1]), "decimal in some batches and numbers"),
+    ],
+    ids=["text, binary", "float, decimal", "decimal, int"],
+)
+def test_a_key_of_types_whose_values_only_look_alike_is_refused(
+    first: pa.Array, then: pa.Array, message: str, upstream: int
+) -> None:
     """In one task before the shuffle, or in that after it."""
     pipeline = Pipeline(spec(N), upstream)
-    pipeline.send(arrow("k", pa.array(["a"])))
-    pipeline.send(arrow("k", pa.array([b"a"], pa.large_binary())), upstream - 1)
-    with pytest.raises(JobExecutionError, match=r"(?s)'under test'.*'k' is text in some batches"):
+    pipeline.send(arrow("k", first))
+    pipeline.send(arrow("k", then), upstream - 1)
+    with pytest.raises(JobExecutionError, match=rf"(?s)'under test'.*'k' is {message} in others"):
         pipeline.watermark(9)
 
 

@@ -259,7 +259,7 @@ def test_a_function_that_fails_names_operator_and_window() -> None:
         ),
         (ALL, columns(None, k=[1], x=[1]), JobExecutionError, "no timestamps"),
         (ALL, columns([1, MAX_TIMESTAMP], k=[1, 1], x=[1, 1]), JobExecutionError, "count windows"),
-        (ALL, columns([1, 1], k=[1, None], x=[1, 1]), KeyTypeError, "null cannot be a key.*'k'"),
+        (ALL, columns([1], k=[float("nan")], x=[1]), KeyTypeError, "NaN cannot be a key.*'k'"),
         (ALL, RowBatch([{"k": 1}], [1]), UserFunctionError, "record 1 of a batch of 1"),
         (ALL, RowBatch([{"k": 1, "x": {}}] * 2, [1, 1]), JobExecutionError, "needs num"),
         (

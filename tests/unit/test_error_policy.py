@@ -416,7 +416,7 @@ def test_a_key_selector_that_fails_fails_the_job() -> None:
         dead_letters(spec).rows([("a", 1), (2, 2)])
 
 
-@pytest.mark.parametrize("key", [None, ["a"]])
+@pytest.mark.parametrize("key", [1j, ["a"]])
 def test_a_key_that_is_none_fails_the_job(key: Any) -> None:
     with pytest.raises(KeyTypeError):
         dead_letters(reduce_spec(add)).rows([(key, 1)])

@@ -45,7 +45,7 @@ def test_canonical_keys_are_equal_as_the_keys_are() -> None:
                 assert stable_hash(one) == stable_hash(other)
 
 
-@pytest.mark.parametrize("key", [float("nan"), None, object(), ({},)])
+@pytest.mark.parametrize("key", [float("nan"), object(), ({},)])
 def test_what_cannot_be_a_key_is_refused(key: Any) -> None:
     with pytest.raises(KeyTypeError):
         canonical_key(key)

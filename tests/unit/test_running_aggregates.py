@@ -133,7 +133,6 @@ def test_other_aggregates_than_in_the_checkpoint_are_refused() -> None:
 @pytest.mark.parametrize(
     ("aggregate", "batch", "error", "match"),
     [
-        (agg.sum("x"), columns(k=[None], x=[1]), KeyTypeError, "null cannot be a key"),
         (agg.sum("x"), columns(k=[float("nan")], x=[1]), KeyTypeError, "NaN cannot be a key"),
         (agg.sum("x"), columns(k=[1], x=["a"]), JobExecutionError, "needs numbers"),
         (agg.max("x"), columns(k=[1], x=[[1]]), UserFunctionError, "needs values with an order"),

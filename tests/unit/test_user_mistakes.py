@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -442,10 +443,17 @@ KEYED: dict[str, Callable[..., DataStream]] = {
         s.key_by(key).connect(t.broadcast(RULES)).process(mine(KeyedBroadcastProcessFunction))
     ),
 }
+
+
+@dataclass
+class Mutable:
+    value: int
+
+
 BAD_KEYS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "list": (lambda value: [value], "a key of type list is not hashable"),
     "object": (lambda value: object(), "a key of type object has no stable hash"),
-    "None": (lambda value: None, "a key of type NoneType has no stable hash"),
+    "dataclass": (Mutable, "a key of type Mutable is not hashable; make the dataclass frozen"),
 }
 
 

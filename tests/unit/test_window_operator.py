@@ -267,8 +267,8 @@ def test_failures_name_the_record_or_the_window() -> None:
         OperatorHarness(window(function=Fails())).rows([("a", 1)], [1]).watermark(9)
     with pytest.raises(UserFunctionError, match=r"window function must yield .* returned int"):
         OperatorHarness(window(function=ReturnsNumber())).rows([("a", 1)], [1]).watermark(9)
-    with pytest.raises(KeyTypeError, match="NoneType"):
-        OperatorHarness(window(reduce=Add())).rows([(None, 1)], [1])
+    with pytest.raises(KeyTypeError, match="complex"):
+        OperatorHarness(window(reduce=Add())).rows([(1j, 1)], [1])
     with pytest.raises(KeyTypeError, match="list is not hashable"):
         OperatorHarness(window(reduce=Add())).rows([([], 1)], [1])
 

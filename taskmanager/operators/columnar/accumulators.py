@@ -250,7 +250,7 @@ def group_numbers(rows: pa.Table, keys: Sequence[str]) -> np.ndarray:
     """For every row the number of its key; the numbers from 0 on, in no particular order."""
     keys = list(keys)
     if len(keys) == 1:
-        encoded = rows.column(keys[0]).combine_chunks().dictionary_encode()
+        encoded = rows.column(keys[0]).combine_chunks().dictionary_encode("encode")
         return np.asarray(encoded.indices.to_numpy(zero_copy_only=False), np.int64)
     numbered = rows.select(keys).append_column(ROW, pa.array(np.arange(rows.num_rows)))
     lists = numbered.group_by(keys, use_threads=False).aggregate([(ROW, "list")])

@@ -12,7 +12,7 @@ import pyarrow as pa
 from dataflow.common.batch import TIMESTAMP_MAX, ArrowBatch, Batch, RowBatch, to_arrow
 from dataflow.datastream.fields import FieldSelector
 from dataflow.errors import JobExecutionError, KeyTypeError
-from taskmanager.operators.columnar.accumulators import plain
+from taskmanager.operators.columnar.accumulators import plain, widened
 from taskmanager.operators.function_operator import FunctionOperator
 from taskmanager.operators.slices import WindowSlices
 
@@ -43,20 +43,27 @@ class Columns:
     def _as_key(self, name: str, column: pa.Array) -> pa.Array:
         """Values that Python calls equal made the same ones, for Arrow compares their bits."""
         kind = column.type
-        if column.null_count:
-            self._refuse_key(name, "null cannot be a key, and column {} holds one")
         if pa.types.is_floating(kind):
-            values = column.to_numpy()
-            if np.isnan(values).any():
+            values = column.to_numpy(zero_copy_only=False)  # in which null is NaN, too
+            if np.count_nonzero(np.isnan(values)) > column.null_count:
                 self._refuse_key(name, "NaN cannot be a key, and column {} holds one")
-            return pa.array(values + kind.to_pandas_dtype()(0), kind)  # -0.0 becomes 0.0
+            nulls = np.isnan(values) if column.null_count else None
+            return pa.array(values + kind.to_pandas_dtype()(0), kind, nulls)  # -0.0 becomes 0.0
         if pa.types.is_date64(kind):
             return column.cast(pa.date32(), safe=False).cast(kind)
         if kind == pa.time64("ns"):
             return column.cast(pa.time64("us"), safe=False).cast(kind)
-        if pa.types.is_nested(kind) or pa.types.is_decimal(kind) or _is_span(kind):
-            self._refuse_key(name, f"a key cannot be of type {kind}, as column {{}} is")
-        return column
+        if (
+            pa.types.is_nested(kind)
+            or pa.types.is_interval(kind)
+            or isinstance(kind, pa.BaseExtensionType)
+        ):
+            self._refuse_key(
+                name,
+                f"a key on columns cannot be of type {kind}, as column {{}} is; make it text or "
+                "numbers before, or aggregate on rows",
+            )
+        return widened(column)
 
     def _refuse_key(self, name: str, why: str) -> NoReturn:
         where = f"operator {self._operator.context.operator_name!r}"
@@ -89,10 +96,6 @@ class Columns:
             return to_arrow(batch)
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             self._operator.fail(error, f"turning a batch of {len(batch)} rows into Arrow columns")
-
-
-def _is_span(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_duration(kind) or pa.types.is_interval(kind))
 
 
 def timestamps_of(batch: Batch, operator: FunctionOperator) -> np.ndarray:

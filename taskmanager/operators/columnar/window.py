@@ -14,12 +14,11 @@ from dataflow.common.batch import MAX_TIMESTAMP, MIN_TIMESTAMP, ArrowBatch, RowB
 from dataflow.datastream.aggregates import fields_of
 from dataflow.datastream.window import TimeWindow
 from dataflow.graph.specs import ColumnarWindowSpec
-from state.columnar_state import ColumnarState, concat, in_one_zone
+from state.columnar_state import ColumnarState, concat
 from state.snapshot import OperatorSnapshot
 from taskmanager.operators.base import OperatorContext, Output
 from taskmanager.operators.columnar.accumulators import (
     RECORDS,
-    ROW,
     Accumulators,
     group_numbers,
 )
@@ -281,12 +280,9 @@ def _with_wide_dictionaries(rows: pa.Table) -> pa.Table:
 def _with_keys(rows: pa.Table, wanted: pa.Table, keys: Sequence[str]) -> pa.Table:
     """The rows whose key is among those wanted."""
     names = list(keys)
-    numbered = rows.select(names)
-    if numbered.schema != wanted.schema:  # the late records have keys of another type
-        numbered, wanted = in_one_zone([numbered, wanted])
-        schemas = [numbered.schema, wanted.schema]
-        both = pa.unify_schemas(schemas, promote_options="permissive")
-        numbered, wanted = numbered.cast(both), wanted.cast(both)
-    numbered = numbered.append_column(ROW, pa.array(np.arange(rows.num_rows)))
-    found = numbered.join(wanted, names, join_type="left semi", use_threads=False)
-    return rows.take(pa.array(np.sort(found.column(ROW).to_numpy())))
+    count = rows.num_rows
+    # Not a join: null would not find null.
+    numbers = group_numbers(concat([rows.select(names), wanted], names), names)
+    is_wanted = np.zeros(numbers.max(initial=0) + 1, bool)
+    is_wanted[numbers[count:]] = True
+    return rows.filter(pa.array(is_wanted[numbers[:count]]))

@@ -13,18 +13,19 @@ from typing import Any, TypeVar
 
 from dataflow.common.dataclass_state import SchemaMismatch
 from dataflow.common.job_client import JobClient
-from dataflow.common.keys import stable_hash
-from dataflow.errors import KeyTypeError, ObjectNotFound, RestoreError, StateProcessorError
+from dataflow.errors import ObjectNotFound, RestoreError, StateProcessorError
 from dataflow.state_processor import SavepointReader, StateEntry
 from dataflow.state_processor.reader import COLUMNS
 from dataflow.state_processor.tables import plain
-from state.processor.difference import Sample, StateDifference, differences
+from jobmanager.key_text import keys_meant_by
+from state.processor.difference import OPERATOR_STATE, Sample, StateDifference, differences
 
 LIMIT = 20
 #: Times that a path is looked into whose checkpoints a running job deletes meanwhile.
 LOOKS = 3
 #: Of a value in a table.
 _TEXT_MAX = 100
+_KEY = "text, JSON for a number or a tuple, or as Python shows it"
 
 _PATHS = """\
 PATH is the folder of a savepoint, of a job in its checkpoint storage (its newest checkpoint), or
@@ -96,9 +97,7 @@ def add_state_commands(commands: Any, print_table: PrintTable, connect: Connect)
     show.add_argument("path", metavar="PATH")
     show.add_argument("--uid", required=True, help="the operator's uid, as ls shows it")
     show.add_argument("--state", metavar="NAME", help="this state only")
-    show.add_argument(
-        "--key", metavar="KEY", help="this key only: text, or JSON for a number or a tuple"
-    )
+    show.add_argument("--key", metavar="KEY", help=f"this key only: {_KEY}")
     show.add_argument(
         "--limit", type=_limit, default=LIMIT, metavar="N", help=f"entries of a state ({LIMIT})"
     )
@@ -119,7 +118,7 @@ def add_state_commands(commands: Any, print_table: PrintTable, connect: Connect)
     get.add_argument("job_id", metavar="JOB")
     get.add_argument("--uid", required=True, help="the operator's uid")
     get.add_argument("--state", required=True, metavar="NAME", help="the name of the state")
-    get.add_argument("--key", required=True, help="text, or JSON for a number or a tuple")
+    get.add_argument("--key", required=True, help=_KEY)
     get.add_argument(
         "--window", type=_window, metavar="START,END", help="of state that is of a window, in ms"
     )
@@ -210,11 +209,17 @@ def _show(options: argparse.Namespace, print_table: PrintTable) -> int:
     for name, found in shown.items():
         print(f"{name}:")
         header = tuple(dict.fromkeys(column for row in found for column in row))
-        cells = [tuple(_text(row.get(column)) for column in header) for row in found]
+        cells = [tuple(_cell(row, column) for column in header) for row in found]
         print_table(tuple(column.replace("_", " ").upper() for column in header), cells, "nothing")
         if name in more:
             print(f"... more than {options.limit}: see --limit")
     return 0
+
+
+def _cell(row: dict[str, Any], column: str) -> str:
+    """Empty for what a row does not have; None may be a key."""
+    value = row.get(column)
+    return "None" if value is None and column == "key" else _text(value)
 
 
 def _wanted(
@@ -272,11 +277,10 @@ def _rows(
 
 
 def _of_key(reader: SavepointReader, uid: str, name: str, key: str) -> list[StateEntry]:
-    return next(filter(None, (reader.get(uid, name, meant) for meant in _keys(key))), [])
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+    found = next(filter(None, (reader.get(uid, name, meant) for meant in keys_meant_by(key))), [])
+    if not found and key.endswith(")"):  # a dataclass: nobody but the state knows its class
+        found = [entry for entry in reader.iterate(uid, name) if repr(entry.key) == key]
+    return found
 
 
 # ----------------------------------------------------------------------------------------- diff
@@ -316,12 +320,13 @@ def _diff(options: argparse.Namespace, print_table: PrintTable) -> int:
     print_table(header, rows, "" if gone or come else "no difference")
     for state in found:
         for sample in state.samples:
-            print(f"{state.uid} {state.name}: {_sample(sample)}")
+            keyed = state.kind != OPERATOR_STATE
+            print(f"{state.uid} {state.name}: {_sample(sample, keyed)}")
     return 0
 
 
-def _sample(sample: Sample) -> str:
-    where = "" if sample.key is None else f"key {_text(sample.key)} "
+def _sample(sample: Sample, keyed: bool) -> str:
+    where = f"key {'None' if sample.key is None else _text(sample.key)} " if keyed else ""
     if sample.namespace is not None:
         where += f"in {_text(sample.namespace)} "
     if sample.what == "changed":
@@ -366,7 +371,7 @@ def _get(options: argparse.Namespace, connect: Connect) -> int:
 def look_up(client: JobClient, options: argparse.Namespace) -> int:
     """Print what the job answers; 1 if the state holds nothing for the key."""
     found = None
-    for key in _keys(options.key):
+    for key in keys_meant_by(options.key):
         found = client.query_state(options.uid, options.state, key, options.window).result()
         if found is not None:
             break
@@ -377,16 +382,6 @@ def look_up(client: JobClient, options: argparse.Namespace) -> int:
     else:
         print(found if isinstance(found, str) else repr(found))
     return 1 if found is None else 0
-
-
-def _keys(text: str) -> list[Any]:
-    """What may be meant by a key on the command line: text, and what it is as JSON."""
-    try:
-        value = _tuples(json.loads(text))
-        stable_hash(value)
-    except (ValueError, KeyTypeError):
-        return [text]
-    return [text] if value == text else [text, value]
 
 
 def _limit(text: str) -> int:

@@ -10,11 +10,13 @@ in a test module is collected by pytest. The interface is described in ``state.b
 from __future__ import annotations
 
 import datetime
+import decimal
 import filecmp
 import random
 import shutil
 import tempfile
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,6 +26,7 @@ from typing import Any
 from dataflow.common.keys import KeyGroupRange, key_group
 from dataflow.common.time import Time
 from dataflow.common.typeinfo import Types
+from dataflow.common.types import Row
 from dataflow.datastream.functions import AggregateFunction, ReduceFunction
 from dataflow.datastream.state import (
     AggregatingStateDescriptor,
@@ -38,6 +41,13 @@ from dataflow.errors import JobExecutionError, KeyTypeError, RestoreError
 
 GROUPS = 16
 
+
+@dataclass(frozen=True)
+class _Place:
+    name: str
+    floor: int = 0
+
+
 #: Keys that no two are equal of; equal ones of other types are in a test of their own.
 KEYS: tuple[Any, ...] = (
     *("", "a", "b", "a\x00b", "\ud800", "ü" * 40),
@@ -45,6 +55,10 @@ KEYS: tuple[Any, ...] = (
     *(0, -1, 7, 2**63 - 1, -(2**63), 2**80, 0.5),
     *((), ("a", 1), ("a", (2, b"x")), (1.5, "z")),
     *(datetime.date(2020, 2, 29), datetime.datetime(2020, 2, 29, 12, 30)),
+    *(None, (None,), ("a", None), datetime.timedelta(1), uuid.UUID(int=7), (uuid.UUID(int=7),)),
+    *(decimal.Decimal("0.1"), 0.1, (decimal.Decimal("0.10"), 1), frozenset(), frozenset([1, "a"])),
+    *(Row("a", 1), Row(name="a", floor=1), Row(name="a", floor=None), Row(Row("a")), Row()),
+    *(_Place("a"), _Place("a", 1), (_Place("a"), None), frozenset([_Place("a"), None])),
 )
 
 
@@ -257,7 +271,17 @@ class StateBackendSuite:
             self.between_batches(backend)
             assert values[True] == "float"
             assert values[(1, 2)] == "tuple"
+            assert values[decimal.Decimal("1.0")] == "float"
             assert len(values) == 2
+            values[0.5] = "half"
+            values[Row(a=1, b=decimal.Decimal("0.10"))] = "row"
+            values[frozenset([1, 2])] = "set"
+            self.between_batches(backend, 10_000)
+            assert values[decimal.Decimal("0.50")] == "half"
+            assert values[Row(b=decimal.Decimal("0.1"), a=True)] == "row"
+            assert values[frozenset([2.0, 1.0])] == "set"
+            assert values.get(decimal.Decimal("0.1")) is None
+            assert len(values) == 5
 
     def test_a_value_that_was_got_may_be_changed_in_place(self) -> None:
         with self.opened() as backend:

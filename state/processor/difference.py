@@ -13,6 +13,8 @@ from state.processor.reading import COLUMNS, COLUMNS_KIND, OpenState
 from state.snapshot import Redistribution
 
 _TIMERS = "timers"
+#: The kind of what has no keys.
+OPERATOR_STATE = "operator state"
 _ABSENT = object()
 
 
@@ -160,7 +162,7 @@ def _operator(
     ours, theirs = _items(first, uid), _items(second, uid)
     for name in sorted({*ours, *theirs}):
         one, other = ours.get(name, Counter()), theirs.get(name, Counter())
-        state = StateDifference(uid, name, "operator state")
+        state = StateDifference(uid, name, OPERATOR_STATE)
         state.same = (one & other).total()
         for item, count in (one - other).items():
             for _ in range(count):

@@ -6,12 +6,14 @@ import argparse
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from importlib.util import find_spec
 from typing import Any
+from uuid import UUID
 
 import pytest
 
-from dataflow.common import JobClient, WatermarkStrategy
+from dataflow.common import JobClient, Row, WatermarkStrategy
 from dataflow.common.keys import KeyGroupRange
 from dataflow.common.time import Time
 from dataflow.datastream import KeyedProcessFunction, RuntimeContext
@@ -43,7 +45,7 @@ BACKENDS: list[Any] = [
         marks=pytest.mark.skipif(find_spec("rocksdict") is None, reason="rocksdict is missing"),
     ),
 ]
-KEYS = ["ann", 7, ("eve", 1)]
+KEYS = ["ann", 7, ("eve", 1), None, Row(a=1, b=None), Decimal("0.1"), UUID(int=7)]
 
 
 @dataclass
@@ -117,6 +119,8 @@ def test_every_kind_of_state_is_told(mini_cluster: MiniCluster, backend: str) ->
             assert ask(client, "map", key) == {1: str(key), 2: str(key)}
             assert ask(client, "sum", key) == 3
             assert ask(client, "kept", key) == 2
+        assert ask(client, "count", Row(b=None, a=Decimal(1))) == 2
+        assert ask(client, "count", (Decimal("0.10"),)) is None
         for name in ("count", "list", "map"):
             assert ask(client, name, "nobody") is None
         windowed = {ask(client, "$window", "ann", (0, 1_000), uid="windows") for _ in range(3)}

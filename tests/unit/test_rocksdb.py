@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, EntryPoints
@@ -23,8 +24,10 @@ from harness import FakeOperatorContext, OperatorHarness
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from dataflow.common.codec import dumps_state
 from dataflow.common.keys import KeyGroupRange
 from dataflow.common.typeinfo import Types
+from dataflow.common.types import Row
 from dataflow.datastream.functions import KeyedProcessFunction, ReduceFunction
 from dataflow.datastream.state import (
     ListStateDescriptor,
@@ -49,6 +52,7 @@ from state.rocksdb.encoding import (
     UNKNOWN,
     decode_key,
     encode_key,
+    encode_map_key,
     encode_namespace,
     encode_value,
     is_plain,
@@ -110,7 +114,11 @@ KEYS = st.recursive(
         st.dates(),
         st.datetimes(),
         st.sampled_from([*Colour, *Number]),
+        st.uuids(),
+        st.timedeltas(),
         st.frozensets(st.integers(0, 3)),
+        st.dictionaries(st.sampled_from("ab"), st.integers(0, 1)).map(lambda v: Row(**v)),
+        st.sampled_from([0.5, decimal.Decimal("0.5"), 0.1, decimal.Decimal("0.1"), Row(), Row(1)]),
         st.builds(Pair, st.text(max_size=1), st.text(max_size=1)),
     ),
     lambda inner: st.tuples(inner, inner) | st.tuples(inner),
@@ -156,6 +164,33 @@ def test_equal_keys_of_several_types() -> None:
     assert len({encode_key(one) for one in ones}) == 1
     assert encode_key((1.0, "a")) == encode_key((True, "a"))
     assert encode_key(datetime.date(2020, 1, 1)) != encode_key(datetime.datetime(2020, 1, 1))
+
+
+@given(KEYS, st.floats(allow_nan=False))
+def test_a_key_has_the_bytes_of_whatever_it_is_equal_to(key: Any, number: float) -> None:
+    assert encode_key(number) == encode_key(decimal.Decimal.from_float(number))
+    assert encode_key((key, number)) == encode_key((key, decimal.Decimal.from_float(number)))
+
+
+def test_keys_in_maps_are_encoded_as_ever() -> None:
+    half, place = decimal.Decimal("0.5"), Pair("a", "b")
+    for key in (half, uuid.UUID(int=7), datetime.timedelta(1), Row(a=1), 1j):
+        assert encode_map_key(key) == b"p" + dumps_state(key)
+        assert encode_map_key((1, (key,))) == _tuple_of(
+            encode_key(1), _tuple_of(b"p" + dumps_state(key))
+        )
+    fields = _tuple_of(b"s" + Pair.__module__.encode(), b"sPair", b"sa", b"sb")
+    assert encode_map_key(place) == b"D" + fields
+    found = sorted([encode_key(1), b"D" + fields, b"p" + dumps_state(half)])
+    assert encode_map_key(frozenset([place, half, 1])) == b"F" + _tuple_of(
+        *(b"b" + each for each in found)
+    )
+    for key in (1, "a", b"a", None, 0.5, decimal.Decimal(2), ("a", 0.5), Colour.RED, half.is_nan()):
+        assert encode_map_key(key) == encode_key(key)
+
+
+def _tuple_of(*parts: bytes) -> bytes:
+    return b"t" + b"".join(len(part).to_bytes(4, "big") + part for part in parts)
 
 
 # ------------------------------------------------------------------------------------------- cache

@@ -125,3 +125,44 @@ def test_a_copy_has_values_of_its_own() -> None:
     other = copy.copy(row)
     other["a"] = 2
     assert row.a == 1
+
+
+def test_a_row_that_has_been_a_key_cannot_be_changed_but_a_copy_of_it_can() -> None:
+    row, nested = Row(name="Ann", age=11), Row(Row(a=1))
+    found = {row: 1, (nested,): 2}
+
+    def set_first() -> None:
+        row[0] = "Bo"
+
+    def set_nested() -> None:
+        nested[0]["a"] = 2
+
+    changes = [
+        set_first,
+        set_nested,
+        lambda: row.set_field_names(["a", "b"]),
+        lambda: row.set_row_kind(RowKind.DELETE),
+        lambda: setattr(row, "_values", []),
+    ]
+    for change in changes:
+        with pytest.raises(TypeError, match=r"is a key.*change a copy of it: copy.copy\(row\)"):
+            change()
+    assert (found[row], found[Row(age=11, name="Ann")], found[nested,]) == (1, 1, 2)
+    for another in (copy.copy(row), copy.deepcopy(row), pickle.loads(pickle.dumps(row))):
+        another["age"] = 12
+        assert (row.age, another.age) == (11, 12)
+    assert another not in found
+
+
+def test_the_values_of_a_row_are_not_handed_out_to_be_changed() -> None:
+    row = Row(1, 2)
+    row.get_fields_by_names([]).append(3)
+    assert row == Row(1, 2)
+
+
+def test_a_row_of_what_can_be_changed_is_no_key_and_can_still_be_changed() -> None:
+    row = Row(1, [2])
+    with pytest.raises(TypeError, match="unhashable"):
+        {row}
+    row[0] = 5
+    assert row == Row(5, [2])

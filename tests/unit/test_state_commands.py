@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 import subprocess
 import sys
+import uuid
+from decimal import Decimal
 from typing import Any
 
 import pytest
 from golden import make
 
+from dataflow.common import Row
 from dataflow.errors import ObjectNotFound
 from dataflow.state_processor import SavepointReader, SavepointWriter
 from jobmanager import cli
+from jobmanager.key_text import keys_meant_by
 from jobmanager.state_commands import _print_json
 
 CHECKPOINTS = make.HERE / "checkpoints"
@@ -86,7 +91,11 @@ def test_show_shows_entries_timers_and_the_state_of_subtasks(
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("ann", 110), ("7", 16), ('["eve", 1]', 14), ("nobody", None), ("{}", None)]
+    ("key", "value"),
+    [
+        *(("ann", 110), ("7", 16), ('["eve", 1]', 14), ("('eve', 1)", 14)),
+        *(("nobody", None), ("{}", None), ("Nobody()", None)),
+    ],
 )
 def test_a_key_is_text_or_json(
     capsys: pytest.CaptureFixture[str], key: str, value: int | None
@@ -221,3 +230,51 @@ def test_classes_that_are_not_found_are_looked_for_elsewhere(
 def test_numbers_that_json_does_not_have_are_text(capsys: pytest.CaptureFixture[str]) -> None:
     _print_json({"values": [1.5, float("nan"), (float("-inf"), 7)]})
     assert json.loads(capsys.readouterr().out) == {"values": [1.5, "nan", ["-inf", 7]]}
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("7", 7),
+        ('["eve", 1, null]', ("eve", 1, None)),
+        ('{"name": "Ann", "tags": ["a"]}', Row(name="Ann", tags=("a",))),
+        ("null", None),
+        ("None", None),
+        ("-1.5", -1.5),
+        ("b'x'", b"x"),
+        *(
+            (repr(key), key)
+            for key in (
+                uuid.UUID(int=7),
+                Decimal("0.10"),
+                Row("a", Row("b"), None),
+                Row(a=1, b=Row(c=Decimal(-1))),
+                dt.timedelta(days=-1, seconds=5),
+                dt.date(2026, 1, 1),
+                dt.datetime(2026, 1, 1, 12, 30, tzinfo=dt.timezone.utc),
+                dt.datetime(2026, 1, 1, tzinfo=dt.timezone(dt.timedelta(hours=2))),
+                dt.time(1, 2),
+                frozenset([1, ("a", None)]),
+                frozenset(),
+                (1, "a", (b"x", True)),
+            )
+        ),
+    ],
+)
+def test_a_key_is_meant_by_what_python_or_json_shows_of_it(text: str, key: Any) -> None:
+    first, *others = keys_meant_by(text)
+    assert first == text
+    assert [(other, type(other)) for other in others] == [(key, type(key))]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("ann", "", "(", "nan", "NaN", "Decimal('NaN')", "Decimal('x')", "UUID('x')"),
+        *("print(1)", "os.system('true')", "datetime.sys.exit()", "date", "[*x]"),
+        *("Row(1, a=2)", "Row(**{'a': 1})", "Row(*[1])"),
+        *("{1: [2]}", "1" * 5000, "(" * 500, "f'{1}'", "date(1, 2)", "1 if 1 else 2"),
+    ],
+)
+def test_what_is_no_key_as_python_shows_it_is_text(text: str) -> None:
+    assert keys_meant_by(text) == [text]

@@ -96,6 +96,8 @@ def _refuse_mixed_types(types: Iterable[pa.DataType]) -> None:
         found = positions.pop()
         if any(map(pa.types.is_string, found)) and any(map(pa.types.is_binary, found)):
             raise TypeError("text beside bytes")
+        if any(map(pa.types.is_decimal, found)) and any(map(pa.types.is_floating, found)):
+            raise TypeError("decimals beside floats")
         structs = [
             [kind.field(n) for n in range(kind.num_fields)] for kind in found if _nests(kind)
         ]

@@ -19,7 +19,7 @@ import pytest
 from dataflow.common import Row, WatermarkStrategy
 from dataflow.common.keys import canonical_key
 from dataflow.common.time import Time
-from dataflow.datastream import KeyedProcessFunction, RuntimeContext
+from dataflow.datastream import KeyedProcessFunction, RuntimeContext, RuntimeExecutionMode
 from dataflow.datastream.functions import KeyedStateStore
 from dataflow.datastream.state import (
     ListStateDescriptor,
@@ -256,6 +256,17 @@ def test_rows_of_a_table_become_keys_by_a_function(tmp_path: Path) -> None:
     refused.with_operator("uid", OperatorTransformation.from_table(data, COUNT))
     with pytest.raises(StateProcessorError, match=r"dict .*or a Row"):
         refused.write(tmp_path / "refused")
+
+
+@pytest.mark.parametrize("parallelism", [1, 3])
+def test_in_batch_every_key_comes_once(mini_cluster: MiniCluster, parallelism: int) -> None:
+    env = mini_cluster.environment(parallelism=parallelism)
+    env.set_runtime_mode(RuntimeExecutionMode.BATCH)
+    records = env.from_collection([(key, 1) for again in (False, True) for key in keys(again)])
+    counts = records.key_by(lambda record: record[0]).reduce(lambda a, b: (a[0], a[1] + b[1]))
+    found = mini_cluster.collect(counts)
+    assert len(found) == len(keys())
+    assert dict(found) == dict.fromkeys(keys(), 2)
 
 
 class ChangesItsKey(KeyedProcessFunction):

@@ -108,6 +108,7 @@ GUISES: list[Any] = [
     *(10**30, 1e30, Decimal("1E+30"), float("inf"), Decimal("Infinity"), Decimal("-Infinity")),
     *(2**53 + 1, float(2**53), Decimal(2**53 + 1), Decimal("1E-400"), Decimal("-0.1")),
     *("1", b"1", "", b"", None, "None", (), frozenset(), Row(), (None,), Row(None)),
+    *(Row.of_kind(kind, *values) for kind in RowKind for values in ((), (1,))),
     *(uuid.UUID(int=1), uuid.UUID(int=1, is_safe=uuid.SafeUUID.safe), str(uuid.UUID(int=1))),
     *(datetime.timedelta(0), datetime.timedelta(seconds=1), datetime.timedelta(days=-1)),
     *(datetime.date(2020, 1, 1), datetime.datetime(2020, 1, 1)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import namedtuple
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -318,6 +319,7 @@ def test_values_of_several_types_need_a_converter() -> None:
     ("values", "reason"),
     [
         (("a", b"b"), "text beside bytes"),
+        ((0.1, Decimal("0.1")), "float|double"),
         (((1,), (1, 2)), "tuples of 1 and 2 elements"),
         (((), (1, 2)), "tuples of 0 and 2 elements"),
         (([("x",)], [("x", "y")]), "tuples of 1 and 2 elements"),

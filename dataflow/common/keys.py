@@ -44,6 +44,8 @@ KEY_TYPES: Final = (
     "or a tuple, Row, frozen dataclass or frozenset of these"
 )
 
+_NO_NAN: Final = "NaN cannot be a key: it is not equal to itself"
+
 #: Digits of an int that Python makes text of, unless told otherwise; so many a Decimal may have
 #: before the point.
 _DIGITS_MAX = 4_300
@@ -166,9 +168,6 @@ def _uncommon_hash(key: Any) -> int:
 
 #: Of None and of null in a column.
 _NONE_HASH = _spread(zlib.crc32(b"", 3))
-
-
-_NO_NAN: Final = "NaN cannot be a key: it is not equal to itself"
 
 
 def _refuse_nan(value: Any) -> None:

@@ -9,14 +9,12 @@ in a test module is collected by pytest. The interface is described in ``state.b
 
 from __future__ import annotations
 
-import datetime
 import decimal
 import filecmp
 import random
 import shutil
 import tempfile
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -36,52 +34,10 @@ from dataflow.datastream.state import (
     StateTtlConfig,
     ValueStateDescriptor,
 )
-from dataflow.datastream.window import GlobalWindow, TimeWindow, Window
 from dataflow.errors import JobExecutionError, KeyTypeError, RestoreError
+from dataflow.testing.sample_keys import KEYS, NAMESPACES
 
 GROUPS = 16
-
-
-@dataclass(frozen=True)
-class _Place:
-    name: str
-    floor: int = 0
-
-
-#: Keys that no two are equal of; equal ones of other types are in a test of their own.
-KEYS: tuple[Any, ...] = (
-    *("", "a", "b", "a\x00b", "\ud800", "ü" * 40),
-    *(b"", b"a", b"\x00\xff"),
-    *(0, -1, 7, 2**63 - 1, -(2**63), 2**80, 0.5),
-    *((), ("a", 1), ("a", (2, b"x")), (1.5, "z")),
-    *(datetime.date(2020, 2, 29), datetime.datetime(2020, 2, 29, 12, 30)),
-    *(None, (None,), ("a", None), datetime.timedelta(1), uuid.UUID(int=7), (uuid.UUID(int=7),)),
-    *(decimal.Decimal("0.1"), 0.1, (decimal.Decimal("0.10"), 1), frozenset(), frozenset([1, "a"])),
-    *(Row("a", 1), Row(name="a", floor=1), Row(name="a", floor=None), Row(Row("a")), Row()),
-    *(_Place("a"), _Place("a", 1), (_Place("a"), None), frozenset([_Place("a"), None])),
-)
-
-
-@dataclass(frozen=True)
-class OwnWindow(Window):
-    """As a user may have one."""
-
-    start: str
-    end: str
-
-    def max_timestamp(self) -> int:
-        return 0
-
-
-NAMESPACES: tuple[Any, ...] = (
-    None,
-    5,
-    (10, 20),
-    TimeWindow(0, 10),
-    TimeWindow(-5, 2**62),
-    GlobalWindow.get(),
-    OwnWindow("a", "a"),
-)
 
 
 class _Sum(ReduceFunction):

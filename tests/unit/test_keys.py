@@ -24,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataflow.common import Row, RowKind
+from dataflow.common.codec import dumps_code, loads_code
 from dataflow.common.keys import (
     KeyGroupMemo,
     KeyGroupRange,
@@ -223,6 +224,19 @@ def test_a_key_is_the_same_on_the_other_side_of_the_network(key: Any) -> None:
     there = pickle.loads(pickle.dumps(key))
     assert canonical_key(there) == canonical_key(key)
     assert stable_hash(there) == stable_hash(key)
+
+
+def test_a_dataclass_that_is_shipped_by_value_is_a_key() -> None:
+    """As those of the program itself, whose ``__eq__`` is then made of its pickled code."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Local:
+        name: str
+
+    there = type("Local", Local.__bases__, {**vars(Local)})
+    there.__eq__ = loads_code(dumps_code(Local.__eq__))  # type: ignore[method-assign]
+    assert there.__eq__ is not Local.__eq__
+    assert stable_hash(there("a")) == stable_hash(Local("a"))
 
 
 def test_decimals_are_compared_whatever_the_context_says() -> None:

@@ -19,6 +19,7 @@ from state.snapshot import OperatorSnapshot
 from taskmanager.operators.base import OperatorContext, Output
 from taskmanager.operators.columnar.accumulators import (
     RECORDS,
+    ROW,
     Accumulators,
     group_numbers,
 )
@@ -280,9 +281,15 @@ def _with_wide_dictionaries(rows: pa.Table) -> pa.Table:
 def _with_keys(rows: pa.Table, wanted: pa.Table, keys: Sequence[str]) -> pa.Table:
     """The rows whose key is among those wanted."""
     names = list(keys)
-    count = rows.num_rows
-    # Not a join: null would not find null.
-    numbers = group_numbers(concat([rows.select(names), wanted], names), names)
-    is_wanted = np.zeros(numbers.max(initial=0) + 1, bool)
-    is_wanted[numbers[count:]] = True
-    return rows.filter(pa.array(is_wanted[numbers[:count]]))
+    numbered = rows.select(names)
+    if numbered.schema != wanted.schema:  # the late records have keys of another type
+        both = concat([numbered.slice(0, 0), wanted.slice(0, 0)], names).schema
+        numbered, wanted = numbered.cast(both), wanted.cast(both)
+    if any(wanted.column(name).null_count for name in names):  # which a join does not find
+        numbers = group_numbers(pa.concat_tables([numbered, wanted]), names)
+        is_wanted = np.zeros(numbers.max() + 1, bool)
+        is_wanted[numbers[rows.num_rows :]] = True
+        return rows.filter(pa.array(is_wanted[numbers[: rows.num_rows]]))
+    numbered = numbered.append_column(ROW, pa.array(np.arange(rows.num_rows)))
+    found = numbered.join(wanted, names, join_type="left semi", use_threads=False)
+    return rows.take(pa.array(np.sort(found.column(ROW).to_numpy())))

@@ -105,18 +105,25 @@ def encode_map_key(key: Any) -> bytes:
 
     Types that could be one before ``canonical_key`` knew them keep the form that checkpoints have.
     """
+    kind = type(key)
+    if kind in _PLAIN:
+        return encode_key(key)
+    if kind is tuple:
+        parts = [b"t"]
+        for item in key:
+            encoded = encode_map_key(item)
+            parts += (U32.pack(len(encoded)), encoded)
+        return b"".join(parts)
+    if isinstance(key, enum.Enum):
+        return encode_key(key)
+    if isinstance(key, tuple):
+        return encode_map_key(tuple(key))
     encoded = encode_key(key)
-    if type(key) in _PLAIN:
-        return encoded
-    tag = encoded[:1]
-    if tag == b"t" and not is_plain(key):
-        return b"t" + b"".join(with_length(encode_map_key(item)) for item in key)
-    if tag in (b"c", b"f") and not isinstance(key, enum.Enum) and _has_own_form_in_maps(key):
-        return _encode_any(key)
-    return encoded
+    # What is whole, such as Decimal(1), is the int as ever.
+    return _encode_any(key) if encoded[:1] in (b"c", b"f") and _is_own_in_maps(key) else encoded
 
 
-def _has_own_form_in_maps(key: Any) -> bool:
+def _is_own_in_maps(key: Any) -> bool:
     kinds = (decimal.Decimal, uuid.UUID, datetime.timedelta, Row, frozenset)
     return isinstance(key, kinds) or dataclasses.is_dataclass(key)
 

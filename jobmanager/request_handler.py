@@ -65,6 +65,12 @@ class RequestHandler(Requests):
             return f"the job is {master.status.name}; try again when it is RUNNING"
         if master.finishing:
             return "the job has come to its end"
+        if any(region.recommits for region in master._regions):
+            return (
+                "a part of it had come to its end and has failed since; the job takes no "
+                "checkpoints, so that part only commits again and has no state any more: let the "
+                "job come to its end, or cancel it"
+            )
         return None
 
     def carry_out(self, steps: list[Step], now: int, actions: list[Action]) -> None:

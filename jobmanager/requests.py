@@ -440,13 +440,15 @@ class Requests:
             if self.phase is Phase.ENDING:
                 return [self._did_not_end("complete")]
             assert self._manifest is not None
-            if self._manifest.needs_commit or self._store_again_at is not None:
+            if self._manifest.needs_commit:
                 return [self._did_not_end("perhaps complete")]
             # All is committed, and what is under way in the store may be the end of the job: then
             # nothing that goes on from here could take a checkpoint. It tells before a recovery
-            # does, which waits in the same line.
+            # does, which waits in the same line. What has failed may still come as well, so it is
+            # tried again now or never.
             self.phase = Phase.STORING_WITHOUT_JOB
-            return []
+            has_failed, self._store_again_at = self._store_again_at is not None, None
+            return [self._store()] if has_failed else []
         reason = f"the job was interrupted: {reason}"
         drains = isinstance(request, TakeSavepoint) and request.drain
         if drains and self.phase is Phase.COMMITTING:

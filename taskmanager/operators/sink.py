@@ -103,7 +103,7 @@ class SinkOperator(FunctionOperator):
         items = snapshot.operator.get(WRITER, ())
         self._restored = [read_item(item, "the writer's state", name) for item in items]
         for item in snapshot.operator.get(COMMITTABLES, ()):
-            checkpoint_id, committables = read_item(item, "a pre-commit", name)
+            checkpoint_id, committables = _read(item, name)
             self._pending.setdefault(checkpoint_id, []).append(_PreCommit(committables))
 
     def open(self) -> None:
@@ -220,13 +220,24 @@ class SinkOperator(FunctionOperator):
             self._final.extend(self._pre_commit(end_of_input=True))
             self._finished = True
 
+    @property
+    def _behind_all(self) -> int:
+        """The number of a checkpoint that would come now, of a job that takes none."""
+        return max(self._pending, default=0) + 1
+
+    def snapshot_at_end(self) -> OperatorSnapshot:
+        """What is left to commit, in the order in which it was written."""
+        number = self._behind_all
+        self.prepare_barrier(number)
+        return self.snapshot(number)
+
     def commit_at_end(self, done: Done) -> None:
         """Commit all that was written; for a job that ends and takes no checkpoints."""
         committer = self._committer
         if committer is None:
             done(None)
             return
-        everything = {**self._pending, max(self._pending, default=0) + 1: self._final}
+        everything = {**self._pending, self._behind_all: self._final}
 
         def drop(committed: Pending) -> None:
             self._drop(committed)
@@ -261,9 +272,18 @@ def final_committables(chain: OperatorChain) -> dict[str, OperatorSnapshot]:
     left = {}
     for node, operator in zip(chain.nodes, chain.operators, strict=True):
         if isinstance(operator, SinkOperator) and operator.needs_commit:
-            operator.prepare_barrier(1)
-            left[node.uid] = operator.snapshot(1)
+            left[node.uid] = operator.snapshot_at_end()
     return left
+
+
+def checkpoint_of(item: bytes, operator_name: str) -> int:
+    """That to which the committables of a snapshot belong."""
+    return _read(item, operator_name)[0]
+
+
+def _read(item: bytes, operator_name: str) -> tuple[int, list[Any]]:
+    checkpoint_id, committables = read_item(item, "a pre-commit", operator_name)
+    return checkpoint_id, committables
 
 
 def _made(pre_commits: list[_PreCommit]) -> list[Any]:

@@ -154,9 +154,14 @@ def test_a_failure_while_the_end_is_stored_changes_nothing_once_it_is() -> None:
     assert script.wanted(Answer) == [Answer("r", FOLDER)]
 
 
-def test_what_is_to_be_stored_again_is_not_when_the_job_has_failed_meanwhile() -> None:
+def test_an_end_that_has_timed_out_is_stored_again_before_a_recovery_when_the_job_fails() -> None:
+    """And never afterwards: then it would end a job that has gone on."""
     script = stopping()
-    script.on(RequestStored("r", "away"), script.failed(ALL[0]))
+    script.on(RequestStored("r", "away"))
+    script.on(script.failed(ALL[0]))
+    store = [action for action in script.actions if isinstance(action, (StoreSavepoint, Recover))]
+    assert [type(action) for action in store] == [StoreSavepoint, Recover]
+    script.on(RequestStored("r", "away"))
     assert len(script.wanted(Answer)) == 1
     script.restarted(Recovered(Recovery(manifest(1, shuffle()), False), permit(1)))
     assert script.status is JobStatus.RUNNING
@@ -476,3 +481,19 @@ def test_where_tasks_stand_still_all_regions_begin_anew(drain: bool) -> None:
     script.each(TaskReady)
     assert script.status is JobStatus.RUNNING
     assert script.attempt_of(first) != before
+
+
+@pytest.mark.parametrize("request_", [TakeSavepoint("r", FOLDER), STOP])
+def test_no_savepoint_is_taken_of_what_has_only_commits_left(request_: TakeSavepoint) -> None:
+    """It would be read from its beginning by whoever starts from that, and committed as well."""
+    script = Script(pipelines()).running()
+    first, _ = script.master.graph.tasks
+    script.on(TaskDrained(first, script.attempt_of(first), b"what is left to commit"))
+    script.on(script.failed(first))
+    script.tick(script.now + 200)
+    assert script.deployed() == [first]
+    script.each(TaskReady, [first])
+    assert script.status is JobStatus.RUNNING
+    script.on(request_)
+    (answer,) = script.wanted(Answer)
+    assert "that part only commits again and has no state any more" in str(answer.error)

@@ -288,10 +288,21 @@ def test_an_end_that_is_being_stored_when_the_job_fails_is_waited_for() -> None:
     )
 
 
-@pytest.mark.parametrize("request_", [SUSPEND, Rescale("r", 3)])
-def test_what_is_to_be_stored_again_is_not_once_the_job_has_failed(request_: Request) -> None:
-    """It would end a job that goes on, or leave a parallelism that was not taken."""
-    script = Script().up_to(Phase.STORING, request_)
+def test_an_end_that_may_have_been_stored_is_stored_again_at_once_when_the_job_fails() -> None:
+    """What has timed out may come late, and end a job that goes on."""
+    script = Script().up_to(Phase.STORING, SUSPEND)
+    assert script.stored("r", "timeout", 100) == []
+    (again,) = script.job_stopped("boom")
+    assert isinstance(again, StoreSavepoint)
+    assert again.ends_job
+    assert script.next_tick_at is None, "later it would end a job that goes on"
+    assert script.tick(10**9) == []
+    assert script.stored("r", None) == [EndJob()]
+
+
+def test_what_is_to_be_stored_again_is_not_once_the_job_has_failed() -> None:
+    """It would leave a parallelism that was not taken."""
+    script = Script().up_to(Phase.STORING, Rescale("r", 3))
     assert script.stored("r", "timeout", 100) == []
     script.job_stopped("boom")
     assert script.next_tick_at is None

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataflow.common.batch import ArrowBatch, RowBatch
-from dataflow.common.codec import dumps_data
+from dataflow.common.codec import dumps_data, loads_state
 from dataflow.datastream.connectors.base import (
     Committer,
     CommittingSinkWriter,
@@ -30,7 +30,7 @@ from dataflow.datastream.connectors.discard import DiscardSink
 from dataflow.datastream.connectors.print_sink import PrintSink
 from dataflow.errors import JobExecutionError, UserFunctionError
 from state.snapshot import OperatorSnapshot
-from taskmanager.operators.sink import COMMIT_RETRIES_MAX, SinkOperator
+from taskmanager.operators.sink import COMMIT_RETRIES_MAX, COMMITTABLES, SinkOperator
 
 
 class Store:
@@ -377,6 +377,18 @@ def test_without_checkpoints_everything_is_committed_at_the_end() -> None:
     operator.commit_at_end(done)
     context.run_io()
     assert (done.answers, sink.store.visible) == ([None], {1: 1, 2: 1})
+
+
+def test_what_is_left_at_the_end_is_committed_behind_what_savepoints_have() -> None:
+    """Of a job without checkpoints: they have numbers all the same."""
+    operator, _ = open_sink(_Sink(), Context(configuration={}))
+    _write(operator, 1, 2)
+    checkpoint(operator, 7)
+    _write(operator, 3)
+    operator.finish()
+    items = operator.snapshot_at_end().completed().operator[COMMITTABLES]
+    left = [loads_state(item) for item in items]
+    assert left == [(7, [1, 2]), (8, [3])]
 
 
 def test_sinks_without_committer_have_nothing_to_commit() -> None:

@@ -26,9 +26,8 @@ def plan_recovery(
 ) -> tuple[RecoveryPlan, list[str]]:
     """What goes where, and every reason why the checkpoint does not fit."""
     manifest, ignore, folder = recovery.manifest, settings.ignore_unclaimed_state, recovery.folder
-    committed = folder is None and not recovery.needs_commit_replay
     restore, faults = plan_restore(
-        job_graph, manifest, ignore, folder, settings.renamed_uids, committed
+        job_graph, manifest, ignore, folder, settings.renamed_uids, recovery.committed
     )
     in_flight, lost = plan_in_flight(job_graph, manifest, ignore, folder)
     return RecoveryPlan(restore, in_flight), faults + lost

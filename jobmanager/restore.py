@@ -16,16 +16,19 @@ def plan_restore(
     ignore_unclaimed_state: bool,
     folder: str | None = None,
     renamed: Iterable[tuple[str, str]] = (),
-    committed: bool = False,
+    committed: int = 0,
 ) -> tuple[dict[str, tuple[RestoreDescriptor, ...]], list[str]]:
     """Per vertex id what it restores, and every reason why the checkpoint does not fit.
 
     ``folder``: where the state lies, if not in the folder of the job. ``renamed``: old and new
     uids of operators; it may be given for good, so where the old uid is gone it does nothing.
-    ``committed``: the store knows that all sinks have committed it.
+    ``committed``: the newest checkpoint up to this one of which the store knows that all sinks have
+    committed it.
     """
     if manifest is None:
         return {}, []
+    if folder is not None and not manifest.needs_commit:
+        committed = manifest.checkpoint_id
     names = dict(renamed)
     whence = f"checkpoint {manifest.checkpoint_id}" if folder is None else folder
     faults = _faults_of_names(job_graph, manifest, names, whence)
@@ -52,7 +55,7 @@ def plan_restore(
                     folder,
                     tuple((uid, names[uid]) for uid in sorted(shared) if uid in names),
                     # Whoever reads the output may have taken it away since.
-                    settled=committed or (folder is not None and not manifest.needs_commit),
+                    settled=committed,
                     ended=old.has_ended,
                 )
             )

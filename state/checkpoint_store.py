@@ -117,6 +117,8 @@ class Recovery:
     #: Newer checkpoints that could not be used: id and reason.
     skipped: list[tuple[int, str]] = field(default_factory=list)
     folder: str | None = None  # where its state lies, if not in the job's own folder
+    #: The newest checkpoint, this one or one before it, that all sinks have committed; 0: none.
+    committed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -405,7 +407,9 @@ class CheckpointStore:
             attempt = protocol.attempt_of(record)
             self._recovered[generation] = attempt
             pending = manifest.needs_commit and not self._is_committed(attempt)
-            return Recovery(manifest, pending, skipped)
+            before = max((a for a in listing.committed if a < attempt), default=(0, 0))
+            committed = before[1] if pending else attempt[1]
+            return Recovery(manifest, pending, skipped, committed=committed)
         if skipped:
             reasons = "; ".join(f"{number}: {fault}" for number, fault in skipped[:5])
             raise RestoreError(f"no checkpoint of {self._root} can be restored ({reasons})")

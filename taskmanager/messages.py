@@ -83,7 +83,8 @@ class RestoreDescriptor:
     shares_state: bool = False
     folder: str | None = None  # to which the handles are relative, if not that of the job
     renamed: tuple[tuple[str, str], ...] = ()  # operators: old uid, new uid
-    settled: bool = False  # all its sinks have committed, perhaps long ago
+    #: All sinks have committed what belongs to this checkpoint and those before, perhaps long ago.
+    settled: int = 0
     #: All subtasks of the old vertex had processed their last input. If only some had, splits and
     #: keys may be dealt out anew, and so those have more to do again.
     ended: bool = False

@@ -14,7 +14,7 @@ from state.checkpoint_store import CheckpointStore, StateHandle
 from state.snapshot import TaskSnapshot, redistribute
 from state.snapshot_store import StoredSnapshot, Written
 from taskmanager.messages import RestoreDescriptor, TaskDeploymentDescriptor
-from taskmanager.operators.sink import COMMITTABLES
+from taskmanager.operators.sink import COMMITTABLES, checkpoint_of
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ def load_snapshot(
             raise RestoreError("the job is restored from a checkpoint but has no storage")
         part, referable = _load_part(restore, descriptor, there)
         if restore.settled:
-            _forget_committables(part, descriptor, names)
+            _forget_committables(part, restore, descriptor, names)
         uids = {uid: names.get(uid, uid) for uid in part.operators}
         # Another operator may have had a new name before; it had no state then.
         uids = {old: new for old, new in uids.items() if old != new or new not in names.values()}
@@ -61,13 +61,25 @@ def load_snapshot(
 
 
 def _forget_committables(
-    part: TaskSnapshot, descriptor: TaskDeploymentDescriptor, names: dict[str, str]
+    part: TaskSnapshot,
+    restore: RestoreDescriptor,
+    descriptor: TaskDeploymentDescriptor,
+    names: dict[str, str],
 ) -> None:
-    """They are not committed again: what they have become may be gone by now."""
-    sinks = {node.uid for node in descriptor.vertex.operators if node.kind == "sink"}
+    """They are not committed again: what they have become may be gone by now.
+
+    A snapshot also has those of earlier checkpoints, whose commits were under way then.
+    """
+    sinks = {node.uid: node.name for node in descriptor.vertex.operators if node.kind == "sink"}
     for uid, operator in part.operators.items():
-        if names.get(uid, uid) in sinks:
-            operator.operator.pop(COMMITTABLES, None)
+        name = sinks.get(names.get(uid, uid))
+        if name is None:
+            continue
+        items = operator.operator.pop(COMMITTABLES, [])
+        if restore.settled < restore.checkpoint_id:
+            operator.operator[COMMITTABLES] = [
+                item for item in items if checkpoint_of(item, name) > restore.settled
+            ]
 
 
 def _load_part(

@@ -194,6 +194,19 @@ def test_crash_after_the_marker_is_a_plain_restore(store: CheckpointStore) -> No
     assert not recovery.needs_commit_replay
 
 
+def test_a_recovery_knows_which_earlier_checkpoints_are_committed(store: CheckpointStore) -> None:
+    """Whose output may have been taken away: a later one may have had it to commit as well."""
+    one = store.claim_generation("one")
+    publish(store, one, 1, needs_commit=True)
+    assert store.recover(store.claim_generation("two")).committed == 0
+    commit(store, 2, 1)
+    assert store.recover(2).committed == 1
+    publish(store, 2, 2, needs_commit=True)
+    publish(store, 2, 3, needs_commit=True)
+    recovery = store.recover(store.claim_generation("three"))
+    assert (recovery.needs_commit_replay, recovery.committed) == (True, 1)
+
+
 def test_a_checkpoint_without_committables_needs_no_marker(store: CheckpointStore) -> None:
     publish(store, store.claim_generation("one"), 1)
     assert not store.recover(store.claim_generation("two")).needs_commit_replay

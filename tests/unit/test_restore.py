@@ -143,14 +143,14 @@ def test_a_subtask_is_told_of_others_state_only_when_the_parallelism_has_changed
 def test_the_state_of_a_savepoint_is_read_where_it_lies() -> None:
     old = replace(checkpoint(saved("v", "a")), needs_commit=True)
     plan, _ = plan_restore(graph(vertex("v", "a")), old, False, "s3://b/savepoint")
-    assert (plan["v"][0].folder, plan["v"][0].settled) == ("s3://b/savepoint", False)
+    assert (plan["v"][0].folder, plan["v"][0].settled) == ("s3://b/savepoint", 0)
     settled = replace(old, needs_commit=False)
     plan, _ = plan_restore(graph(vertex("v", "a")), settled, False, "s3://b/savepoint")
-    assert plan["v"][0].settled
+    assert plan["v"][0].settled == old.checkpoint_id
     plan, _ = plan_restore(graph(vertex("v", "a")), settled, False)
-    assert (plan["v"][0].folder, plan["v"][0].settled) == (None, False)
-    plan, _ = plan_restore(graph(vertex("v", "a")), old, False, committed=True)
-    assert (plan["v"][0].folder, plan["v"][0].settled) == (None, True)
+    assert (plan["v"][0].folder, plan["v"][0].settled) == (None, 0)
+    plan, _ = plan_restore(graph(vertex("v", "a")), old, False, committed=3)
+    assert (plan["v"][0].folder, plan["v"][0].settled) == (None, 3)
 
 
 def test_a_renamed_operator_takes_the_state_of_its_old_uid() -> None:

@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 from task_harness import memory_store, write_snapshot
 
+from dataflow.common.codec import dumps_state, loads_state
 from dataflow.common.keys import KeyGroupRange
-from dataflow.graph.job_graph import JobVertex
+from dataflow.graph.job_graph import JobVertex, OperatorNode
 from state.checkpoint_store import CheckpointStore
 from state.snapshot import NativeState, OperatorSnapshot, TaskSnapshot, redistribute
 from state.snapshot_store import SnapshotWriter
 from taskmanager import restore
 from taskmanager.elements import Attempt
 from taskmanager.messages import RestoreDescriptor, TaskDeploymentDescriptor, TaskId
+from taskmanager.operators.sink import COMMITTABLES
 
 GROUPS = 8
 
@@ -79,6 +81,25 @@ def test_with_the_same_parallelism_its_own_part_is_all_it_is_told_of() -> None:
     own = replace(all_parts, handles=all_parts.handles[2:3])
     loaded, _ = restore.load_snapshot(replace(descriptor, restore=(own,)), store)
     assert loaded.operators == {"uid": replace(old[2].operators["uid"], extends=1)}
+
+
+@pytest.mark.parametrize(("settled", "left"), [(0, [6, 7]), (6, [7]), (7, [])])
+def test_what_is_committed_is_not_committed_again(settled: int, left: list[int]) -> None:
+    """A snapshot also has what earlier checkpoints had to commit when it was taken."""
+    store = memory_store()
+    items = [dumps_state((number, [f"of {number}"])) for number in (6, 7)]
+    old = TaskSnapshot({"uid": OperatorSnapshot(operator={COMMITTABLES: items})})
+    descriptor = descriptor_of(store, [old], 1, 0)
+    sink = OperatorNode("uid", "sink", "sink", b"", ())
+    restored = replace(descriptor.restore[0], checkpoint_id=7, settled=settled)
+    descriptor = replace(
+        descriptor,
+        vertex=replace(descriptor.vertex, operators=(sink,)),
+        restore=(restored,),
+    )
+    loaded, _ = restore.load_snapshot(descriptor, store)
+    found = loaded.operators["uid"].operator.get(COMMITTABLES, [])
+    assert [loads_state(item)[0] for item in found] == left
 
 
 @pytest.mark.parametrize("parallelism", [1, 2])

@@ -519,7 +519,7 @@ class JobMaster:
 
     def _deployable(self) -> list[Region]:
         """Those that wait for nothing but their back-off."""
-        if self._ending or not self.recovery.ready:
+        if self._ending or not self.recovery.ready or self._requests.holds_recovery:
             return []
         located = self._pool.located
         waiting = self._regions.within(RegionState.WAITING)

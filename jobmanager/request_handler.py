@@ -44,7 +44,7 @@ class RequestHandler(Requests):
 
     def handle(self, event: Request | RequestStored, now: int, actions: list[Action]) -> None:
         if isinstance(event, RequestStored):
-            steps = self.stored(event.request_id, event.error, now)
+            steps = self.stored(event.request_id, event.error, now, event.may_have_ended)
         else:
             steps = self.begin(event, self._refusal(event), self._master.graph.job_graph)
         self.carry_out(steps, now, actions)

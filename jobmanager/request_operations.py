@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from dataflow.errors import DataflowError
+from dataflow.errors import DataflowError, StorageError
 from dataflow.filesystem.base import FileSystem
 from dataflow.graph.job_graph import JobGraph
 from jobmanager.requests import (
@@ -43,9 +43,8 @@ def execute_request(
                 check_writable(*open_fs(folder))
             case StoreSavepoint(_, folder, manifest, ends_job):
                 write_savepoint(*open_fs(folder), manifest, key)
-                if ends_job and store is not None and not store.claim_end(generation):
-                    taken_over = "another JobManager has taken the job over"
-                    return RequestStored(operation.request_id, taken_over)
+                if ends_job and store is not None:
+                    return _end(operation.request_id, store, generation)
             case SaveJob(_, job_graph):
                 assert store is not None, "a job without checkpoints cannot be rescaled"
                 # A JobManager that is replaced meanwhile may still write: any parallelism is right.
@@ -54,3 +53,13 @@ def execute_request(
     except DataflowError as error:
         return RequestStored(operation.request_id, str(error))
     return RequestStored(operation.request_id)
+
+
+def _end(request_id: str, store: CheckpointStore, generation: int) -> RequestStored:
+    try:
+        if store.claim_end(generation):
+            return RequestStored(request_id)
+    except StorageError as error:
+        return RequestStored(request_id, str(error), may_have_ended=True)
+    taken_over = "another JobManager has taken the job over"
+    return RequestStored(request_id, taken_over, may_have_ended=False)

@@ -148,6 +148,7 @@ class RequestStored:
 
     request_id: str
     error: str | None = None
+    may_have_ended: bool | None = None  # the job, perhaps later; None: that was not tried
 
 
 @dataclass(frozen=True)
@@ -221,6 +222,7 @@ class Requests:
         self._present: JobGraph | None = None
         self._stores_left = 0  # how often a store operation that fails is tried again
         self._store_again_at: int | None = None
+        self._may_have_ended = False  # the store may have the end of the job, or get it late
         self._interrupted = ""  # why its tasks were canceled
 
     @property
@@ -246,10 +248,15 @@ class Requests:
         return self._request is not None and self.phase is Phase.ENDING
 
     @property
+    def holds_recovery(self) -> bool:
+        """Whether nothing may be deployed before it is known if the job has ended."""
+        return self._request is not None and self.phase is Phase.STORING_WITHOUT_JOB
+
+    @property
     def next_tick_at(self) -> int | None:
         """When ``tick`` has something to do."""
-        is_storing = self._request is not None and self.phase is Phase.STORING
-        return self._store_again_at if is_storing else None
+        storing = self.phase in (Phase.STORING, Phase.STORING_WITHOUT_JOB)
+        return self._store_again_at if storing and self._request is not None else None
 
     def tick(self, now: int) -> list[Step]:
         """Time has passed."""
@@ -277,6 +284,7 @@ class Requests:
         self._request, self._present = request, job_graph
         self._checkpoint_id = self._manifest = None
         self._stores_left, self._store_again_at = STORE_RETRIES, None
+        self._may_have_ended = False
         match request:
             case TakeCheckpoint():
                 self.phase = Phase.WAITING
@@ -380,25 +388,40 @@ class Requests:
 
     # ------------------------------------------------------------------------ the store
 
-    def stored(self, request_id: str, error: str | None, now: int = 0) -> list[Step]:
-        """The outcome of a store operation."""
+    def stored(
+        self,
+        request_id: str,
+        error: str | None,
+        now: int = 0,
+        may_have_ended: bool | None = None,
+    ) -> list[Step]:
+        """The outcome of a store operation.
+
+        An end of which it is not known whether it is stored is stored again until that is known, as
+        checkpoints are published: nothing can go on that somebody may have ended.
+        """
         request = self._request
         if request is None or request.request_id != request_id:
             return []
+        if may_have_ended is not None:
+            self._may_have_ended = may_have_ended
         if self.phase is Phase.PROBING and isinstance(request, TakeSavepoint):
             if error is not None:
                 return self._fail(f"a savepoint cannot be written to {request.folder}: {error}")
             self.phase = Phase.WAITING
             return [Demand(_options(request), at_end=request.drain)]
         if self.phase is Phase.STORING_WITHOUT_JOB:
-            if error is not None:
+            if error is None:
+                self.phase = Phase.ENDING
+                return [EndJob()]
+            if not self._may_have_ended:
                 return [self._did_not_end("perhaps complete")]
-            self.phase = Phase.ENDING
-            return [EndJob()]
+            self._store_again_at = now + STORE_RETRY_MS
+            return []
         if self.phase is not Phase.STORING:
             return []
         if error is not None:
-            if self._stores_left > 0:
+            if self._stores_left > 0 or self._may_have_ended:
                 self._stores_left -= 1
                 self._store_again_at = now + STORE_RETRY_MS
                 return []
@@ -445,7 +468,7 @@ class Requests:
             # All is committed, and what is under way in the store may be the end of the job: then
             # nothing that goes on from here could take a checkpoint. It tells before a recovery
             # does, which waits in the same line. What has failed may still come as well, so it is
-            # tried again now or never.
+            # tried again before anything goes on.
             self.phase = Phase.STORING_WITHOUT_JOB
             has_failed, self._store_again_at = self._store_again_at is not None, None
             return [self._store()] if has_failed else []

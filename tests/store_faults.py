@@ -32,6 +32,7 @@ class Fault(Enum):
 
     FAIL_BEFORE = "fails without effect"
     FAIL_AFTER = "has its effect, and fails"
+    LATE = "fails, and has its effect long after"
     TORN = "writes half of the data, and fails"
     CUT = "writes half of the data, and says nothing"
     LOST = "writes nothing, and says nothing"
@@ -61,6 +62,8 @@ class FaultyFileSystem(FileSystem):
 
     inner: FileSystem
     fault_of: Callable[[Operation], Fault | None]
+    #: When effects come that nobody waits for any more.
+    later: Callable[[Callable[[], object]], None] = lambda effect: None
     operations: list[Operation] = field(default_factory=list)
     crashed: bool = False
 
@@ -84,6 +87,9 @@ class FaultyFileSystem(FileSystem):
             raise Crash
         if fault is Fault.FAIL_BEFORE:
             raise StorageError(f"injected: {name} {path} failed")
+        if fault is Fault.LATE:
+            self.later(effect)
+            raise StorageError(f"injected: {name} {path} has timed out")
         if fault in (Fault.TORN, Fault.CUT):
             assert half is not None, f"{name} writes nothing that could be torn"
             effect = half
@@ -194,6 +200,7 @@ def audit(
     *,
     hmac_key: bytes | None = None,
     zombies: bool = False,
+    late: bool = False,
     visible: set[Attempt] | None = None,
     retain: int | None = None,
     generation: int | None = None,
@@ -201,10 +208,11 @@ def audit(
     """Check a job's store at rest, without any code of the store itself.
 
     With ``zombies`` a fenced JobManager may have written a late epoch record; such records must
-    be older than the newest one, and are inert. ``visible`` holds the attempts whose sink
-    transactions are visible: all of those with a commit marker, none that is not canonical (or
-    older than what is retained). With ``retain`` and ``generation``, right after a collection:
-    nothing is left that the policy does not keep.
+    be older than the newest one, and are inert. With ``late`` such a record may also be one of the
+    same JobManager, which came when its checkpoint had been collected. ``visible`` holds the
+    attempts whose sink transactions are visible: all of those with a commit marker, none that is
+    not canonical (or older than what is retained). With ``retain`` and ``generation``, right after
+    a collection: nothing is left that the policy does not keep.
     """
     result = Audit()
     job_root = f"{root.rstrip('/')}/{job_id}"
@@ -224,7 +232,7 @@ def audit(
     for record in ordered:
         attempt = protocol.attempt_of(record)
         fault = _check_checkpoint(fs, job_root, record, hmac_key, manifests)
-        inert = zombies and attempt[0] < newest[0]
+        inert = (zombies and attempt[0] < newest[0]) or (late and attempt < newest)
         result.require(fault is None or inert, f"checkpoint {attempt}: {fault}")
         if fault is None:
             result.canonical.append(attempt)

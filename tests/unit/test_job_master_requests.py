@@ -24,6 +24,7 @@ from jobmanager.job_events import (
 )
 from jobmanager.requests import (
     STORE_RETRIES,
+    STORE_RETRY_MS,
     Answer,
     DiscardSavepoint,
     ProbeSavepoint,
@@ -167,6 +168,22 @@ def test_an_end_that_has_timed_out_is_stored_again_before_a_recovery_when_the_jo
     assert script.status is JobStatus.RUNNING
     script.tick(script.now + 10_000)
     assert script.wanted(StoreSavepoint) == []
+
+
+def test_nothing_goes_on_while_it_is_not_known_whether_the_job_has_ended() -> None:
+    script = stopping()
+    script.on(script.failed(ALL[0]))
+    script.each(TaskCanceled, ALL[1:])
+    script.on(RequestStored("r", "timeout", may_have_ended=True))
+    script.on(Recovered(Recovery(manifest(1, shuffle()), False), permit(1)))
+    due = script.master.next_tick_at()
+    assert due == script.now + STORE_RETRY_MS
+    script.tick(due)
+    assert len(script.wanted(StoreSavepoint)) == 1
+    assert script.deployed() == []
+    script.on(RequestStored("r"))
+    assert script.status is JobStatus.FINISHED
+    assert script.wanted(Answer) == [Answer("r", FOLDER)]
 
 
 def test_all_regions_restart_when_one_fails_of_a_job_whose_tasks_have_stopped() -> None:

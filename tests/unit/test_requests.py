@@ -300,6 +300,32 @@ def test_an_end_that_may_have_been_stored_is_stored_again_at_once_when_the_job_f
     assert script.stored("r", None) == [EndJob()]
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_end_is_stored_again_until_it_is_known_whether_it_is_stored(fails: bool) -> None:
+    """Nothing can go on that may have been ended, or may be later."""
+    script = Script().up_to(Phase.STORING, SUSPEND)
+    if fails:
+        assert script.job_stopped("boom") == []
+    assert script.holds_recovery == fails
+    for now in range(0, 10_000, STORE_RETRY_MS):
+        assert script.stored("r", "timeout", now, may_have_ended=True) == []
+        (again,) = script.tick(now + STORE_RETRY_MS)
+        assert isinstance(again, StoreSavepoint)
+    script.stored("r", "timeout", 0)  # before it came to that
+    (again,) = script.tick(10_000)
+    assert script.stored("r", None) == ([EndJob()] if fails else [])
+    assert script.ends_job
+
+
+def test_a_job_that_another_has_taken_over_was_not_ended() -> None:
+    script = Script().up_to(Phase.STORING, SUSPEND)
+    assert script.stored("r", "timeout", 0, may_have_ended=True) == []
+    assert len(script.job_stopped("boom")) == 1
+    steps = script.stored("r", "another has taken it over", 0, may_have_ended=False)
+    assert "the job did not end: boom" in error_of(steps)
+    assert not script.holds_recovery
+
+
 def test_what_is_to_be_stored_again_is_not_once_the_job_has_failed() -> None:
     """It would leave a parallelism that was not taken."""
     script = Script().up_to(Phase.STORING, Rescale("r", 3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from dataflow.errors import CorruptObject, RestoreError, StorageError
 from dataflow.filesystem.base import FileSystem
 from dataflow.filesystem.memory import MemoryFileSystem
+from jobmanager.request_operations import execute_request
+from jobmanager.requests import RequestStored, StoreSavepoint
 from state.checkpoint_store import (
     IN_PLACE,
     CheckpointManifest,
@@ -232,3 +235,28 @@ def test_a_job_that_was_taken_over_cannot_be_ended_by_the_one_before(root: str) 
     store.claim_generation(f"{IN_PLACE}a")
     assert not store.claim_end(1)
     assert not store.submitted_before(2)[1]
+
+
+@pytest.mark.parametrize("fault", [Fault.FAIL_BEFORE, Fault.FAIL_AFTER, Fault.LATE])
+def test_it_is_said_whether_a_job_may_have_ended_although_that_has_failed(
+    root: str, fault: Fault
+) -> None:
+    def stored(failing: str) -> RequestStored | None:
+        late: list[Callable[[], object]] = []
+        fs = FaultyFileSystem(
+            MemoryFileSystem(),
+            lambda operation: fault if operation.path.endswith(failing) else None,
+            late.append,
+        )
+        store = CheckpointStore(fs, f"{root}/jobs", "job")
+        operation = StoreSavepoint("r", f"{root}/savepoint", manifest, ends_job=True)
+        outcome = execute_request(operation, store, 1, lambda path: (fs, path), None)
+        for effect in late:
+            effect()
+        return outcome
+
+    CheckpointStore(MemoryFileSystem(), f"{root}/jobs", "job").claim_generation("submitted")
+    manifest = manifest_of(CheckpointStore.in_folder(MemoryFileSystem(), f"{root}/savepoint"))
+    outcomes = [stored("savepoint.json"), stored("claim.json"), stored("nothing")]
+    found = [(outcome.error is None, outcome.may_have_ended) for outcome in outcomes if outcome]
+    assert found == [(False, None), (False, True), (True, None)]

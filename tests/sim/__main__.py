@@ -22,7 +22,7 @@ import ray
 from tests.sim.jobs import KINDS
 from tests.sim.requests import REQUEST_SCENARIOS
 from tests.sim.rocksdb import AVAILABLE, SETTINGS
-from tests.sim.run import SCENARIOS, Options, Result, run_seed
+from tests.sim.run import CONDITIONS, SCENARIOS, Options, Result, run_seed
 
 ROOT = Path(__file__).parents[2]
 FAILURES_MAX = 10  # then no more seeds are begun
@@ -39,16 +39,29 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--scenario", choices=scenarios, help="instead of the seed's own")
     parser.add_argument("--kind", choices=KINDS, help="of job, instead of the seed's own")
     parser.add_argument("--rocksdb", action="store_true", help="state is there in every seed")
+    parser.add_argument(
+        "--with",
+        dest="conditions",
+        action="append",
+        default=[],
+        choices=CONDITIONS,
+        help="this is so, too, in every seed",
+    )
     parser.add_argument("-v", "--verbose", action="store_true", help="print every event")
     parser.add_argument("--digest", action="store_true", help="print digests and nothing else")
     options = parser.parse_args(arguments)
     if options.rocksdb and not AVAILABLE:
         parser.error("--rocksdb needs the package rocksdict")
     settings = SETTINGS if options.rocksdb else {}
-    chosen = Options(scenario=options.scenario, kind=options.kind, settings=settings)
+    chosen = Options(
+        scenario=options.scenario,
+        kind=options.kind,
+        settings=settings,
+        conditions=tuple(options.conditions),
+    )
     if options.seed is not None:
         return _one(options.seed, chosen, options.verbose)
-    run = partial(_run, options.scenario, options.kind, settings)
+    run = partial(_run, options.scenario, options.kind, settings, chosen.conditions)
     seeds = range(options.start, options.start + options.seeds)
     return _many(seeds, run, options.jobs, options.digest)
 
@@ -59,8 +72,16 @@ def _one(seed: int, options: Options, verbose: bool) -> int:
     return 1 if result.violations else 0
 
 
-def _run(scenario: str | None, kind: str | None, settings: dict[str, str], seed: int) -> Result:
-    return run_seed(seed, Options(scenario=scenario, kind=kind, settings=settings))
+def _run(
+    scenario: str | None,
+    kind: str | None,
+    settings: dict[str, str],
+    conditions: tuple[str, ...],
+    seed: int,
+) -> Result:
+    """``Options`` themselves have functions, which do not go to another process."""
+    options = Options(scenario=scenario, kind=kind, settings=settings, conditions=conditions)
+    return run_seed(seed, options)
 
 
 def _many(seeds: range, run: Callable[[int], Result], processes: int, digest: bool) -> int:
@@ -133,9 +154,14 @@ def describe(result: Result) -> str:
             *(f"  * {violation}" for violation in result.violations[:10]),
             f"  commit {_commit()}, Python {platform.python_version()}, Ray {ray.__version__}",
             f"  replay: python -m tests.sim --seed {result.seed} --kind {result.shape.kind} "
-            f"--scenario {result.scenario}{' --rocksdb' * ('rocksdb' in result.options)} -v",
+            f"--scenario {result.scenario}{_replayed_with(result)} -v",
         ]
     )
+
+
+def _replayed_with(result: Result) -> str:
+    conditions = "".join(f" --with {name}" for name in CONDITIONS if name in result.options)
+    return conditions + " --rocksdb" * ("rocksdb" in result.options)
 
 
 def _summary_of(result: Result) -> str:

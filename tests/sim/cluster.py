@@ -61,10 +61,12 @@ class SimCluster:
         heartbeat_ms: int,
         job_id: str = JOB_ID,
         restore: str | None = None,
+        has_store: bool = True,
     ) -> None:
         """``job_graphs``: the job, or (1, 2, ...) the job at another parallelism.
 
-        ``restore``: a savepoint to start from.
+        ``restore``: a savepoint to start from. ``has_store`` False: the job has no folder, and
+        nothing of it is left when its JobManager dies.
         """
         self.world = world
         self.nemesis = nemesis
@@ -73,6 +75,7 @@ class SimCluster:
         self.job_bytes = b"{}"  # only ever stored: encoding the graph for each start is slow
         self.job_id = job_id
         self.restore = restore
+        self.has_store = has_store
         self.requester: Requester | None = None
         self.rescales = False  # while it runs: JobManagers look at the parallelism that is stored
         self.root = root
@@ -102,7 +105,9 @@ class SimCluster:
     def file_system(self, owner: SimProcess) -> FaultyFileSystem:
         """As ``owner`` sees it."""
         return FaultyFileSystem(
-            MemoryFileSystem(), lambda operation: self.nemesis.store_fault(owner, operation)
+            MemoryFileSystem(),
+            lambda operation: self.nemesis.store_fault(owner, operation),
+            self.nemesis.later,
         )
 
     def open_folder(self, owner: SimProcess, folder: str) -> CheckpointStore:

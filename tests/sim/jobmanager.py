@@ -63,7 +63,7 @@ class SimJobManager(SimProcess):
         self._settings = job_settings(self._job_graph.configuration)
         checkpoints = self._settings.checkpoints
         self._retained = 1 if checkpoints is None else checkpoints.retained
-        self._store = cluster.open_store(self)
+        self._store = cluster.open_store(self) if cluster.has_store else None
         self._operations: deque[Action] = deque()
         self._busy = False
         self._tick_at: int | None = None
@@ -87,17 +87,20 @@ class SimJobManager(SimProcess):
 
     def _begin(self) -> None:
         self.world.changed = True
-        cluster, store = self.cluster, self._store
+        cluster, store, settings = self.cluster, self._store, self._settings
+        generation, next_checkpoint_id, ended, newest = 1, 1, False, None
         try:
-            whose = IN_PLACE if cluster.jobmanagers else ""
-            generation = store.claim_generation(f"{whose}{self.id}@{self.world.now}")
-            ended = cluster.requester is not None and store.submitted_before(generation)[1]
-            settings = replace(self._settings, history_id=store.history_id())
-            if cluster.rescales:
-                self._adopt_parallelism()
-            store.save_job(cluster.job_bytes)
-            next_checkpoint_id = store.next_checkpoint_id()
-            if cluster.restore is not None and store.newest_checkpoint_id() is None:
+            if store is not None:
+                whose = IN_PLACE if cluster.jobmanagers else ""
+                generation = store.claim_generation(f"{whose}{self.id}@{self.world.now}")
+                ended = cluster.requester is not None and store.submitted_before(generation)[1]
+                settings = replace(settings, history_id=store.history_id())
+                if cluster.rescales:
+                    self._adopt_parallelism(store)
+                store.save_job(cluster.job_bytes)
+                next_checkpoint_id = store.next_checkpoint_id()
+                newest = None if cluster.restore is None else store.newest_checkpoint_id()
+            if cluster.restore is not None and newest is None:
                 self._restore = open_restore_point(
                     cluster.restore, lambda path: (cluster.file_system(self), path), None
                 )
@@ -128,10 +131,10 @@ class SimJobManager(SimProcess):
         self._execute(self.master.start(self.world.now))
         self._schedule_tick()
 
-    def _adopt_parallelism(self) -> None:
+    def _adopt_parallelism(self, store: CheckpointStore) -> None:
         """That to which the job was rescaled."""
         with suppress(ObjectNotFound):
-            stored = self._store.load_job()
+            stored = store.load_job()
             if stored != b"{}":
                 self._job_graph = as_stored(self._job_graph, JobGraph.from_bytes(stored))
                 self.cluster.job_bytes = stored
@@ -240,6 +243,8 @@ class SimJobManager(SimProcess):
             self.world.log(f"{self.id} published {event.checkpoint_id}")
             assert isinstance(action, Publish)
             self._on_published()
+        if self._store is None and isinstance(action, StoreSavepoint):
+            self._tell_requester(action.folder, action.manifest.checkpoint_id)
         if isinstance(event, Recovered) and event.recovery is not None:
             manifest = event.recovery.manifest
             self.world.log(
@@ -254,14 +259,18 @@ class SimJobManager(SimProcess):
         """Tell of what may become a savepoint, unless somebody else may have gone on already."""
         assert self.master is not None
         assert self.master.coordinator is not None
-        pending, requester = self.master.coordinator._pending, self.cluster.requester
-        if requester is None or pending is None:
+        pending = self.master.coordinator._pending
+        if self.cluster.requester is None or pending is None:
             return
         folder = pending.options.location
         store = CheckpointStore(MemoryFileSystem(), self.cluster.root, self.cluster.job_id)
         is_savepoint = pending.options.kind is SnapshotKind.SAVEPOINT and folder is not None
         if is_savepoint and store.is_current(self.master.generation):
-            requester.on_published(str(folder), pending.checkpoint_id)
+            self._tell_requester(str(folder), pending.checkpoint_id)
+
+    def _tell_requester(self, folder: str, checkpoint_id: int) -> None:
+        if self.cluster.requester is not None:
+            self.cluster.requester.on_published(folder, checkpoint_id)
 
     def on_death(self) -> None:
         self.world.changed = True

@@ -53,6 +53,8 @@ TIMER_MS = 500
 ALIGNED_DRIFT_MS = 200
 ALIGNED_INTERVAL_MS = 150
 LATE = OutputTag("late")
+UNCHECKPOINTED = ("batch", "iterate")  # kinds of job
+POINTWISE_MAPS = 2  # subtasks, whatever the parallelism of the job
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class Shape:
     rebalance: bool  # not order-preserving after the keyed operator; "aligned" with a shuffle
     columnar: bool  # "windows" on Arrow columns, "aligned" with an enumerator
     slide_ms: int  # of the windows of "columns"
+    checkpoints: bool = True  # where the kind of job has any
 
     @property
     def records(self) -> int:
@@ -85,7 +88,7 @@ class Shape:
 
     @property
     def checkpointed(self) -> bool:
-        return self.kind not in ("batch", "iterate")
+        return self.checkpoints and self.kind not in UNCHECKPOINTED
 
 
 def draw_shape(rng: random.Random, kind: str | None = None) -> Shape:
@@ -99,6 +102,8 @@ def draw_shape(rng: random.Random, kind: str | None = None) -> Shape:
     total = rng.randint(300, 420)
     weights = [rng.choice([1, 2, 4]) for _ in range(sources)]
     sizes = tuple(max(20, total * weight // sum(weights)) for weight in weights)
+    if kind == "pointwise":  # most subtasks have read their part long before the others
+        sizes = tuple(size if i % parallelism == 0 else 20 for i, size in enumerate(2 * sizes))
     disorder = rng.choice([0, 30, 120])
     late = kind == "windows" and rng.random() < 0.6
     pace = rng.choice([60, 100, 150]) // (20 if kind == "batch" else 1)
@@ -386,8 +391,10 @@ class NameWindow(ProcessWindowFunction[Any, Any, Any, Any]):
 def build(shape: Shape, settings: dict[str, str], output: str) -> JobGraph:
     """The JobGraph of a shape; ``output`` is a folder for files."""
     if not shape.checkpointed:
-        settings = settings | {"execution.runtime-mode": "BATCH" if shape.columnar else "STREAMING"}
+        settings = dict(settings)
         del settings["execution.checkpointing.interval"]
+    if shape.kind in UNCHECKPOINTED:
+        settings["execution.runtime-mode"] = "BATCH" if shape.columnar else "STREAMING"
     environment = StreamExecutionEnvironment(Configuration(settings))
     environment.set_parallelism(shape.parallelism)
     _BUILDERS[shape.kind](environment, shape, output)
@@ -517,6 +524,19 @@ def _regions(environment: StreamExecutionEnvironment, shape: Shape, output: str)
         mapped.sink_to(LedgerSink(name)).uid(f"{name}-sink")
 
 
+def _pointwise(environment: StreamExecutionEnvironment, shape: Shape, output: str) -> None:
+    """Each source sends to some of the maps alone, which have a parallelism of their own.
+
+    Where all sources before a map have ended it has drained, although others go on.
+    """
+    mapped = _stream(environment, shape).rescale().map(_touch).uid("map")
+    mapped = mapped.set_parallelism(POINTWISE_MAPS)
+    mapped.sink_to(LedgerSink("records")).uid("records").set_parallelism(POINTWISE_MAPS)
+    pairs = mapped.map(_pair).uid("pair").set_parallelism(POINTWISE_MAPS)
+    sums = pairs.key_by(_first).reduce(_add).uid("sum")
+    sums.sink_to(LedgerSink("sums")).uid("sums")
+
+
 def _aligned(environment: StreamExecutionEnvironment, shape: Shape, output: str) -> None:
     """As "regions", but one side would run away from the other, and waits for it.
 
@@ -550,6 +570,7 @@ _BUILDERS: dict[str, Callable[[StreamExecutionEnvironment, Shape, str], None]] =
     "joins": _joins,
     "ledger": _ledger,
     "mixed": _mixed,
+    "pointwise": _pointwise,
     "splits": _ledger,
     "windows": _windows,
     "regions": _regions,

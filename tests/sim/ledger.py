@@ -46,6 +46,7 @@ class Ledger:
     reads: list[tuple[int, str, int, int]] = field(default_factory=list)  # when, side, source, n
     #: (checkpoint, writer) to the number of transactions that the writer had begun by then
     barriers: dict[tuple[int, str], int] = field(default_factory=dict)
+    taken: set[str] = field(default_factory=set)  # what a consumer has, and nobody else any more
     closed: bool = False  # the job has ended: nothing may become visible any more
 
     def prepare(self, transaction: Transaction) -> None:
@@ -59,6 +60,8 @@ class Ledger:
         if transaction is None:
             self.problems.append(f"transaction {identifier} is unknown")
             raise StorageError(f"transaction {identifier} is unknown")
+        if identifier in self.taken:
+            raise StorageError(f"transaction {identifier} is gone: its output was taken away")
         if not transaction.committed:
             if self.closed:
                 self.problems.append(f"transaction {identifier} committed after the job's end")
@@ -75,6 +78,12 @@ class Ledger:
             if int(number) <= self.barriers.get((checkpoint_id, writer), int(number)):
                 covered.add(identifier)
         return covered
+
+    def left_out_of(self, checkpoint_id: int) -> list[str]:
+        """What its barrier has closed and nobody has committed."""
+        lasts = {w: last for (number, w), last in self.barriers.items() if number == checkpoint_id}
+        names = [f"{w}/{n}" for w, last in sorted(lasts.items()) for n in range(1, last + 1)]
+        return [name for name in names if not self.transactions[name].committed]
 
     def rows(self, sink: str) -> list[Any]:
         """Everything visible, in the order in which it became so."""

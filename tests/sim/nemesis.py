@@ -6,10 +6,12 @@ injected. ``heal()`` ends it all: from then on the job must make progress and fi
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from dataflow.errors import StorageError
+from dataflow.errors import DataflowError, StorageError
 from tests.sim.jobs import Record
 from tests.sim.taskmanager import SimProcess, SimTaskManager
 from tests.sim.world import MS, SECOND, World
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 STRIKES_MAX = 16
 POISON_MAX = 3
 STRIKES = ("F01", "F02", "F04", "F06", "F11", "F12", "F14", "F17", "F19", "F24")
+CHANGES = ("put", "put_if_absent", "delete", "commit_multipart")
 AMBIENT = ("F03", "F05", "F07", "F08", "F09", "F13", "F15", "F22", "F27")
 
 
@@ -31,6 +34,9 @@ class Rates:
     enabled: frozenset[str] = frozenset()
     store_failure: float = 0.0  # per store operation, half before and half after its effect
     store_crash: float = 0.0  # per store operation of a JobManager
+    store_late: float = 0.0  # per operation that changes something; see ``Nemesis.later``
+    end_late: float = 0.0  # per try of a JobManager to store the end of its job
+    when_late: float = 0.0  # a kill, per such operation of a JobManager
     store_slow: float = 0.0
     torn_upload: float = 0.0
     interleave: float = 0.0  # others go on in the middle of a store call
@@ -109,6 +115,8 @@ class Nemesis:
         self.cluster = cluster
         self.world.after(self.rates.strike_every_us, self._tick)
         self.world.after(self.rates.heal_at_us, self.heal)
+        if self.rates.store_late:
+            self.world.after(self.world.between(1, 9) * SECOND, self._outage)
 
     def heal(self) -> None:
         """Everything works again; who was paused goes on (and finds out that it is a zombie)."""
@@ -235,7 +243,7 @@ class Nemesis:
 
     def failpoint(self, where: str, process: SimProcess) -> None:
         """Kill in the very moment of something that matters."""
-        rate = self.rates.at_the_end if where == "finish" else 0.0
+        rate = {"finish": self.rates.at_the_end, "late": self.rates.when_late}.get(where, 0.0)
         if not self.active or not self.world.chance(max(rate, self.rates.failpoint)):
             return
         if not self._may_strike():
@@ -354,11 +362,38 @@ class Nemesis:
             if world.chance(rates.torn_upload):
                 world.fault("F09", f"{owner.id} put {_kind(operation)} {Fault.TORN.value}")
                 return Fault.TORN
+        ends = getattr(owner, "generation", 0) and operation.path.endswith("/claim.json")
+        if operation.name in CHANGES and self._comes_late(rates.end_late if ends else 0.0):
+            world.fault("F07", f"{owner.id} {operation.name} {_kind(operation)} comes late")
+            alive = [tm for tm in self.cluster.taskmanagers.values() if tm.alive]
+            if alive and not is_taskmanager:
+                self.failpoint("late", world.random.choice(alive))
+            return Fault.LATE
         if world.chance(rates.store_failure):
             fault = world.random.choice([Fault.FAIL_BEFORE, Fault.FAIL_AFTER])
             world.fault("F07", f"{owner.id} {operation.name} {_kind(operation)} {fault.value}")
             return fault
         return None
+
+    def _comes_late(self, at_least: float = 0.0) -> bool:
+        late = max(self.rates.store_late, at_least)
+        return late > 0 and (self.world.now_us < self.outage_until or self.world.chance(late))
+
+    def _outage(self) -> None:
+        """For a while everything comes late, also what is tried again."""
+        if self.active:
+            self.outage_until = self.world.now_us + int(self.world.between(0.5, 5) * SECOND)
+            self.world.after(self.world.between(2, 9) * SECOND, self._outage)
+
+    def later(self, effect: Callable[[], object]) -> None:
+        """A request that has timed out may still be on its way: whoever sent it may be gone."""
+
+        def land() -> None:
+            self.world.log("what was late has its effect")
+            with suppress(DataflowError):  # nobody is told
+                effect()
+
+        self.world.after(self.world.long_tailed(700 * MS, 15 * SECOND), land)
 
     def _overtake(self, owner: SimProcess) -> None:
         """The owner waits just before the record that decides, while a successor gets going."""
@@ -375,6 +410,9 @@ class Nemesis:
         name = operation.name
         if name not in ("prepare_multipart", "commit_multipart") or not self.active:
             return None
+        if name in CHANGES and self._comes_late():
+            self.world.fault("F05", f"{name} of a file comes late")
+            return Fault.LATE
         if not self.world.chance(self.rates.commit_failure):
             return None
         fault = self.world.random.choice([Fault.FAIL_BEFORE, Fault.FAIL_AFTER])

@@ -31,6 +31,7 @@ SINKS = {
     "files": ("files",),
     "iterate": iterations.SINKS,
     "joins": joins.SINKS,
+    "pointwise": ("records",),
 }
 
 
@@ -47,6 +48,9 @@ def check_output(
         yield from _check_windows(shape, ledger, complete)
     elif shape.kind == "columns":
         yield from _same("windows", _summaries(shape), ledger.rows("windows"), complete)
+        yield from _check_sums(shape, ledger, complete)
+    elif shape.kind == "pointwise":
+        yield from _same("records", source_log(shape), ledger.rows("records"), complete)
         yield from _check_sums(shape, ledger, complete)
     elif shape.kind == "joins":
         for sink, expected in joins.expected_of(source_log(shape)).items():

@@ -10,18 +10,23 @@ Scenarios that no seed chooses by itself:
     drain       the same, but the input ends first: what has been read must be there, with all that
                 its end brings about, and the other job has nothing to do.
     rescale     the job is rescaled while it runs, to 3, 1 and 2.
+
+The job may have no checkpoints: then its savepoints hold what is not committed, it is never
+rescaled, and where it could not commit at its end, whoever starts from its savepoint does.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from dataflow.errors import DataflowError
 from dataflow.filesystem.memory import MemoryFileSystem
 from jobmanager.requests import Answer, Request, Rescale, TakeSavepoint
 from state.checkpoint_store import CheckpointStore
+from state.savepoint import open_restore_point
 from tests.sim.ledger import Ledger
 from tests.sim.nemesis import Nemesis
 from tests.sim.world import MS, SECOND, World
@@ -30,6 +35,8 @@ if TYPE_CHECKING:
     from tests.sim.cluster import SimCluster
 
 REQUEST_SCENARIOS = ("savepoint", "stop", "drain", "rescale")
+#: Of a job without checkpoints that was stopped and could not commit everything.
+COMMITS_LEFT = "its savepoint is complete, and whoever starts from it commits the rest"
 PATIENCE = 15 * SECOND  # then the request is taken for lost with its JobManager
 
 
@@ -48,6 +55,8 @@ class Requester:
         self.parallelisms = [3, 1, 2]
         self.done: list[str] = []
         self._known: dict[str, set[str]] = {}  # the transactions begun before a savepoint's end
+        self._checkpoint_of: dict[str, int] = {}  # by folder
+        self._untold: set[str] = set()  # requests to stop that may have ended the job
         self._fork = ledger
         self._asked = 0
         self._waiting: dict[str, Callable[[Answer | None], None]] = {}
@@ -60,8 +69,11 @@ class Requester:
 
     @property
     def drained(self) -> bool:
-        """The input may have ended before all was read."""
-        return self.input_ended
+        """The input may have ended before all was read, for good.
+
+        Without checkpoints a job of which that does not become true begins anew.
+        """
+        return self.input_ended and (self.cluster.has_store or self.stopped)
 
     @property
     def fork(self) -> Ledger:
@@ -92,15 +104,21 @@ class Requester:
                 pause = self.world.between(1, 4)
             elif answer is not None and answer.error and "already" in answer.error:
                 self._on_result(request, answer.error)
+            elif answer is not None and answer.error and COMMITS_LEFT in answer.error:
+                self._on_result(request, folder)
             self.world.after(pause * SECOND, self._next)
 
         self._waiting[request_id] = answered
         self._requests[request_id] = request
+        if isinstance(request, TakeSavepoint) and request.stop:
+            self._untold.add(request_id)
         self.world.after(PATIENCE, lambda: self.on_answer(request_id, None))
         newest.inside(lambda: newest.handle(request))
 
     def on_answer(self, request_id: str, answer: Answer | None) -> None:
         """None: it never came."""
+        if answer is not None and answer.error is not None:
+            self._untold.discard(request_id)
         waiting = self._waiting.pop(request_id, None)
         if waiting is not None:
             waiting(answer)
@@ -124,10 +142,27 @@ class Requester:
     def on_published(self, folder: str, checkpoint_id: int) -> None:
         """The checkpoint behind a savepoint exists."""
         self._known[folder] = self.ledger.covered_by(checkpoint_id)
+        self._checkpoint_of[folder] = checkpoint_id
+
+    def check_granted(self) -> Iterator[str]:
+        """The job has FINISHED: what was granted must be so."""
+        for folder in self.done if self.scenario != "rescale" else ():
+            try:
+                open_restore_point(folder, lambda path: (MemoryFileSystem(), path), None)
+            except DataflowError as error:
+                yield f"a savepoint that was granted is none: {error}"
+        # Where JobManagers are replaced, several attempts may have seen barriers of one number.
+        if not self.stopped or self.savepoint is None or self.cluster.has_store:
+            return
+        if left := self.ledger.left_out_of(self._checkpoint_of[self.savepoint]):
+            yield f"the job was stopped and has FINISHED without {left[:5]}"
 
     def look_into_the_store(self, store: CheckpointStore) -> None:
         """The job has ended; perhaps because it was stopped, and nobody could say so any more."""
-        if self.savepoint is None and store.submitted_before(max(store._listing().claims) + 1)[1]:
+        was_ended = store.submitted_before(max(store._listing().claims) + 1)[1]
+        if was_ended and not self._untold and not self.stopped:
+            self.world.violation("the job was ended by a request, and each of them has failed")
+        if self.savepoint is None and was_ended:
             for folder in self._known:
                 if MemoryFileSystem().exists(f"{folder}/savepoint.json"):
                     self.savepoint = folder

@@ -24,9 +24,10 @@ from state.checkpoint_paths import Attempt, JobListing, JobPaths
 from state.checkpoint_store import CheckpointStore
 from tests.sim import jobs, oracles
 from tests.sim.cluster import JOB_ID, SimCluster
+from tests.sim.consumer import Consumer
 from tests.sim.ledger import Ledger, Transaction, use
 from tests.sim.nemesis import Nemesis, Rates, draw_rates
-from tests.sim.requests import REQUEST_SCENARIOS, Requester, quiet
+from tests.sim.requests import COMMITS_LEFT, REQUEST_SCENARIOS, Requester, quiet
 from tests.sim.rocksdb import draw_backends, draw_rocksdb, rocksdb_in_a_folder
 from tests.sim.world import MS, SECOND, World
 from tests.store_faults import Fault, FaultyFileSystem, audit
@@ -38,6 +39,15 @@ QUIET = 60 * SECOND  # after the end, for whoever still lives to notice
 POISON_RESTARTS = 3
 
 SCENARIOS = ("faults", "cancel", "corrupt", "poison")
+
+#: What may be so in any scenario, and is not in any seed by itself:
+#: the store's effects come late, too, long after whoever wanted them has given up
+LATE = "late"
+#: somebody takes away what is committed
+TAKEN = "taken"
+#: the job takes no checkpoints, and has no folder (nor other JobManagers, which would need it)
+UNCHECKPOINTED = "uncheckpointed"
+CONDITIONS = (LATE, TAKEN, UNCHECKPOINTED)
 
 
 @dataclass
@@ -74,6 +84,7 @@ class Options:
     kind: str | None = None  # of job
     rates: Callable[[Rates], Rates] = lambda rates: rates
     settings: dict[str, str] = field(default_factory=dict)
+    conditions: tuple[str, ...] = ()  # of ``CONDITIONS``
     echo: Callable[[str], None] | None = None
     until_violation: bool = False  # what follows is not of interest
 
@@ -181,6 +192,8 @@ class _Run:
         if self.scenario == "drain" and kind is None:  # with oracles for the half of a job
             kind = ("ledger", "splits", "async")[seed % 3]
         self.shape = jobs.draw_shape(rng, kind)
+        if UNCHECKPOINTED in options.conditions:
+            self.shape = replace(self.shape, checkpoints=False)
         self.store_name = f"sim{seed}"
         root = f"memory://{self.store_name}/checkpoints"
         backend, self._slice_entries = draw_backend(seed)
@@ -205,13 +218,20 @@ class _Run:
         self.requester: Requester | None = None
         self.drained_rows = 0  # what was visible when the first job had ended
         self._output = f"memory://{self.store_name}/out"
-        self._graphs: dict[tuple[int, str], JobGraph] = {}
+        self._graphs: dict[tuple[int, str, bool], JobGraph] = {}
+        self.consumer = Consumer(world, self._output, self._take_file)
         self.ledger = Ledger(self.nemesis.commit_fault, self.nemesis.user_code, self._later)
 
     def _rates(self) -> Rates:
         rates = draw_rates(self.world)
-        if self.shape.kind == "batch":
+        if self.shape.kind == "batch" or not self.shape.checkpoints:
             rates = _without_jobmanager_deaths(self.world, rates)
+        if not self.shape.checkpoints:
+            rates.steady = False  # it goes by checkpoints
+        if LATE in self.options.conditions:
+            own = random.Random(f"late {self.world.seed}")
+            rates.store_late, rates.when_late = own.uniform(0.02, 0.3), own.choice([0.0, 0.3])
+            rates.end_late = own.choice([0.0, 0.9])
         if self.scenario == "poison":
             return Rates(heal_at_us=rates.heal_at_us)  # so that the budget can be counted
         return rates
@@ -224,7 +244,7 @@ class _Run:
 
     def run(self) -> Result:
         MemoryFileSystem.drop(self.store_name)
-        output = FaultyFileSystem(MemoryFileSystem(), self.nemesis.output_fault)
+        output = FaultyFileSystem(MemoryFileSystem(), self.nemesis.output_fault, self.nemesis.later)
         to_output = mock.patch.object(files_sink, "parse", lambda path: (output, path))
         in_slices = mock.patch.object(heap_capture, "SLICE_ENTRIES", self._slice_entries)
         on_disk = rocksdb_in_a_folder() if self.in_rocksdb else nullcontext()
@@ -232,9 +252,10 @@ class _Run:
             self.cluster = SimCluster(
                 self.world,
                 self.nemesis,
-                lambda variant: self._graph(variant, self.backends[0]),
+                lambda variant: self._graph(variant, self.backends[0], self.shape.checkpoints),
                 self._root,
                 heartbeat_ms=500,
+                has_store=self.shape.checkpoints,
             )
             try:
                 self._live()
@@ -254,6 +275,7 @@ class _Run:
             self.requester = Requester(world, self.nemesis, self.scenario, self.ledger)
             self.requester.start(self.cluster)
             self.cluster.rescales = self.scenario == "rescale"
+        self._consume(JOB_ID)
         if self.scenario == "cancel":
             world.after(world.between(2, 8) * SECOND, self._cancel)
         if self.scenario == "corrupt":
@@ -272,14 +294,17 @@ class _Run:
             return
         self._check_status()
         if self.requester is not None:
-            store = CheckpointStore(MemoryFileSystem(), self._root, JOB_ID)
-            self.requester.look_into_the_store(store)
+            if self.shape.checkpoints:
+                store = CheckpointStore(MemoryFileSystem(), self._root, JOB_ID)
+                self.requester.look_into_the_store(store)
             self.drained_rows = len(self.ledger.visible)
         self.nemesis.rates.heal_at_us = min(self.nemesis.rates.heal_at_us, world.now_us)
         self.nemesis.heal()
         if self.cluster.status is JobStatus.FINISHED:
             self.ledger.closed = True
             self._check_uploads()
+            for fault in self.requester.check_granted() if self.requester is not None else ():
+                world.violation(fault)
         world.run(world.now_us + QUIET)
         for left in self.cluster.remains():
             world.violation(f"not ended with the job: {left}")
@@ -287,6 +312,10 @@ class _Run:
         forked = self.scenario == "savepoint" and self.shape.kind == "files"
         if self.requester is not None and self.requester.savepoint is not None and not forked:
             self._go_on_elsewhere(self.requester)
+
+    def _consume(self, job_id: str) -> None:
+        if TAKEN in self.options.conditions:
+            self.consumer.follow(f"{self._root}/{job_id}", self.ledger)
 
     def _go_on_elsewhere(self, requester: Requester) -> None:
         """Another job, at another parallelism, starts from the savepoint."""
@@ -296,15 +325,19 @@ class _Run:
             self.ledger = requester.fork
         self.ledger.closed = False
         quiet(self.nemesis, world)
+        self._consume("sim2")
+        # Of a job without checkpoints also one that has them.
+        checkpoints = self.shape.checkpoints or world.seed % 2 == 1
         with use(self.ledger):
             self.cluster = SimCluster(
                 world,
                 self.nemesis,
-                lambda variant: self._graph((variant + 1) % 3, self.backends[1]),
+                lambda variant: self._graph((variant + 1) % 3, self.backends[1], checkpoints),
                 self._root,
                 heartbeat_ms=500,
                 job_id="sim2",
                 restore=requester.savepoint,
+                has_store=checkpoints,
             )
             self.cluster.rescaled = True
             world.log(f"another job starts from {requester.savepoint}")
@@ -315,7 +348,12 @@ class _Run:
                 assert self.cluster.newest.master is not None
                 world.violation(f"the second job failed: {self.cluster.newest.master.error}")
             self.ledger.closed = True
-            if requester.drained and len(self.ledger.visible) != self.drained_rows:
+            had_committed = first.status is JobStatus.FINISHED
+            if (
+                requester.drained
+                and had_committed
+                and len(self.ledger.visible) != self.drained_rows
+            ):
                 world.violation("a job that starts from the end has written something")
             world.run(world.now_us + QUIET)
         self.cluster.completed_checkpoints += first.completed_checkpoints
@@ -335,22 +373,29 @@ class _Run:
             if not any(attempt in name for attempt in zombies):
                 self.world.violation(f"a pre-commit is neither committed nor aborted: {name}")
 
-    def _graph(self, variant: int, backend: str) -> JobGraph:
-        if (variant, backend) not in self._graphs:
+    def _graph(self, variant: int, backend: str, checkpoints: bool) -> JobGraph:
+        if (variant, backend, checkpoints) not in self._graphs:
             parallelism = [1, 2, 3]
             parallelism.insert(0, parallelism.pop(self.shape.parallelism - 1))
-            shape = replace(self.shape, parallelism=parallelism[variant])
+            shape = replace(self.shape, parallelism=parallelism[variant], checkpoints=checkpoints)
             settings = self.settings | {"state.backend.type": backend}
-            self._graphs[variant, backend] = jobs.build(shape, settings, self._output)
-        return self._graphs[variant, backend]
+            graph = jobs.build(shape, settings, self._output)
+            self._graphs[variant, backend, checkpoints] = graph
+        return self._graphs[variant, backend, checkpoints]
 
     def _read_files(self) -> None:
         """What the file sink has made visible, as if it were transactions."""
-        fs = MemoryFileSystem()
-        for found in fs.list(self._output):
-            lines = fs.read(found.path).decode().splitlines()
-            rows = [tuple(json.loads(line)) for line in lines]
-            self.ledger.visible.append(Transaction(found.path, "files", 0, rows, True))
+        for found in MemoryFileSystem().list(self._output):
+            self._read_file(found.path)
+
+    def _read_file(self, path: str) -> None:
+        lines = MemoryFileSystem().read(path).decode().splitlines()
+        rows = [tuple(json.loads(line)) for line in lines]
+        self.ledger.visible.append(Transaction(path, "files", 0, rows, True))
+
+    def _take_file(self, path: str) -> None:
+        self._read_file(path)
+        MemoryFileSystem().delete(path)
 
     @property
     def _root(self) -> str:
@@ -375,9 +420,10 @@ class _Run:
         world = self.world
         world.fault("F23", "cancel")
         # Bounded from the moment at which everything works.
-        self.nemesis.rates.heal_at_us = min(self.nemesis.rates.heal_at_us, world.now_us)
-        self.nemesis.heal()
-        began = world.now_us
+        if self.shape.checkpoints:
+            self.nemesis.rates.heal_at_us = min(self.nemesis.rates.heal_at_us, world.now_us)
+            self.nemesis.heal()
+        began = max(world.now_us, int(self.nemesis.rates.heal_at_us))
 
         def ask() -> None:
             if self._over():
@@ -454,9 +500,9 @@ class _Run:
         expected = {JobStatus.FINISHED}
         if self.scenario == "cancel":
             expected.add(JobStatus.CANCELED)
-        elif self.scenario == "corrupt" and (
-            "cannot be used" in error or "can be restored" in error
-        ):
+        elif (
+            self.scenario == "corrupt" and ("cannot be used" in error or "can be restored" in error)
+        ) or (self.scenario in ("stop", "drain") and COMMITS_LEFT in error):
             expected.add(JobStatus.FAILED)
         elif self.scenario == "poison":
             expected = {JobStatus.FAILED}
@@ -490,6 +536,7 @@ class _Run:
         )
 
     def _options_drawn(self) -> Iterator[str]:
+        yield from self.options.conditions
         if not self.shape.checkpointed:
             return
         if self.in_rocksdb:
@@ -526,7 +573,9 @@ class _Run:
         """Oracle 6; of a job that has finished, the next collection must leave no garbage."""
         zombies = len(self.cluster.jobmanagers) > 1
         job_id = self.cluster.job_id
-        faults = audit(MemoryFileSystem(), self._root, job_id, zombies=zombies).faults
+        late = LATE in self.options.conditions
+        found = audit(MemoryFileSystem(), self._root, job_id, zombies=zombies, late=late)
+        faults = found.faults
         if finished:
             retain = int(self.settings["execution.checkpointing.num-retained"])
             store = CheckpointStore(MemoryFileSystem(), self._root, job_id)

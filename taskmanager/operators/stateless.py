@@ -139,11 +139,16 @@ def record_batches(returned: Any, nested: bool = False) -> Iterator[pa.RecordBat
     elif isinstance(returned, pa.Table):
         for part in returned.to_batches():
             yield from record_batches(part)
-    elif isinstance(returned, Iterable) and not nested:
+    elif isinstance(returned, (list, tuple, Iterator)) and not nested:
         for part in returned:
             yield from record_batches(part, nested=True)
     elif returned is not None:
+        kind = type(returned).__name__
+        remedy = {
+            "DataFrame": ": return pa.RecordBatch.from_pandas(frame, preserve_index=False)",
+            "dict": ": return pa.RecordBatch.from_pydict(columns)",
+        }
         raise TypeError(
-            "map_batches must return a pyarrow RecordBatch or Table, None, or an iterable of "
-            f"these; it returned {type(returned).__name__}"
+            "map_batches must return a pyarrow RecordBatch or Table, None, or a list or generator "
+            f"of these; it returned {kind}{remedy.get(kind, '')}"
         )

@@ -143,10 +143,21 @@ def test_map_batches_may_return_a_table_none_or_several() -> None:
     ]
 
 
-@pytest.mark.parametrize("returned", [5, [[1]], {"a": 1}])
-def test_map_batches_that_returns_something_else_is_reported(returned: Any) -> None:
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        (5, "int"),
+        ([[1]], "list"),
+        ("text", "str"),
+        ({"a": 1}, "dict: return pa.RecordBatch.from_pydict"),
+        (type("DataFrame", (), {})(), "DataFrame: return pa.RecordBatch.from_pandas"),
+    ],
+)
+def test_map_batches_that_returns_something_else_is_reported(returned: Any, said: str) -> None:
     harness = OperatorHarness(MapBatchesSpec(lambda batch: returned))
-    with pytest.raises(UserFunctionError, match=r"must return a pyarrow RecordBatch .*it returned"):
+    with pytest.raises(
+        UserFunctionError, match=rf"must return a pyarrow RecordBatch .*it returned {said}"
+    ):
         harness.rows([1])
 
 

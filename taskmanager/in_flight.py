@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any
 
 from dataflow.common.batch import ArrowBatch, RowBatch
+from dataflow.common.codec import brings_classes
 from dataflow.common.keys import KeyGroupRange
 from dataflow.errors import JobExecutionError
 from dataflow.graph.job_graph import Partitioning
@@ -96,8 +97,18 @@ def _kept(item: Any) -> bool:
 
 
 def _encoded(item: Any) -> bytes:
-    if isinstance(item, bytes):
-        return item
+    """For a checkpoint, from which another run of the program may go on."""
+    payload = item if isinstance(item, bytes) else _serialized(item)
+    if brings_classes(payload):
+        raise JobExecutionError(
+            "records in flight are of a class that is defined in a function, and whoever goes on "
+            "from this checkpoint would not know it for its own; put it at the top level of a "
+            "module or of the script, or take checkpoints that are aligned"
+        )
+    return payload
+
+
+def _serialized(item: Any) -> bytes:
     try:
         return serialize(item)
     except Exception as error:

@@ -87,6 +87,15 @@ class _LocalClassPickler(pickle.Pickler):
         return _local_class, (definition,)
 
 
+def brings_classes(blob: bytes) -> bool:
+    """Whether ``dumps_data`` has put definitions of classes in, which only its run knows."""
+    return _REFERENCE in blob
+
+
+#: How a pickle refers to what makes a class of its definition; a text of that name is not followed
+#: by these opcodes, MEMOIZE and STACK_GLOBAL.
+_REFERENCE = b"_local_class\x94\x93"
+
 _definitions: WeakKeyDictionary[type, bytes] = WeakKeyDictionary()
 _local_classes: WeakValueDictionary[bytes, type] = WeakValueDictionary()
 
@@ -153,6 +162,8 @@ def _dump_state(pickler: pickle.Pickler, value: Any) -> None:
     try:
         pickler.dump(value)
     except (AttributeError, pickle.PicklingError) as error:
+        if not str(error).startswith("Can't "):  # pickle or get; others are the user's own
+            raise
         raise pickle.PicklingError(
             f"{error}; state is read back by other processes, perhaps of a changed program: its "
             "classes and functions must be at the top level of a module, or of the script"

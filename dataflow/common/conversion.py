@@ -56,7 +56,7 @@ def batch_converter(kind: TypeInformation) -> Callable[[list[Any]], list[Any]] |
 
 
 def _to_row(kind: RowTypeInfo) -> Convert:
-    names = kind.get_field_names()
+    names = tuple(kind.get_field_names())
     size = len(names)
     of_fields = _of_fields(kind.field_types)
     named = kind.is_named

@@ -22,9 +22,9 @@ class RowKind(Enum):
 def _create_row(
     fields: Sequence[str] | None, values: Sequence[Any], row_kind: RowKind | None = None
 ) -> Row:
-    """``fields`` are shared if they are a list, which is not to be changed then."""
+    """``fields`` are shared if they are a tuple."""
     row = Row.__new__(Row)
-    _set_fields(row, fields if fields is None or type(fields) is list else list(fields))
+    _set_fields(row, fields if fields is None or type(fields) is tuple else tuple(fields))
     _set_values(row, list(values))
     _set_row_kind(row, row_kind or RowKind.INSERT)
     _set_hash(row, None)
@@ -44,8 +44,8 @@ class Row:
 
     __slots__ = ("_fields", "_hash", "_row_kind", "_values")
 
-    #: Never changed in place: rows of a stream have one list, in memory as on the wire.
-    _fields: list[str] | None
+    #: Rows of a stream have one and the same, in memory as on the wire.
+    _fields: tuple[str, ...] | None
     _values: list[Any]
     _row_kind: RowKind
     #: None until somebody has asked for it.
@@ -54,7 +54,7 @@ class Row:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if args and kwargs:
             raise ValueError("a Row takes either positional or named values, not both")
-        _set_fields(self, list(kwargs) if kwargs else None)
+        _set_fields(self, tuple(kwargs) if kwargs else None)
         _set_values(self, list(kwargs.values()) if kwargs else list(args))
         _set_row_kind(self, RowKind.INSERT)
         _set_hash(self, None)
@@ -83,7 +83,7 @@ class Row:
         self._row_kind = row_kind
 
     def set_field_names(self, field_names: Sequence[str]) -> None:
-        self._fields = list(field_names)
+        self._fields = tuple(field_names)
 
     def get_fields_by_names(self, names: Sequence[str]) -> list[Any]:
         """The values of these fields; all values if the row has no names.

@@ -145,9 +145,10 @@ class SourceOperator(FunctionOperator):
         if self._reader is None:
             return None
         emission_at = self._watermarks.next_emission_at
-        if self._alignment is None or emission_at is None:
+        if self._alignment is None:
             return emission_at
-        return min(emission_at, self._alignment.next_report_at)
+        report_at = self._alignment.next_report_at
+        return report_at if emission_at is None else min(emission_at, report_at)
 
     def on_processing_time(self, now: int) -> None:
         self._watermarks.on_processing_time(now)

@@ -271,12 +271,22 @@ def test_a_class_that_refers_to_much_cannot_go_with_every_batch() -> None:
         dumps_data(Scored())
 
 
+class Unready:
+    def __getstate__(self) -> Any:
+        return self.model  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("dumps", [dumps_state, dumps_state_alike])
 def test_state_refuses_what_another_process_could_not_know(dumps: Any) -> None:
     flight, color, pair = local_kinds()
     for value in (flight("ewr"), color.RED, {1: pair(1, 2)}, lambda: 1):
         with pytest.raises(pickle.PicklingError, match="must be at the top level of a module"):
             dumps(value)
+
+
+def test_a_users_own_error_is_not_taken_for_that_of_a_class() -> None:
+    with pytest.raises(AttributeError, match=r"^'Unready' object has no attribute 'model'$"):
+        dumps_state(Unready())
 
 
 def test_local_classes_of_functions_and_records_are_one_in_another_process(tmp_path: Path) -> None:

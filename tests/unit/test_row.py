@@ -23,7 +23,7 @@ def test_a_field_is_reached_by_name_attribute_and_position() -> None:
     )
     assert list(row) == ["Ann", 11]
     assert len(row) == 2
-    assert row._fields == ["name", "age"]
+    assert row._fields == ("name", "age")
     assert "name" in row
     assert "Ann" not in row
 

@@ -13,6 +13,7 @@ from dataflow.common.batch import RowBatch
 from dataflow.common.codec import dumps_code
 from dataflow.datastream.connectors.discard import DiscardSink
 from dataflow.datastream.functions import KeySelector, RuntimeContext
+from dataflow.errors import JobExecutionError
 from dataflow.filesystem.memory import MemoryFileSystem
 from dataflow.graph.job_graph import JobEdge, JobGraph, JobVertex, Partitioning
 from dataflow.graph.specs import MapSpec, SinkSpec, SourceSpec
@@ -23,6 +24,7 @@ from state.checkpoint_store import CheckpointManifest, StateHandle, SubtaskState
 from state.snapshot import InFlightChannel, TaskSnapshot
 from state.snapshot_format import decode, encode
 from state.snapshot_store import StoredSnapshot
+from taskmanager import in_flight
 from taskmanager.channel import (
     BARRIERS_MAX,
     ChannelLimits,
@@ -214,6 +216,19 @@ def test_a_gate_captures_what_is_left_of_a_batch(as_bytes: bool) -> None:
     assert captured == rows([2], [3])
     assert captured.rows[0] is not polled[1].rows[0], "the snapshot's are not the function's"
     assert [element for _, element in iter(gate.poll, None)] == [rows([3]), now(1)]
+
+
+@pytest.mark.parametrize("as_bytes", [False, True])
+def test_records_in_flight_of_a_class_within_a_function_are_refused(as_bytes: bool) -> None:
+    """Whoever goes on from the checkpoint has another class of that name."""
+
+    class Event:
+        pass
+
+    element = RowBatch([Event()])
+    with pytest.raises(JobExecutionError, match="put it at the top level of a module"):
+        in_flight._encoded(serialize(element) if as_bytes else element)
+    assert in_flight._encoded(RowBatch(["_local_class"])) == serialize(RowBatch(["_local_class"]))
 
 
 def test_a_newer_barrier_ends_the_memory_but_not_the_wait() -> None:

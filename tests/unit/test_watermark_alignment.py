@@ -154,6 +154,17 @@ def test_a_source_reports_every_interval_and_at_once_when_others_begin_or_cease_
     assert context.reported[4:] == [("g", None)]
 
 
+def test_reports_go_on_where_watermarks_are_not_periodic() -> None:
+    context = Context(configuration={"pipeline.auto-watermark-interval": "0"})
+    operator, _, _ = open_source(ScriptedSource(stamped(10, 20)), context, watermarks=ALIGNED)
+    time(operator, context, 0)
+    assert context.reported == [("g", None)]
+    operator.poll()
+    time(operator, context, 200)
+    assert context.reported[-1] == ("g", 9)
+    assert operator.next_timer_at() == 300
+
+
 def test_an_idle_source_is_not_waited_for_and_does_not_wait() -> None:
     strategy = ALIGNED.with_idleness(1_000)
     operator, output, context = open_source(_OnCueSource(), watermarks=strategy)

@@ -33,7 +33,7 @@ from state.heap_backend import HeapKeyedStateBackend
 from state.snapshot import OperatorSnapshot
 from state.snapshot_format import Block, SnapshotFile
 from taskmanager import in_flight
-from taskmanager.channel import ChannelLimits, OutputChannel
+from taskmanager.channel import ChannelLimits, InputChannel, OutputChannel
 from taskmanager.messages import CheckpointAcknowledged, DataMessage, Feedback, TaskId
 from taskmanager.operators.async_wait import AsyncWaitOperator
 from taskmanager.operators.columnar.pre_aggregate import PreAggregateOperator
@@ -528,6 +528,20 @@ def in_flight_data_forgotten() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def records_in_flight_that_were_processed() -> Iterator[None]:
+    """32: of a batch that was begun, what was processed is in the snapshot too."""
+    original = InputChannel.capture
+
+    def capture(self: InputChannel, checkpoint_id: int) -> None:
+        begun, self._begun = self._begun, 0
+        original(self, checkpoint_id)
+        self._begun = begun
+
+    with mock.patch.object(InputChannel, "capture", capture):
+        yield
+
+
 def _rescaled(rates: Rates) -> Rates:
     """Restarts at other parallelisms, of a job whose records wait for slow tasks."""
     return replace(
@@ -643,6 +657,7 @@ CANARIES = (
     Canary("in-flight data lost on rescale", in_flight_data_lost_on_rescale, UNALIGNED, 12),
     Canary("in-flight input replayed twice", in_flight_input_replayed_twice, UNALIGNED, 12),
     Canary("in-flight data forgotten", in_flight_data_forgotten, UNALIGNED, 8),
+    Canary("begun batches captured whole", records_in_flight_that_were_processed, UNALIGNED, 11),
     Canary("consumers of lost results go on", stage_canaries.consumers_go_on, _STAGES, 5),
     Canary("results of any attempt", stage_canaries.any_attempt_will_do, _STAGES),
     Canary("results dropped too early", stage_canaries.released_after_the_first, _STAGES),

@@ -230,7 +230,7 @@ CANARIES = (
         Options("rescale", "pointwise", lambda r: Rates(heal_at_us=r.heal_at_us)),
     ),
     Canary("everything is committed again", everything_is_committed_again, _TAKEN, 1),
-    Canary("earlier ones are committed again", earlier_ones_are_committed_again, _TAKEN, 5),
+    Canary("earlier ones are committed again", earlier_ones_are_committed_again, _TAKEN, 50),
     Canary(
         "stored again whatever happens",
         stored_again_whatever_happens,

@@ -22,6 +22,8 @@ from state import heap_capture
 from state.checkpoint_metadata import decode_manifest
 from state.checkpoint_paths import Attempt, JobListing, JobPaths
 from state.checkpoint_store import CheckpointStore
+from taskmanager import input_gate
+from taskmanager.batch_size import BatchSize
 from tests.sim import jobs, oracles
 from tests.sim.cluster import JOB_ID, SimCluster
 from tests.sim.consumer import Consumer
@@ -166,6 +168,25 @@ def draw_backend(seed: int) -> tuple[dict[str, str], int]:
     return {"state.changelog.enabled": str(changelog).lower()}, rng.choice([1, 3, 20, 2_000])
 
 
+class _DrawnBatchSize(BatchSize):
+    """No work takes time here: of a batch ever so many records are processed at a time."""
+
+    def on_batch(self, records: int, elapsed_ms: int) -> None:
+        pass
+
+
+def draw_batch_size(seed: int) -> Callable[[int], BatchSize]:
+    """Of an input, given the most records; channels have batches of up to four."""
+    records = random.Random(f"batch size {seed}").choice([1, 2, 4])
+
+    def batch_size(_: int) -> BatchSize:
+        size = _DrawnBatchSize()
+        size.records = records
+        return size
+
+    return batch_size
+
+
 def _without_jobmanager_deaths(world: World, rates: Rates) -> Rates:
     """A job without checkpoints fails with its JobManager; and its results may be damaged."""
     return replace(
@@ -247,8 +268,9 @@ class _Run:
         output = FaultyFileSystem(MemoryFileSystem(), self.nemesis.output_fault, self.nemesis.later)
         to_output = mock.patch.object(files_sink, "parse", lambda path: (output, path))
         in_slices = mock.patch.object(heap_capture, "SLICE_ENTRIES", self._slice_entries)
+        in_parts = mock.patch.object(input_gate, "BatchSize", draw_batch_size(self.world.seed))
         on_disk = rocksdb_in_a_folder() if self.in_rocksdb else nullcontext()
-        with use(self.ledger), to_output, in_slices, on_disk:
+        with use(self.ledger), to_output, in_slices, in_parts, on_disk:
             self.cluster = SimCluster(
                 self.world,
                 self.nemesis,

@@ -425,6 +425,12 @@ class InputChannel:
         if isinstance(item, bytes):
             self._queue[0] = deserialize(item), size
 
+    @property
+    def next_bytes(self) -> int:
+        """Of the first in the queue."""
+        size: int = self._queue[0][1]
+        return size
+
     def may_follow(self, batch: Batch, records_max: int) -> bool:
         """Whether the first in the queue, decoded, can be joined to this batch as a whole."""
         following = self._queue[0][0]

@@ -36,7 +36,7 @@ class InputGate:
         self.arrived: deque[Barrier] = deque()
         watch = self.arrived.append if overtaking else None
         self.channels = [InputChannel(cid, index, limits, watch) for cid, index in channels]
-        self._batch_rows_max = limits.batch_rows_max
+        self._limits = limits
         inputs = 1 + max((index for _, index in channels), default=0)
         self._sizes = [BatchSize(RECORDS_BOUND) for _ in range(inputs)]
         self._captures = 0  # channels that capture
@@ -81,25 +81,29 @@ class InputGate:
         if not self._ready:
             return None
         position = self._ready[0]
-        records_max = self.records_max(position)
+        records_max, size = self.records_max(position), self.channels[position].next_bytes
         element = self._take(records_max)
         if not isinstance(element, (RowBatch, ArrowBatch)):
             return position, element
         # No more than a batch has anyway: that is how much a task may put out beyond its room.
-        left = min(records_max, self._batch_rows_max) - len(element)
+        left = min(records_max, self._limits.batch_rows_max) - len(element)
+        bytes_left = self._limits.bytes_max // 4 - size
         batches = [element]
-        while left > 0 and self._may_follow(position, element, left):
+        while left > 0 and self._may_follow(position, element, left, bytes_left):
+            bytes_left -= self.channels[self._ready[0]].next_bytes
             following = self._take(left)
             assert isinstance(following, (RowBatch, ArrowBatch))
             batches.append(following)
             left -= len(following)
         return position, joined(batches)
 
-    def _may_follow(self, position: int, batch: Batch, records_max: int) -> bool:
+    def _may_follow(self, position: int, batch: Batch, records_max: int, bytes_max: int) -> bool:
         if not self._ready:
             return False
         channel = self.channels[self._ready[0]]
         if channel.input_index != self.channels[position].input_index:
+            return False
+        if channel.next_bytes > bytes_max:
             return False
         channel.decode()
         return channel.may_follow(batch, records_max)

@@ -106,6 +106,13 @@ def test_batches_are_not_joined_beyond_what_is_processed_quickly_or_what_a_batch
     assert [len(batch) for _, batch in poll_all(gate)] == [4, 3]
 
 
+def test_no_more_bytes_are_joined_than_a_batch_may_have() -> None:
+    gate = gate_of(1, bytes_max=40)
+    batches = [RowBatch([n]) for n in range(4)]
+    gate.receive(channel(0), 1, batches, [6, 4, 1, 12])
+    assert poll_all(gate) == [(0, RowBatch([0, 1])), (0, RowBatch([2])), (0, RowBatch([3]))]
+
+
 def test_columns_are_joined_if_they_are_alike() -> None:
     gate = gate_of(1)
     one, two = pa.record_batch({"n": [1]}), pa.record_batch({"n": [2]})

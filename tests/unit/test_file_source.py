@@ -527,7 +527,11 @@ def test_splits_are_small_values() -> None:
     assert split.split_id == "file:///f:0-100"
 
 
-def test_a_parquet_batch_has_so_many_rows_and_wide_ones_come_by_few(root: str) -> None:
+def test_a_parquet_batch_has_so_many_rows_and_wide_ones_come_by_few(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("taskmanager.batch_size.RECORDS_FIRST", 65_536)  # all that is read
+
     def sizes(rows: int, width: int) -> list[int]:
         text = [random.Random(i).randbytes(width) for i in range(rows)]
         sink = pa.BufferOutputStream()
@@ -535,7 +539,6 @@ def test_a_parquet_batch_has_so_many_rows_and_wide_ones_come_by_few(root: str) -
         pq.write_table(table, sink, compression="none", use_dictionary=False)
         FS.put(f"{root}/a.parquet", sink.getvalue().to_pybytes())
         running = RunningSource(FileSource.parquet(f"{root}/a.parquet", as_arrow=True), 1)
-        running.readers[0].batch_size.records = 1 << 20
         running.run()
         return [len(batch) for batch in running.outputs[0].batches]
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 #: What a batch should take, through all functions in the same task.
 TARGET_MS = 8
-RECORDS_MAX = 65_536
+RECORDS_MAX = 8_192
 RECORDS_FIRST = 16  # nobody knows yet how long one takes: a model, say, may take a second
 
 #: The records of a batch take at least so many times what is fixed.

@@ -36,6 +36,7 @@ from dataflow.datastream.connectors.file_system import (
     TextLineFormat,
 )
 from dataflow.datastream.connectors.files.lines import LineReader
+from dataflow.datastream.connectors.files.parquet_format import ParquetFormat
 from dataflow.errors import ConfigError, ObjectNotFound
 from dataflow.filesystem.memory import MemoryFileSystem
 
@@ -527,10 +528,8 @@ def test_splits_are_small_values() -> None:
     assert split.split_id == "file:///f:0-100"
 
 
-def test_a_parquet_batch_has_so_many_rows_and_wide_ones_come_by_few(
-    root: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("taskmanager.batch_size.RECORDS_FIRST", 65_536)  # all that is read
+def test_a_parquet_batch_has_so_many_rows_and_wide_ones_come_by_few(root: str) -> None:
+    parquet = ParquetFormat(as_arrow=True)
 
     def sizes(rows: int, width: int) -> list[int]:
         text = [random.Random(i).randbytes(width) for i in range(rows)]
@@ -538,9 +537,8 @@ def test_a_parquet_batch_has_so_many_rows_and_wide_ones_come_by_few(
         table = pa.table({"i": range(rows), "text": text})
         pq.write_table(table, sink, compression="none", use_dictionary=False)
         FS.put(f"{root}/a.parquet", sink.getvalue().to_pybytes())
-        running = RunningSource(FileSource.parquet(f"{root}/a.parquet", as_arrow=True), 1)
-        running.run()
-        return [len(batch) for batch in running.outputs[0].batches]
+        (split,) = parquet.plan(FS, FS.status(f"{root}/a.parquet"), None)
+        return [len(batch or ()) for batch, _ in parquet.read(FS, split, ErrorPolicy())]
 
     assert sizes(70_000, 1) == [65_536, 4_464]
     assert max(sizes(1_000, 20_000)) <= 105

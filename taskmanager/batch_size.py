@@ -155,4 +155,3 @@ class _Cost:
             return RECORDS_BOUND
         within = max(TARGET_MS - self.fixed, _FIXED_TIMES * self.fixed) / self.each
         return max(1, min(int(within), RECORDS_BOUND))
-

@@ -47,7 +47,7 @@ from taskmanager.task import Task
 from tests.sim import ledger, stage_canaries
 from tests.sim.jobs import SimReader, SimSplit
 from tests.sim.nemesis import Rates
-from tests.sim.run import Options
+from tests.sim.run import Options, run_seed
 from tests.sim.world import MS, SECOND
 
 
@@ -120,6 +120,12 @@ class Canary:
     plant: Callable[[], AbstractContextManager[Any]]
     options: Options = field(default_factory=lambda: Options(scenario="faults", rates=_busy))
     seed: int = 0
+
+    def is_noticed(self, seeds: int) -> bool:
+        """Whether one of so many seeds finds a violation."""
+        options = replace(self.options, until_violation=True)
+        with self.plant():
+            return any(run_seed(self.seed + n, options).violations for n in range(seeds))
 
 
 # -------------------------------------------------------------------------------------- the bugs
